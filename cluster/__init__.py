@@ -1,0 +1,1 @@
+"""Images, manifests and helpers for Ray clusters. Imports none of the other packages."""

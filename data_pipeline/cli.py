@@ -1,0 +1,109 @@
+"""The command line that every module of the project shares: typed dataclasses, YAML, dotted overrides, clean errors.
+
+A command is a frozen dataclass and a function that takes it:
+
+    def main(config: PrepareConfig) -> None: ...
+
+    if __name__ == "__main__":
+        run_command(main, PrepareConfig, presets=PRESETS)
+
+gives `--config FILE-or-preset`, a `--dotted.key VALUE` for each field, `--print_config`, and `--help` from the docstrings.
+Unknown keys, bad values and `UserError`s end with one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from data_pipeline.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def run_command(
+    main: Callable[[Config], object],
+    config_class: type[Config],
+    *,
+    presets: Path | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse `argv` (default: the process's) into a `config_class`, call `main` with it, and exit 2 on a `UserError`.
+
+    presets: a folder of YAML files; `--config NAME` then also takes the bare name of one of them.
+    """
+    config = parse_config(config_class, presets=presets, argv=argv, description=main.__doc__ or "")
+    try:
+        main(config)
+    except UserError as error:
+        _exit_with(error)
+
+
+def parse_config(
+    config_class: type[Config],
+    *,
+    presets: Path | None = None,
+    argv: Sequence[str] | None = None,
+    description: str = "",
+) -> Config:
+    """The `config_class` that the command line describes. Exits with code 2 and one sentence where it is wrong."""
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=_program_name(), description=_summary(description), exit_on_error=False)
+    parser.add_argument("--config", action="config", help=_config_help(presets))
+    parser.add_class_arguments(config_class)
+    try:
+        arguments = _resolve_presets(list(sys.argv[1:] if argv is None else argv), presets)
+        values = parser.parse_args(arguments)
+        values.pop("config", None)
+        return config_class(**vars(parser.instantiate_classes(values)))
+    except (ArgumentError, UserError, ValueError) as error:
+        _exit_with(error, hint=f"python -m {parser.prog} --help")
+
+
+def _exit_with(error: Exception, hint: str = "") -> NoReturn:
+    """End the process with one line on stderr and code 2, as every command does for what the user can mend."""
+    print(f"error: {' '.join(str(error).split())}" + (f" (see: {hint})" if hint else ""), file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _program_name() -> str:
+    """`urg.train` for a process that was started as `python -m urg.train`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec and spec.name != "pytest.__main__" else Path(sys.argv[0]).stem
+
+
+def _summary(docstring: str) -> str:
+    """The first paragraph of a docstring, as one line."""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def _preset_names(presets: Path | None) -> list[str]:
+    return sorted(path.stem for path in presets.glob("*.yaml")) if presets else []
+
+
+def _config_help(presets: Path | None) -> str:
+    names = _preset_names(presets)
+    return "A YAML file" + (f", or one of the presets: {', '.join(names)}." if names else ".")
+
+
+def _resolve_presets(arguments: list[str], presets: Path | None) -> list[str]:
+    """Replace `--config NAME` by the path of the preset of that name; a file of that name in the way goes first."""
+    resolved = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            resolved[i + 1] = _config_path(arguments[i + 1], presets)
+        elif argument.startswith("--config="):
+            resolved[i] = "--config=" + _config_path(argument.removeprefix("--config="), presets)
+    return resolved
+
+
+def _config_path(name: str, presets: Path | None) -> str:
+    if presets and name in _preset_names(presets) and not Path(name).is_file():
+        return str(presets / f"{name}.yaml")
+    if not Path(name).is_file():
+        raise UserError(f"--config {name}: no such file or preset; {_config_help(presets)}")
+    return name

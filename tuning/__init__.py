@@ -1,0 +1,1 @@
+"""Sweeps and the paper's experiments (Ray Tune, Optuna). Imports `urg`."""
