@@ -1,0 +1,60 @@
+# Every target sets itself up: a virtual environment in .venv with the versions of requirements.lock.
+# PYTHON: the interpreter to build it from. VENV: its folder. PIP_ARGS, PYTEST_ARGS: more options for pip and pytest.
+PYTHON ?= python3.11
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+RUNS ?= runs
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check ui clean lock
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## create the virtual environment
+
+# Done again when the project's requirements or the lock change.
+$(INSTALLED): pyproject.toml requirements.lock
+	@python=$$(command -v $(PYTHON) || command -v python3) || { echo "error: no $(PYTHON) and no python3 here; install Python 3.11 or newer" >&2; exit 1; }; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $$python is $$("$$python" -V 2>&1); Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	test -x $(PY) || { echo "creating $(VENV) with $$("$$python" -V)"; "$$python" -m venv $(VENV); }
+	@echo "installing requirements.lock into $(VENV)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -e .
+	@touch $@
+
+demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train, evaluate
+	@echo "== 1/3 prepare: generate the sample and tokenize it"
+	@$(PY) -m data_pipeline.prepare --config sample
+	@echo "== 2/3 train: two workers, DeepSpeed ZeRO-2, bf16"
+	@$(PY) -m urg.train --config sample
+	@echo "== 3/3 evaluate: every system on the test split"
+	@$(PY) -m urg.evaluate --config sample
+	@echo "curves: make ui"
+
+# pytest's own exit code is kept beside the environment: make would turn it into 2.
+test: $(INSTALLED)  ## all tests but the benchmarks
+	@$(PY) -m pytest -m "not benchmark" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
+
+check: $(INSTALLED)  ## format, lint, types, fast tests
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not slow and not faults and not benchmark" $(PYTEST_ARGS)
+
+ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:5000
+	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port 5000
+
+lock: $(INSTALLED)  ## write requirements.lock from what is installed
+	@$(PY) .ci/lock.py > requirements.lock.new && mv requirements.lock.new requirements.lock
+	@touch $(INSTALLED)
+
+clean:  ## remove caches and build files; keeps the environment, data and runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,117 @@
+"""Row functions: a line of a file becomes a clean `Example`, or is rejected with a reason. Nothing here does I/O.
+
+What is repaired, by `Rules`: model names by an alias table (in `cmp_results` too), and log-scale scores of exactly 0.0,
+which in MixInstruct mean that nobody computed them, and which as a log-probability would be the best score there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from data_pipeline.errors import RowError
+from data_pipeline.schema import Candidate, Example, parse_row
+
+# MixInstruct's validation split names one model differently from its training and test split.
+MIXINSTRUCT_ALIASES = {"oasst-ft-4-pythia-12b-epoch-3.5": "oasst-sft-4-pythia-12b-epoch-3.5"}
+LOG_SCALE_SCORES = ("bartscore", "logprobs")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What cleaning repairs and rejects."""
+
+    aliases: Mapping[str, str] = field(default_factory=lambda: dict(MIXINSTRUCT_ALIASES))
+    """Model names to replace: name in the file → name to use."""
+    log_scale_scores: Sequence[str] = LOG_SCALE_SCORES
+    """Scores on a log scale, of which an exact 0.0 means missing."""
+    models: Sequence[str] = ()
+    """The model names to accept, after aliases; empty = any."""
+
+
+@dataclass
+class Repairs:
+    """What cleaning changed, counted over rows."""
+
+    zero_scores: Counter[str] = field(default_factory=Counter)
+    """By score: candidates whose exact 0.0 was taken as missing."""
+    aliased: Counter[str] = field(default_factory=Counter)
+    """By name in the file: candidates that were renamed."""
+
+
+def parse_line(raw: bytes) -> dict[str, Any]:
+    """The JSON object on one line. Raises `RowError`: bad_encoding, bad_json, not_an_object."""
+    try:
+        text = raw.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError("bad_encoding", f"the line is not UTF-8 (byte {error.start}); convert the file") from None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError("bad_json", f"the line is not JSON ({error.msg} at character {error.pos})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets nested without end
+        raise RowError("bad_json", f"the line's JSON cannot be held ({type(error).__name__})") from None
+    if not isinstance(row, dict):
+        raise RowError("not_an_object", "the line is JSON, but not an object")
+    return row
+
+
+def clean_line(raw: bytes, rules: Rules, repairs: Repairs | None = None) -> Example:
+    """The clean `Example` on one line, repairs counted into `repairs`. Raises `RowError` where there is none."""
+    return clean(parse_row(parse_line(raw)), rules, Repairs() if repairs is None else repairs)
+
+
+def clean(example: Example, rules: Rules, repairs: Repairs) -> Example:
+    """`example` under `rules`, repairs counted into `repairs`. Raises `RowError` unknown_model."""
+    candidates = tuple(_clean_candidate(candidate, rules, repairs) for candidate in example.candidates)
+    if rules.models:
+        for candidate in candidates:
+            if candidate.model not in rules.models:
+                raise RowError("unknown_model", f"model {candidate.model} is not among the configured models")
+    return replace(example, candidates=candidates, cmp_results=_clean_comparisons(example.cmp_results, rules))
+
+
+def _clean_candidate(candidate: Candidate, rules: Rules, repairs: Repairs) -> Candidate:
+    """One candidate, its model renamed and its missing scores dropped."""
+    zeros = [name for name in rules.log_scale_scores if candidate.scores.get(name) == 0.0]
+    repairs.zero_scores.update(zeros)
+    model = rules.aliases.get(candidate.model, candidate.model)
+    if model != candidate.model:
+        repairs.aliased[candidate.model] += 1
+    elif not zeros:
+        return candidate
+    scores = {name: value for name, value in candidate.scores.items() if name not in zeros}
+    return replace(candidate, model=model, scores=scores)
+
+
+def _clean_comparisons(comparisons: dict[str, str] | None, rules: Rules) -> dict[str, str] | None:
+    """Verdicts by pair, each pair's names under the aliases."""
+    if comparisons is None:
+        return None
+    return {
+        ",".join(rules.aliases.get(name, name) for name in pair.split(",")): verdict
+        for pair, verdict in comparisons.items()
+    }
+
+
+def id_digest(row_id: str) -> bytes:
+    """16 bytes that stand for an id: enough to tell billions apart, and small enough to keep all of them in memory."""
+    return hashlib.blake2b(row_id.encode("utf-8"), digest_size=16).digest()
+
+
+def split_of(digest: bytes, fractions: Mapping[str, float]) -> str:
+    """The split of a row, by its `id_digest` alone: the same id always lands in the same split.
+
+    fractions: share of each split, in 0..1; they add up to 1.
+    """
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    for name, fraction in fractions.items():
+        if place < fraction:
+            return name
+        place -= fraction
+    return next(reversed(dict(fractions)))  # rounding may leave a sliver above the sum

@@ -1,0 +1,91 @@
+"""How a prepared set comes to stand in the output root: staged aside, renamed into place, named by CURRENT.
+
+    root/CURRENT             the name of the newest set
+    root/<key>/              one set; the key stands for configuration, tokenizer and content of the input
+    root/.staging-…/         work in progress; whatever is left of a killed run is swept by the next one
+
+One process at a time works in a root. A set is whole or absent; a run that fails leaves the sets
+before it as they were.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards import CURRENT, ShardSet
+
+_STAGING = ".staging-"
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Turn an OSError within into a `UserError` that says the folder cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+        raise UserError(
+            f"Cannot write to the output folder {root} ({reason}); make room, or name another output."
+        ) from error
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the root for this process. Raises `UserError` where another one holds it, or the root cannot be written."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process prepares data in {root}; wait for it, or name another output.") from None
+        except OSError:
+            pass  # a file system without locks: runs are the user's to keep apart
+        yield
+
+
+@contextmanager
+def staging(root: Path) -> Iterator[Path]:
+    """A fresh folder below `root` (which must be `locked`), gone at the end unless it was renamed."""
+    with writing(root):
+        for stale in root.glob(f"{_STAGING}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
+        folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a whole, undamaged set stands in `folder`: every shard is compared with the manifest."""
+    if not folder.is_dir():
+        return False
+    try:
+        return ShardSet.open(folder).folder == folder
+    except UserError:
+        return False
+
+
+def commit(staged: Path, folder: Path) -> None:
+    """Rename a staged set into place. What stood there, damaged, is moved aside first and then removed."""
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
+        os.rename(folder, aside / folder.name)
+    os.rename(staged, folder)
+
+
+def name_current(folder: Path) -> None:
+    """Make CURRENT in the root name this set, in one step."""
+    staged = folder.parent / f".{CURRENT}"
+    staged.write_text(f"{folder.name}\n", encoding="utf-8")
+    os.replace(staged, folder.parent / CURRENT)

@@ -1,0 +1,119 @@
+"""From a configuration to files: the rows to read, and the tokenizer to read them with; "sample" makes what it names.
+
+What is made is kept below the output root by what it was made from, so that a second run finds it:
+root/sources/sample-<key>/{train,dev,test}.jsonl and root/tokenizers/<key>/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.cleaning import id_digest, split_of
+from data_pipeline.commit import staging, writing
+from data_pipeline.errors import UserError
+from data_pipeline.sources import byte_ranges, find_files, find_split_files
+
+if TYPE_CHECKING:
+    from data_pipeline.prepare import PrepareConfig
+
+SAMPLE = "sample"
+# A tokenizer of some thousand pieces learns nothing more from more text than this.
+_TOKENIZER_TEXTS = 200_000
+
+
+def input_files(config: PrepareConfig, root: Path) -> list[tuple[str | None, Path]]:
+    """(split, file) of the input in reading order; split None where the id decides. root: the locked output root.
+
+    Raises `UserError` where there is no such file, or one is empty.
+    """
+    source = str(_sample_folder(config, root)) if config.input == SAMPLE else config.input
+    by_split = find_split_files(source)
+    if by_split is None:
+        assert isinstance(source, str)
+        files: list[tuple[str | None, Path]] = [(None, path) for path in find_files(source)]
+    else:
+        files = [(split, path) for split, paths in by_split.items() for path in paths]
+    byte_ranges([path for _, path in files], size=1 << 30)
+    return files
+
+
+def _sample_folder(config: PrepareConfig, root: Path) -> Path:
+    """The folder of the generated corpus, made where it is not there yet."""
+    size = config.sample
+    folder = root / "sources" / f"sample-{_key([size.train, size.dev, size.test, size.seed, _sample_version()])}"
+    if folder.is_dir():
+        return folder
+    from data_pipeline.sample import generate_rows
+
+    print(f"generating the sample: {size.train} + {size.dev} + {size.test} rows")
+
+    def write(staged: Path) -> None:
+        for split in ("train", "dev", "test"):
+            with (staged / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                for row in generate_rows(split, getattr(size, split), size.seed):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    return _made(folder, root, write)
+
+
+def _sample_version() -> str:
+    """What the generator is: a hash of its source, so that a changed generator makes a new corpus."""
+    package = Path(__file__).parent
+    sources = sorted([*package.glob("sample*.py"), *(package / "quality").glob("*.py")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def tokenizer_source(
+    config: PrepareConfig, root: Path, files: Sequence[tuple[str | None, Path]], digests: Sequence[str]
+) -> str:
+    """The folder or hub id of the tokenizer; for "sample" a folder, trained on the train split unless it is there.
+
+    digests: the sha256 of each of `files`.
+    """
+    if config.tokenizer != SAMPLE:
+        folder = Path(config.tokenizer).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else config.tokenizer
+    if "train" not in {split for split, _ in files} and "train" not in config.fractions:
+        raise UserError("There is no train split to train a tokenizer on; name a tokenizer folder.")
+    own = [(path, digest) for (split, path), digest in zip(files, digests, strict=True) if split in (None, "train")]
+    fractions = config.fractions if files[0][0] is None else None
+    folder = root / "tokenizers" / _key([config.vocab_size, fractions, [digest for _, digest in own]])
+    if not folder.is_dir():
+        _train_tokenizer([path for path, _ in own], fractions, config.vocab_size, folder, root)
+    return str(folder)
+
+
+def _train_tokenizer(
+    files: Sequence[Path], fractions: Mapping[str, float] | None, vocab_size: int, folder: Path, root: Path
+) -> None:
+    """Train a tokenizer on the train split's rows in `files`: all rows where `fractions` is None."""
+    from data_pipeline.train_tokenizer import row_texts, save_tokenizer, train_tokenizer
+
+    print(f"training a tokenizer of {vocab_size} pieces on the train split")
+
+    def in_train(row_id: str) -> bool:
+        return fractions is None or split_of(id_digest(row_id), fractions) == "train"
+
+    texts = itertools.islice(row_texts(files, in_train), _TOKENIZER_TEXTS)
+    tokenizer = train_tokenizer(texts, vocab_size)
+    _made(folder, root, lambda staged: save_tokenizer(tokenizer, staged))
+
+
+def _made(folder: Path, root: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `write` in a staging folder and renamed into place."""
+    with staging(root) as staged, writing(root):
+        write(staged)
+        folder.parent.mkdir(exist_ok=True)
+        os.rename(staged, folder)
+    return folder
+
+
+def _key(parts: object) -> str:
+    """A short name for what `parts` (JSON values) say."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""The manifest of a prepared set: where it came from, what was kept and rejected and why, and what its shards hold.
+
+The same input under the same configuration gives the same manifest: no time and no host is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.shard_writing import SCHEMA_VERSION, file_sha256, merge_statistics
+from data_pipeline.shards import MANIFEST, TOKENIZER
+from data_pipeline.survey import UNASSIGNED, Survey
+from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from data_pipeline.prepare import PrepareConfig
+
+QUARANTINE = "quarantine.jsonl"
+# What these lead to counts by its content (files, tokenizer), not by where it lies or how it was made.
+_BY_CONTENT = ("input", "output", "tokenizer", "vocab_size", "sample")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration with everything found that it names: what decides the bytes of the set.
+
+    files: (split, or None where the id decides; file) in reading order; digests: the sha256 of each.
+    """
+
+    config: PrepareConfig
+    files: Sequence[tuple[str | None, Path]]
+    digests: Sequence[str]
+    tokenizer_name: str
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 of the configuration and the version of the format, without what counts by its content."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _BY_CONTENT}
+        return _digest([SCHEMA_VERSION, settings])
+
+    @property
+    def key(self) -> str:
+        """The name of the set's folder: configuration, tokenizer and content of the input."""
+        sources = [(split, path.name, digest) for (split, path), digest in zip(self.files, self.digests, strict=True)]
+        return _digest([self.config_hash, self.fingerprint, sources])[:16]
+
+
+def build_manifest(
+    job: Job, survey: Survey, reports: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
+) -> dict[str, Any]:
+    """The manifest of the set in `folder`. reports: by split what `write_shards` returned.
+
+    Raises RuntimeError where input is not kept + rejected: rows were lost: a bug, nothing may be committed.
+    """
+    splits = {name: _split_entry(survey, name, reports.get(name, [])) for name in survey.places}
+    counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
+    totals = _totals(counts)
+    _require_complete(counts, splits)
+    saved = load_tokenizer(folder / TOKENIZER)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": job.key,
+        "config_hash": job.config_hash,
+        "config": asdict(job.config),
+        "generated": survey.generated > 0,
+        "sources": [
+            {"split": split, "file": str(path), "bytes": path.stat().st_size, "sha256": digest}
+            for (split, path), digest in zip(job.files, job.digests, strict=True)
+        ],
+        "tokenizer": {
+            "name": job.tokenizer_name,
+            "fingerprint": tokenizer_fingerprint(saved),
+            "class": type(saved).__name__,
+            "size": len(saved),
+        },
+        "template": asdict(Template.from_tokenizer(saved)),
+        "lengths": asdict(job.config.lengths),
+        "score_names": sorted(survey.score_names),
+        "models": sorted({model for split in splits.values() for model in split["models"]}),
+        "repairs": _repairs(job.config, [report for split in reports.values() for report in split]),
+        "totals": totals,
+        "counts": counts,
+        "quarantine": {"file": QUARANTINE, "sha256": file_sha256(folder / QUARANTINE)},
+        "splits": splits,
+    }
+
+
+def _split_entry(survey: Survey, name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One split: rows, shards, and the statistics of its rows."""
+    shards = [report["shard"] for report in reports]
+    statistics = merge_statistics([report["statistics"] for report in reports])
+    return {"rows": sum(shard["rows"] for shard in shards), "shards": shards, **statistics}
+
+
+def _totals(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """input, kept and rejected by reason, over all splits."""
+    rejected: Counter[str] = Counter()
+    for split in counts.values():
+        rejected.update(split["rejected"])
+    return {
+        "input": sum(split["input"] for split in counts.values()),
+        "kept": sum(split["kept"] for split in counts.values()),
+        "rejected": dict(sorted(rejected.items())),
+    }
+
+
+def _require_complete(counts: Mapping[str, Mapping[str, Any]], splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """input = kept + rejected for every split, and what is kept is what the shards hold."""
+    for name, count in counts.items():
+        written = splits[name]["rows"] if name in splits else 0
+        if count["input"] != count["kept"] + sum(count["rejected"].values()) or count["kept"] != written:
+            raise RuntimeError(f"Rows were lost in split {name}: {count}, {written} in shards.")
+
+
+def _repairs(config: PrepareConfig, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What cleaning changed: log-scale zeros taken as missing, and models renamed; candidates for each."""
+    zeros: Counter[str] = Counter()
+    aliased: Counter[str] = Counter()
+    for report in reports:
+        zeros.update(report["zero_scores"])
+        aliased.update(report["aliased"])
+    return {
+        "zero_scores_taken_as_missing": dict(sorted(zeros.items())),
+        "aliased_models": {
+            name: {"to": config.aliases[name], "candidates": count} for name, count in sorted(aliased.items())
+        },
+    }
+
+
+def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest, which is the last file of a set."""
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """The lines that tell a reader what was made."""
+    lines = []
+    for name, split in manifest["splits"].items():
+        if not split["rows"]:
+            lines.append(f"{name}: no row")
+            continue
+        tokens, shards = split["tokens"]["response"], len(split["shards"])
+        candidates, models = split["candidates"]["total"], len(split["models"])
+        lines.append(
+            f"{name}: {split['rows']} rows, {candidates} candidates of {models} models, "
+            f"{tokens['mean']:.0f} tokens a candidate ({tokens['truncated']} cut), {shards} shard{'s' * (shards > 1)}"
+        )
+    totals = manifest["totals"]
+    rejected = ", ".join(f"{reason} {count}" for reason, count in totals["rejected"].items())
+    lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
+    if rejected:
+        lines.append(f"rejected rows, with reasons: {folder / QUARANTINE}")
+    if manifest["generated"]:
+        lines.append("data: generated (simulated models), not the answers of real ones")
+    return [*lines, f"prepared: {folder}"]
+
+
+def _digest(value: object) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,171 @@
+"""The two Ray Data plans of `prepare.py`, and what runs on their workers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.cleaning import Repairs, Rules, clean_line
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import QUARANTINE
+from data_pipeline.shard_writing import shard_statistics, write_shard
+from data_pipeline.shards import TOKENIZER
+from data_pipeline.sources import byte_ranges, read_places
+from data_pipeline.survey import Survey, survey_range
+from data_pipeline.tokenization import Lengths, encode_examples, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RANGE_BYTES = 16 << 20
+"""Bytes of input that one task of the first plan checks."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray, quiet: the one that runs, the cluster that RAY_ADDRESS names, or a local one that ends with the block."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def survey_input(
+    files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float], rules: Rules, folder: Path
+) -> Survey:
+    """The first plan: check every line of `files`, (split or None, path) in order; bad rows go to the quarantine."""
+    parts = [
+        {"file": index, "path": part.path, "start": part.start, "end": part.end}
+        for index, (_, path) in enumerate(files)
+        for part in byte_ranges([path], RANGE_BYTES)
+    ]
+    survey = Survey(files, fractions)
+    with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
+        for answer in _in_order(parts, functools.partial(survey_range, rules=rules)):
+            survey.add(answer, quarantine)
+    return survey
+
+
+def write_shards(
+    survey: Survey, rules: Rules, lengths: Lengths, rows_per_shard: int, folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The second plan: tokenize the rows that `survey` keeps and write them as shards into `folder`.
+
+    Reads the tokenizer from folder/tokenizer. Returns by split, in order, what `build_shard` reports of each shard.
+    """
+    tasks = []
+    for split, places in survey.places.items():
+        shards = list(places.shards(rows_per_shard))
+        for index, shard in enumerate(shards):
+            tasks.append({"split": split, "name": f"{split}-{index:05d}-of-{len(shards):05d}.parquet", **shard})
+    build = functools.partial(
+        build_shard,
+        paths=[str(path) for _, path in survey.files],
+        rules=rules,
+        lengths=lengths,
+        score_names=sorted(survey.score_names),
+        folder=str(folder),
+    )
+    reports: dict[str, list[dict[str, Any]]] = {split: [] for split in survey.places}
+    for report in _in_order(tasks, build):
+        reports[report["split"]].append(report)
+    return reports
+
+
+def build_shard(
+    task: Mapping[str, Any],
+    paths: Sequence[str],
+    rules: Rules,
+    lengths: Lengths,
+    score_names: Sequence[str],
+    folder: str,
+) -> dict[str, Any]:
+    """Read, clean, tokenize and write the rows of one shard, on a worker.
+
+    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); zero_scores, aliased (counts).
+    """
+    repairs = Repairs()
+    lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
+    examples = [clean_line(line, rules, repairs) for line in lines]
+    encoded = encode_examples(examples, _worker_tokenizer(str(Path(folder) / TOKENIZER)), lengths)
+    return {
+        "split": task["split"],
+        "shard": write_shard(Path(folder) / task["name"], examples, encoded, score_names),
+        "statistics": shard_statistics(examples, encoded),
+        "zero_scores": repairs.zero_scores,
+        "aliased": repairs.aliased,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, once in each worker process; Ray runs one process a core, so it needs no threads."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return load_tokenizer(folder)
+
+
+def _in_order(tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Any]:
+    """Run `work` on each task as a Ray Data plan, one block a task; the answers in the tasks' order, as they come.
+
+    A worker's OSError (a full disk) and UserError are raised as themselves, here.
+    """
+    import ray
+
+    _quieten()
+    # Tasks and answers travel as JSON: as Arrow columns their lists would be guessed a type anew in every block.
+    items = [{"task": json.dumps(task)} for task in tasks]
+    answers = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map(_OnJson(work))
+    answers.context.execution_options.preserve_order = True
+    answers.context.enable_progress_bars = sys.stderr.isatty()
+    answers.context.print_on_execution_start = False
+    for row in answers.iter_rows():
+        if row["os_error"]:
+            raise OSError(*json.loads(row["os_error"]))
+        if row["user_error"]:
+            raise UserError(row["user_error"])
+        yield json.loads(row["answer"])
+
+
+def _quieten() -> None:
+    """Keep Ray Data's progress notes off the terminal; its warnings stay. It sets the levels of loggers above these."""
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+
+
+class _OnJson:
+    """`work` for rows that hold a task as JSON text: the answer as JSON text, or the error that somebody can mend.
+
+    Ray would wrap such an error in its own, print its stack, and on some paths try the task again.
+    """
+
+    def __init__(self, work: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        self.work = work
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, str]:
+        told = {"answer": "", "os_error": "", "user_error": ""}
+        try:
+            told["answer"] = json.dumps(self.work(json.loads(row["task"])))
+        except OSError as error:
+            told["os_error"] = json.dumps([error.errno, error.strerror or str(error), error.filename])
+        except UserError as error:
+            told["user_error"] = str(error)
+        return told

@@ -1,0 +1,113 @@
+"""BERTScore F1 of a text against a reference, by the `bert-score` package with any encoder: a hub id or a local folder.
+
+No rescaling and no idf weights, as LLM-Blender reports it (bert-base-multilingual-cased). Levels depend on the encoder and
+on its layer, so figures of two encoders cannot be compared; `describe` names both, for whoever shows a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from bert_score import BERTScorer
+
+PAIRS_PER_CHUNK = 768  # bert-score keeps the embedding of every text of one call: bounds memory at some hundred MB
+MAX_TOKENS = 512  # of a text, where neither tokenizer nor model names a limit
+
+
+def bertscore(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    model: str,
+    num_layers: int | None = None,
+    device: str = "cpu",
+    batch_size: int = 64,
+) -> list[float]:
+    """BERTScore F1 of each (prediction, reference) pair, about 0..1, higher is better. Source: Zhang et al. 2020.
+
+    model: hub id or folder of an encoder; loaded once and kept. num_layers: whose output is compared; default: the layer
+    that bert-score tuned for a model of that name, or else the last. A blank prediction scores 0.0; texts are cut at the
+    encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score), UserError
+    where the model cannot be loaded.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    blank = [index for index, reference in enumerate(references) if not reference.strip()]
+    if blank:
+        raise ValueError(f"the reference of pair {blank[0]} is blank, so it has no BERTScore; leave such pairs out")
+    scorer = load_scorer(model, num_layers, device)
+    # bert-score 0.3.13 crashes on an empty text with transformers 5, hence the filter. Equal references are neighbours, so
+    # that each is encoded in one chunk only; like lengths are neighbours, so that batches hold little padding.
+    pairs = {pair for pair in zip(predictions, references, strict=True) if pair[0].strip()}
+    ordered = sorted(pairs, key=lambda pair: (len(pair[1]), pair[1], len(pair[0]), pair[0]))
+    scores: dict[tuple[str, str], float] = {}
+    for start in range(0, len(ordered), PAIRS_PER_CHUNK):
+        chunk = ordered[start : start + PAIRS_PER_CHUNK]
+        texts, targets = (list(side) for side in zip(*chunk, strict=True))
+        f1 = scorer.score(texts, targets, batch_size=batch_size)[2]
+        scores.update(zip(chunk, f1.tolist(), strict=True))
+    return [scores.get(pair, 0.0) for pair in zip(predictions, references, strict=True)]
+
+
+def describe(model: str, num_layers: int | None = None, device: str = "cpu") -> str:
+    """What a BERTScore was computed with, for showing beside it: encoder, layer, version of bert-score."""
+    import bert_score
+
+    scorer = load_scorer(model, num_layers, device)
+    return f"{Path(model).name} L{scorer.num_layers}, no idf, not rescaled, bert-score {bert_score.__version__}"
+
+
+@lru_cache(maxsize=1)
+def load_scorer(model: str, num_layers: int | None = None, device: str = "cpu") -> BERTScorer:
+    """The scorer with its encoder on `device`; kept, so that one process loads it once. UserError where it cannot load."""
+    from bert_score import BERTScorer
+    from transformers import AutoConfig
+
+    is_folder = Path(model).expanduser().is_dir()
+    source = str(Path(model).expanduser().resolve()) if is_folder else model
+    if not is_folder and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise UserError(f"there is no encoder folder {model} for BERTScore; name a folder with config.json or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        layers = _layer(model, num_layers, config.num_hidden_layers)
+        name = source if "t5" in config.model_type else _NoT5(source)
+        scorer = BERTScorer(name, num_layers=layers, device=device)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the BERTScore encoder {model} cannot be loaded ({reason}); "
+            "name a local folder with config.json, weights and tokenizer, or a hub id that this machine can reach"
+        ) from error
+    scorer._tokenizer.model_max_length = _token_limit(scorer._tokenizer.model_max_length, config)
+    return scorer
+
+
+class _NoT5(str):
+    """The name of a model that is no T5, for bert-score, which takes any name or *path* that contains "t5" for one."""
+
+    def __contains__(self, part: object) -> bool:
+        return part != "t5" and super().__contains__(part)  # type: ignore[operator]
+
+
+def _layer(model: str, asked: int | None, depth: int) -> int:
+    """The layer to compare at: as asked, else bert-score's for a model of that name, else the last."""
+    from bert_score.utils import model2layers
+
+    layer = asked if asked is not None else model2layers.get(model, model2layers.get(Path(model).name, depth))
+    if not 1 <= layer <= depth:
+        raise UserError(f"BERTScore layer {layer} is not in the encoder {model}, which has layers 1 to {depth}")
+    return int(layer)
+
+
+def _token_limit(tokenizer_limit: int, config: object) -> int:
+    """Tokens that a text may have. A tokenizer without a limit says 10^30, which makes bert-score raise OverflowError."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
+        positions -= 2  # these start counting positions after the padding index
+    limits = [limit for limit in (tokenizer_limit, positions) if limit and limit <= 100_000]
+    return int(min(limits, default=MAX_TOKENS))

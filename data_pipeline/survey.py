@@ -1,0 +1,188 @@
+"""The first pass over the input: check every line, find duplicates, and remember where each good row lies.
+
+Workers check byte ranges (`survey_range`); the driver takes their answers in order (`Survey.add`), since only there all
+ids come together. It keeps 16 bytes of each id and three numbers of each place, so millions of rows fit in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.cleaning import Rules, clean_line, id_digest, split_of
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.sources import ByteRange, read_lines, read_places
+
+UNASSIGNED = "unassigned"
+"""Where rejected rows are counted whose split would come from an id that could not be read."""
+GENERATED_PREFIX = "generated/"
+"""How the ids of the generated corpus begin."""
+_RAW_CHARACTERS = 500
+_DIGEST_BYTES = 16
+
+
+def survey_range(part: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    """Check the lines of one byte range (path, start, end, file: its index), on a worker.
+
+    Returns file, lines (how many, blank ones too); of the good rows numbers (line within the range), offsets, sizes,
+    digests (16 bytes each, joined, in hex), generated (how many); rejected (line, reason, message, text); score_names.
+    """
+    numbers, offsets, sizes, digests, rejected = [], [], [], bytearray(), []
+    score_names: set[str] = set()
+    lines = generated = 0
+    for line in read_lines(ByteRange(part["path"], part["start"], part["end"])):
+        lines += 1
+        if not line.raw.strip():
+            continue
+        try:
+            example = clean_line(line.raw, rules)
+        except RowError as error:
+            rejected.append((line.number, error.reason, str(error), _excerpt(line.raw)))
+            continue
+        numbers.append(line.number)
+        offsets.append(line.offset)
+        sizes.append(len(line.raw))
+        digests += id_digest(example.id)
+        generated += example.id.startswith(GENERATED_PREFIX)
+        score_names.update(name for candidate in example.candidates for name in candidate.scores)
+    return {
+        "file": part["file"],
+        "lines": lines,
+        "numbers": numbers,
+        "offsets": offsets,
+        "sizes": sizes,
+        "digests": digests.hex(),
+        "generated": generated,
+        "rejected": rejected,
+        "score_names": sorted(score_names),
+    }
+
+
+def _excerpt(raw: bytes) -> str:
+    """The beginning of a line that cannot be used, for a reader; bytes that are no UTF-8 are shown as \\xNN."""
+    return raw[: 4 * _RAW_CHARACTERS].decode("utf-8", "backslashreplace")[:_RAW_CHARACTERS]
+
+
+@dataclass
+class Places:
+    """Where rows lie, in their order: index of the file, first byte, size in bytes."""
+
+    files: array[int] = field(default_factory=lambda: array("l"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def shards(self, rows: int) -> Iterator[dict[str, list[int]]]:
+        """The places in runs of `rows`, each a shard."""
+        for start in range(0, len(self), rows):
+            run = slice(start, start + rows)
+            yield {
+                "files": self.files[run].tolist(),
+                "offsets": self.offsets[run].tolist(),
+                "sizes": self.sizes[run].tolist(),
+            }
+
+
+class Survey:
+    """What the first pass found, filled by `add` in the order of the input.
+
+    places: the rows to keep, by split. input, rejected: counts by split, of rejected rows also by reason.
+    """
+
+    def __init__(self, files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float]) -> None:
+        """files: (split, path) in order, split None where the id decides, by `fractions`."""
+        self.files = list(files)
+        self.fractions = fractions
+        names = dict.fromkeys(split for split, _ in files if split) or dict.fromkeys(fractions)
+        self.places = {name: Places() for name in names}
+        self.input: Counter[str] = Counter()
+        self.rejected: dict[str, Counter[str]] = {}
+        self.score_names: set[str] = set()
+        self.generated = 0
+        self.examples: dict[str, str] = {}
+        self._seen: set[bytes] = set()
+        self._lines = [0] * len(self.files)
+
+    def add(self, answer: Mapping[str, Any], quarantine: IO[str]) -> None:
+        """Take one answer of `survey_range`; rejected rows go to `quarantine`, one JSON object a line, in order."""
+        file, first = answer["file"], self._lines[answer["file"]] + 1
+        for number, *problem in self._problems(answer):
+            self._reject(file, first + number, *problem, quarantine=quarantine)
+        self._lines[file] += answer["lines"]
+        self.score_names.update(answer["score_names"])
+        self.generated += answer["generated"]
+
+    def _problems(self, answer: Mapping[str, Any]) -> list[tuple[int, str, str, str, str]]:
+        """Keep the good rows of an answer; return the others: line in the range, split, reason, message, raw text."""
+        split, path = self.files[answer["file"]]
+        problems = []
+        for number, reason, message, raw in answer["rejected"]:
+            problems.append((number, split or UNASSIGNED, reason, message, raw))
+        digests = bytes.fromhex(answer["digests"])
+        rows = zip(answer["numbers"], answer["offsets"], answer["sizes"], strict=True)
+        for row, (number, offset, size) in enumerate(rows):
+            digest = digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES]
+            name = split or split_of(digest, self.fractions)
+            if digest in self._seen:
+                raw = _excerpt(read_places([str(path)], [0], [offset], [size])[0])
+                problems.append((number, name, "duplicate_id", "a row with this id came before; it was kept", raw))
+                continue
+            self._seen.add(digest)
+            self._keep(name, answer["file"], offset, size)
+        return sorted(problems)
+
+    def _keep(self, split: str, file: int, offset: int, size: int) -> None:
+        places = self.places[split]
+        places.files.append(file)
+        places.offsets.append(offset)
+        places.sizes.append(size)
+        self.input[split] += 1
+
+    def _reject(
+        self, file: int, line: int, split: str, reason: str, message: str, raw: str, *, quarantine: IO[str]
+    ) -> None:
+        path = str(self.files[file][1])
+        record = {"file": path, "line": line, "reason": reason, "message": message, "raw": raw}
+        quarantine.write(json.dumps(record, ensure_ascii=True) + "\n")
+        self.input[split] += 1
+        self.rejected.setdefault(split, Counter())[reason] += 1
+        self.examples.setdefault(reason, f"{path} line {line}: {message}")
+
+    @property
+    def kept(self) -> int:
+        """Rows to keep, all splits together."""
+        return sum(map(len, self.places.values()))
+
+    def require_rows(self) -> None:
+        """Raises `UserError`, with the counts by reason, where no row is left, or none for a split that files give."""
+        for split, places in self.places.items():
+            own_files = any(name == split for name, _ in self.files)
+            if not (places if own_files else self.kept):
+                raise self._no_rows(f"split {split}" if own_files else "the input", [split] if own_files else None)
+
+    def _no_rows(self, where: str, splits: Sequence[str] | None) -> UserError:
+        """The error for input of which nothing is left. splits: those that count, None = all."""
+        reasons: Counter[str] = Counter()
+        for split, counts in self.rejected.items():
+            reasons.update(counts if splits is None or split in splits else {})
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        example = next(
+            (self.examples[reason] for reason, _ in reasons.most_common(1)), "the files hold blank lines only"
+        )
+        return UserError(f"There is no valid row in {where} (rejected: {listed or 'none'}); for example {example}.")
+
+    def counts(self, split: str) -> dict[str, Any]:
+        """input, kept, and rejected by reason, of one split."""
+        kept = len(self.places[split]) if split in self.places else 0
+        return {
+            "input": self.input[split],
+            "kept": kept,
+            "rejected": dict(sorted(self.rejected.get(split, {}).items())),
+        }

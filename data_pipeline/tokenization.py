@@ -1,0 +1,262 @@
+"""The prompt template and the tokens of one candidate.
+
+Each candidate is one sequence, `<question> x </s> <response> y </s>`; x is the instruction, a newline and the input.
+T5 has no `<s>`: its `</s>` separates. Tokens are stored apart (question, each response, target) and put together by
+`Template.candidate_ids`, so that a question is stored once and not once a candidate.
+
+Text is always encoded as plain text: a candidate that writes `</s>` or `<response>` cannot forge the template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.schema import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPECIAL_TOKENS = ("<question>", "<response>")
+
+# Texts far over the limit are cut to this many characters a token before they are encoded: a 100 kB answer of which 128
+# tokens are kept should not cost 100 kB of tokenization. If the cut was too short, the whole text is encoded after all.
+_CHARACTERS_PER_TOKEN = 32
+# The last tokens before a cut may differ from those of the whole text, so that many more than the limit must be there.
+_CUT_MARGIN_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens are kept of each text; the defaults are LLM-Blender's."""
+
+    question: int = 128
+    """Tokens kept of instruction and input, special tokens not counted."""
+    response: int = 128
+    """Tokens kept of one candidate, special tokens not counted."""
+    target: int = 128
+    """Tokens kept of the reference, its final end-of-sequence token counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("question", "response", "target"):
+            if getattr(self, name) < 1:
+                raise UserError(f"lengths.{name} is {getattr(self, name)}; give 1 or more tokens.")
+
+
+@dataclass(frozen=True)
+class Template:
+    """The ids that stand around question and response."""
+
+    question_id: int
+    response_id: int
+    eos_id: int
+    pad_id: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """The template's ids in `tokenizer` (one from `load_tokenizer`). Raises `UserError` where one is missing."""
+        ids: dict[str, Any] = {f"{token[1:-1]}_id": tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+        ids |= {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
+        for name, value in ids.items():
+            if value is None or (name != "pad_id" and value == tokenizer.unk_token_id):
+                raise UserError(f"The tokenizer has no {name}; use a T5-style tokenizer, loaded with load_tokenizer.")
+        return cls(**ids)
+
+    def candidate_ids(self, question_ids: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
+        """`<question> x </s> <response> y </s>`: int32 [Lq + Lr + 4]."""
+        opening, middle, end = [self.question_id], [self.eos_id, self.response_id], [self.eos_id]
+        return np.concatenate([opening, question_ids, middle, response_ids, end]).astype(np.int32)
+
+    @staticmethod
+    def candidate_length(question_tokens: int, response_tokens: int) -> int:
+        """The length of `candidate_ids` without making them."""
+        return question_tokens + response_tokens + 4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of one example, all int32, and how many of its texts were cut.
+
+    question_ids [Lq]; response_ids: N arrays [Lr_i], in the candidates' order, [0] for an empty text;
+    target_ids [T], ending in eos, [0] where there is no reference.
+    truncated: how many texts were cut to the limit, for the keys question (0 or 1), response (0..N), target (0 or 1).
+    """
+
+    question_ids: np.ndarray
+    response_ids: tuple[np.ndarray, ...]
+    target_ids: np.ndarray
+    truncated: dict[str, int]
+
+
+def question_text(instruction: str, input: str = "") -> str:
+    """x of the template: instruction, newline, input; without the newline where either is empty."""
+    return "\n".join(part for part in (instruction, input) if part)
+
+
+def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> Encoded:
+    """The tokens of one example. For many, `encode_examples` is faster."""
+    return encode_examples([example], tokenizer, lengths)[0]
+
+
+def encode_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> list[Encoded]:
+    """The tokens of each example; one call of the tokenizer for all texts of a kind."""
+    questions = encode_texts(
+        [question_text(row.instruction, row.input) for row in examples], tokenizer, lengths.question
+    )
+    answers = [candidate.text for row in examples for candidate in row.candidates]
+    responses = iter(encode_texts(answers, tokenizer, lengths.response))
+    targets = encode_texts([row.output for row in examples], tokenizer, lengths.target - 1)
+    eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    encoded = []
+    for row, (question, question_cut), (target, target_cut) in zip(examples, questions, targets, strict=True):
+        own = [next(responses) for _ in row.candidates]
+        encoded.append(
+            Encoded(
+                question_ids=question,
+                response_ids=tuple(ids for ids, _ in own),
+                target_ids=np.concatenate([target, eos]) if row.output else np.zeros(0, dtype=np.int32),
+                truncated={
+                    "question": int(question_cut),
+                    "response": sum(cut for _, cut in own),
+                    "target": int(target_cut),
+                },
+            )
+        )
+    return encoded
+
+
+def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[tuple[np.ndarray, bool]]:
+    """The first `limit` tokens (int32) of each text as plain text, no specials added, and whether there were more."""
+    characters = _CHARACTERS_PER_TOKEN * (limit + _CUT_MARGIN_TOKENS)
+    ids = _encode([text[:characters] for text in texts], tokenizer)
+    cut_too_short = [
+        index
+        for index, text in enumerate(texts)
+        if len(text) > characters and len(ids[index]) < limit + _CUT_MARGIN_TOKENS
+    ]
+    for index, whole in zip(cut_too_short, _encode([texts[i] for i in cut_too_short], tokenizer), strict=True):
+        ids[index] = whole
+    return [(np.array(row[:limit], dtype=np.int32), len(row) > limit) for row in ids]
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, specials in it read as plain text."""
+    if not texts:
+        return []
+    reserved = {tokenizer.pad_token_id, tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))}
+    # T5's vocabulary holds "</s>" and "<pad>" as pieces too, which plain text may match: those are dropped.
+    return [
+        ids if reserved.isdisjoint(ids) else [token for token in ids if token not in reserved]
+        for ids in _encode_plainly(texts, tokenizer)
+    ]
+
+
+def _encode_plainly(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, added special tokens in it not looked for."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a slow tokenizer, such as ByT5's
+        slow: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(slow["input_ids"])
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    # The Rust tokenizer itself: `tokenizer(texts)` spends as long again on turning its answer into lists.
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a hub id, with `SPECIAL_TOKENS` added where it lacks them.
+
+    Raises `UserError` for a missing folder, a folder without a tokenizer, an unknown name and an unreachable hub.
+    """
+    folder = Path(name_or_folder).expanduser()
+    tokenizer = _load_folder(folder) if folder.is_dir() else _load_from_hub(str(name_or_folder))
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer {name_or_folder} has no pad or end-of-sequence token; use a T5-style tokenizer."
+        )
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:  # appended, so that Flan-T5's land on spare rows of its embedding
+        tokenizer.add_tokens(missing, special_tokens=True)
+    return tokenizer
+
+
+def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder."""
+    from transformers import AutoTokenizer
+
+    # Without this the hub would be asked what kind of model a folder without any tokenizer file might be.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
+        raise UserError(
+            f"The folder {folder} holds no tokenizer (tokenizer.json or tokenizer_config.json); name one that does."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers do: the folder is the user's to mend
+        raise UserError(f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); save it again.") from error
+
+
+def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id: from the local cache where it is there, else downloaded."""
+    from transformers import AutoTokenizer
+
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(f"There is no tokenizer folder {name}; give an existing folder or a Hugging Face id.")
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        require_hub(f"the tokenizer {name}")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The hub has no usable tokenizer {name} ({_first_line(error)}); check the name.") from error
+
+
+def require_hub(what: str) -> None:
+    """Raises `UserError`, in seconds, where the hub cannot be reached; its own client retries for a minute."""
+    from huggingface_hub import constants
+
+    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _connection_problem(constants.ENDPOINT)
+    if problem:
+        raise UserError(
+            f"Cannot load {what}: it is no local folder, and the Hugging Face hub cannot be reached ({problem}); "
+            "give a local folder, or connect once to fill the cache."
+        )
+
+
+def _connection_problem(url: str) -> str | None:
+    """What keeps `url` from answering; None where it answers, with whatever status."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return _first_line(error)
+    return None
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what decides the tokens: the backend's rules, or the vocabulary and class of a slow tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocab": sorted(tokenizer.get_vocab().items())}
+    rules["specials"] = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, for use within a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

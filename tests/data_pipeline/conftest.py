@@ -1,0 +1,100 @@
+"""Rows, files and a tokenizer for the tests of the data pipeline, and one Ray for those that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+WORDS = tuple("the cat sat on a mat and 12 dogs ran 3 miles to see 45 birds near old stone bridge".split())  # noqa: SIM905
+Row = dict[str, Any]
+
+
+def _sentence(random: Random, words: int) -> str:
+    return " ".join(random.choice(WORDS) for _ in range(words))
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[..., list[Row]]:
+    """make_rows(count, prefix="row", candidates=3): valid rows, the same each time."""
+
+    def make(count: int, prefix: str = "row", candidates: int = 3) -> list[Row]:
+        random = Random(f"{prefix}{count}{candidates}")
+        return [
+            {
+                "id": f"{prefix}/{i}",
+                "instruction": _sentence(random, 5),
+                "input": _sentence(random, 4) if i % 2 else "",
+                "output": _sentence(random, 8),
+                "candidates": [
+                    {
+                        "model": f"model-{j}",
+                        "decoding_method": "greedy",
+                        "text": _sentence(random, random.randrange(1, 20)),
+                        "scores": {"rougeL": random.random(), "bartscore": -random.random()},
+                    }
+                    for j in range(candidates)
+                ],
+                "cmp_results": "null",
+            }
+            for i in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """write_rows(name, rows): a JSON-lines file in tmp_path; a row that is bytes is written as it is."""
+
+    def write(name: str, rows: Sequence[Row | bytes]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer, trained on some words."""
+    from data_pipeline.train_tokenizer import save_tokenizer, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    random = Random(0)
+    save_tokenizer(train_tokenizer([_sentence(random, 20) for _ in range(50)], vocab_size=320), folder)
+    return folder
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the plans' tasks one after the other in this process; tasks and answers still travel as JSON."""
+    from data_pipeline import plan
+
+    def in_order(tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
+        for task in tasks:
+            yield json.loads(json.dumps(work(json.loads(json.dumps(task)))))
+
+    plan._worker_tokenizer.cache_clear()
+    monkeypatch.setattr(plan, "_in_order", in_order)
+    monkeypatch.setattr(plan, "ray_session", contextlib.nullcontext)
+
+
+@pytest.fixture(scope="session")
+def ray_started() -> Iterator[None]:
+    """One local Ray with two CPUs for all tests of the session."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()

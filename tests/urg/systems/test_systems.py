@@ -1,0 +1,136 @@
+"""Systems: which candidate each picks, and that none depends on the order or the presence of other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.shards import TokenizedExample
+from urg.ensemble import Fused, Query, Ranking
+from urg.systems import SYSTEMS, FusedBy, Fusion, Ranked, Scores, Setup, SystemUnavailable, build_systems
+
+NAN = float("nan")
+NO_TOKENS = np.zeros(0, dtype=np.int32)
+
+
+def row(row_id: str, texts: Sequence[str], models: Sequence[str] = "abcdefgh", **scores: list[float]) -> TokenizedExample:
+    arrays = {name: np.array(values) for name, values in scores.items()}
+    responses = tuple(NO_TOKENS for _ in texts)
+    models = tuple(models[: len(texts)])
+    return TokenizedExample(row_id, "q", "", "", models, tuple(texts), arrays, None, NO_TOKENS, responses, NO_TOKENS)
+
+
+ROWS = [
+    row("1", ["one", "three", "five"], quality=[0.1, 0.9, 0.5]),
+    row("2", ["", "a much longer text", "short"], quality=[NAN, -3.0, -2.0]),
+    row("3", ["x"], models="c", quality=[NAN]),
+]
+
+
+class Stub:
+    """Ranks the first candidate top; counts calls."""
+
+    def __init__(self) -> None:
+        self.queries: list[Query] = []
+        self.options: list[dict[str, Any]] = []
+
+    def rank_and_fuse_batch(self, queries: Sequence[Query], **options: Any) -> list[Fused]:
+        self.queries.extend(queries)
+        self.options.append(options)
+        return [self._fused(query) for query in queries]
+
+    def _fused(self, query: Query) -> Fused:
+        weights = np.arange(len(query.candidates), 0, -1.0)
+        scores = tuple((weights / weights.sum()).tolist())
+        return Fused("+".join(query.candidates), Ranking(scores, tuple(range(len(scores)))), used=(0,))
+
+
+def setup(**changes: Any) -> Setup:
+    return Setup(**({"label": "quality", "models": ("a", "b", "c")} | changes))
+
+
+def picks(name: str, rows: Sequence[TokenizedExample] = ROWS, **changes: Any) -> list[int | None]:
+    systems = {system.name: system for system in build_systems(setup(**changes))[0]}
+    return [None if answer is None else answer.picked for answer in systems[name].answer(rows)]
+
+
+def test_each_single_model_answers_where_it_has_a_candidate() -> None:
+    assert picks("a") == [0, 0, None]
+    assert picks("c") == [2, 2, 0]
+
+
+def test_a_model_named_as_a_system_keeps_its_own_row() -> None:
+    names = [system.name for system in build_systems(setup(models=("a", "random", "urg"), ensemble=Stub()))[0]]
+    assert names == ["a", "model:random", "model:urg", "random", "longest", "urg_rank", "urg", "oracle"]
+
+
+def test_longest_counts_characters_without_surrounding_blanks() -> None:
+    assert picks("longest") == [1, 1, 0]
+    assert picks("longest", [row("1", ["   \n    ", "abc", "xyz"])]) == [1]  # ties: the first
+
+
+def test_oracle_takes_the_best_label_and_never_a_missing_one() -> None:
+    assert picks("oracle") == [1, 2, None]
+    assert picks("oracle", label="absent") == [None, None, None]
+
+
+def test_random_is_seeded_by_row_and_independent_of_order_and_company() -> None:
+    many = [row(str(index), list("abcdefgh")) for index in range(400)]
+    forward = picks("random", many)
+    assert picks("random", many[::-1]) == forward[::-1]
+    assert picks("random", many[37:38]) == forward[37:38]
+    assert picks("random", many, seed=1) != forward
+    counts = np.bincount([pick for pick in forward if pick is not None], minlength=8)
+    assert 25 <= counts.min() and counts.max() <= 80  # 50 each, ± 4 standard deviations
+
+
+def test_urg_and_urg_rank_share_one_pass() -> None:
+    stub = Stub()
+    systems, unavailable = build_systems(setup(ensemble=stub, num_beams=2, max_new_tokens=7))
+    answers = {system.name: system.answer(ROWS) for system in systems if system.name in ("urg", "urg_rank")}
+    assert not unavailable
+    assert [query.candidates for query in stub.queries] == [tuple(made.texts) for made in ROWS]  # each row once
+    assert stub.options == [{"num_beams": 2, "max_new_tokens": 7}]
+    ranked, fused = answers["urg_rank"][0], answers["urg"][0]
+    assert ranked is not None and fused is not None
+    assert (ranked.picked, ranked.text) == (0, "one")
+    assert (fused.picked, fused.text, fused.used) == (None, "one+three+five", (0,))
+    assert fused.scores is not None and ranked.scores is not None and fused.scores.tolist() == ranked.scores.tolist()
+
+
+def test_urg_without_a_model_is_left_out_with_the_reason() -> None:
+    systems, unavailable = build_systems(setup(no_ensemble="there is no checkpoint"))
+    assert unavailable == dict.fromkeys(("urg_rank", "urg"), "there is no checkpoint")
+    assert {system.name for system in systems} == {"a", "b", "c", "random", "longest", "oracle"}
+    with pytest.raises(SystemUnavailable, match="--model"):
+        SYSTEMS["urg"](setup())
+
+
+class ByHand:
+    """A ranker and a fuser with given answers."""
+
+    def __init__(self, scores: list[Scores | None]) -> None:
+        self.scores = scores
+
+    def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        return self.scores
+
+    def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
+        return [Fusion(f"{made.id}:{len(given)}", (1,)) for made, given in zip(rows, scores, strict=True)]
+
+
+def test_any_ranker_joins_any_fuser_and_rows_that_it_cannot_rank_stay_in_place() -> None:
+    by_hand = ByHand([np.array([0.0, 2.0, 1.0]), None, np.array([5.0])])
+    fused = FusedBy("blend", ranker=by_hand, fuser=by_hand).answer(ROWS)
+    assert [answer and answer.text for answer in fused] == ["1:3", None, "3:1"]
+    ranked = Ranked("by_hand", "ranker", by_hand).answer(ROWS)
+    assert [answer and answer.text for answer in ranked] == ["three", None, "x"]
+
+
+@pytest.mark.parametrize("scores", [np.array([1.0, 2.0]), np.array([NAN, NAN, NAN])])
+def test_wrong_scores_are_refused(scores: Scores) -> None:
+    with pytest.raises(ValueError, match="by_hand gave row 1 with 3 candidates"):
+        Ranked("by_hand", "ranker", ByHand([scores])).answer(ROWS[:1])

@@ -1,0 +1,299 @@
+"""Evaluation end to end with a stub of the ensemble: the figures, what is missing, the files, and bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
+
+from data_pipeline.errors import UserError
+from data_pipeline.quality.rouge import rouge
+from data_pipeline.shards import ShardSet, TokenizedExample
+from urg.comparison import METRICS, Comparison, compare, gaps
+from urg.evaluate import EvaluateConfig, evaluate
+from urg.rank_metrics import hit_at_1, ndcg, spearman
+from urg.result_table import best, plain_table, print_table
+from urg.systems import Setup, build_systems
+from urg.text_metrics import TextMetrics
+
+NAN = float("nan")
+
+
+def compared(rows: list[TokenizedExample], label: str = "quality", **changes: Any) -> Comparison:
+    models = tuple(sorted({name for made in rows for name in made.models}))
+    systems, unavailable = build_systems(Setup(label=label, models=models, ensemble=StubEnsemble(**changes)))  # type: ignore[arg-type]
+    return compare(rows, label, systems, TextMetrics(), unavailable)
+
+
+class Run:
+    """`evaluate` on made-up rows, and what it wrote."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self._patch = folder, patch
+        self.stub = StubEnsemble(noise=0.3)
+
+    def __call__(self, made: list[TokenizedExample], manifest: dict[str, Any] | None = None, /, **changes: Any) -> Any:
+        shards = StubShards(made, manifest or {})
+        self._patch.setattr(ShardSet, "open", classmethod(lambda cls, folder: shards))
+        model = self.folder / "model"
+        model.mkdir(exist_ok=True)
+        if not (model / "urg.json").exists():
+            (model / "urg.json").write_text(json.dumps({"label": "quality", "steps": 100, "k": 2}))
+        settings: dict[str, Any] = {"shards": "prepared", "output": str(self.folder / "out"), "model": str(model)}
+        evaluate(EvaluateConfig(**(settings | changes)), lambda config: self.stub)  # type: ignore[arg-type,return-value]
+        return self.metrics()
+
+    def metrics(self) -> Any:
+        return json.loads((self.folder / "out" / "metrics.json").read_text("utf-8"))
+
+    def predictions(self) -> list[dict[str, Any]]:
+        return pyarrow.parquet.read_table(self.folder / "out" / "predictions.parquet").to_pylist()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(tmp_path, monkeypatch)
+
+
+def test_every_mean_equals_a_slow_derivation() -> None:
+    rows = random_rows(20)
+    result = compared(rows, noise=0.5)
+    ranked, fused = result.get("urg_rank"), result.get("urg")
+    assert ranked is not None and fused is not None
+    hits, gains, correlations, labels, texts = [], [], [], [], []
+    for made, answer in zip(rows, ranked.answers, strict=True):
+        assert answer is not None and answer.scores is not None and answer.picked == int(np.argmax(answer.scores))
+        quality = made.scores["quality"]
+        hits.append(hit_at_1(answer.scores, quality))
+        gains.append(ndcg(answer.scores, quality))
+        correlations.append(spearman(answer.scores, quality))
+        labels.append(quality[answer.picked])
+        texts.append(made.texts[answer.picked])
+    expected = {"hit@1": hits, "ndcg": gains, "spearman": correlations, "label": labels}
+    expected["rougeL"] = rouge(texts, [made.output for made in rows])["rougeL"]
+    for metric, values in expected.items():
+        assert ranked.means[metric] == pytest.approx(float(np.nanmean(values))), metric
+    texts = [answer.text for answer in fused.answers if answer is not None]
+    assert fused.means["rouge2"] == pytest.approx(np.mean(rouge(texts, [made.output for made in rows])["rouge2"]))
+
+
+def test_the_oracle_bounds_every_pick_and_a_perfect_ranker_reaches_it() -> None:
+    result = compared(random_rows(30))
+    picks = {r.name: r.means["label"] for r in result.results if "label" in r.means}
+    assert picks["urg_rank"] == picks["oracle"] == max(picks.values())
+    assert picks["random"] < picks["oracle"]
+    gap = next(gap for gap in gaps(result) if gap.metric == "label")
+    assert gap.closed == {"urg_rank": pytest.approx(1.0)}
+    assert gap.best_model == max((n for n in picks if n.startswith("model-")), key=lambda name: picks[name])
+    text_gap = next(gap for gap in gaps(result) if gap.metric == "rougeL")
+    assert text_gap.closed["urg"] > 1.0  # the stub fuses what its two best have right
+
+
+def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
+    written = run(random_rows(6))
+    assert set(written["systems"]) == {*(f"model-{i}" for i in range(4)), "random", "longest", "urg_rank", "urg", "oracle"}
+    for name, means in written["systems"].items():
+        for metric in (*METRICS, "corpus_bleu"):
+            reason = written["missing"].get(metric) or written["missing"].get(f"{name}.{metric}")
+            assert (metric in means) != bool(reason), (name, metric)
+        assert all(isinstance(value, float) and math.isfinite(value) for value in means.values())
+    assert written["missing"]["bertscore"].startswith("no encoder was named")
+    assert "new text, not a candidate" in written["missing"]["urg.label"]
+    assert written["metrics"]["corpus_bleu"].startswith("nrefs:1")
+    assert written["counts"]["urg_rank"]["rougeL"] == written["data"]["rows"] == 6
+
+
+def test_predictions_hold_every_answer_and_reproduce_the_means(run: Run) -> None:
+    rows = random_rows(8)
+    written, lines = run(rows), run.predictions()
+    assert len(lines) == 8 * 9
+    for name, means in written["systems"].items():
+        mine = [line for line in lines if line["system"] == name]
+        assert [line["id"] for line in mine] == [made.id for made in rows]
+        for metric in METRICS:
+            values = [line[metric] for line in mine if line[metric] is not None]
+            assert (np.mean(values) if values else None) == pytest.approx(means.get(metric)), (name, metric)
+    ranked = next(line for line in lines if line["system"] == "urg_rank")
+    assert ranked["picked_model"] == ranked["models"][int(np.argmax(ranked["scores"]))]
+    fused = next(line for line in lines if line["system"] == "urg")
+    assert fused["picked_model"] is None and fused["text"] and fused["label"] is None
+
+
+def test_options_reach_the_model_and_the_rows(run: Run) -> None:
+    written = run(random_rows(9), rows=5, num_beams=3, max_new_tokens=17)
+    assert run.stub.calls == [{"queries": 5, "num_beams": 3, "max_new_tokens": 17}]
+    assert written["data"]["rows"] == 5 and written["settings"]["num_beams"] == 3
+
+
+def test_ragged_candidates_count_each_model_on_its_own_rows() -> None:
+    rows = [
+        row("1", ["a b", "c d"], models=["x", "y"], output="a b", quality=[1.0, 0.0]),
+        row("2", ["c d"], models=["y"], output="a b", quality=[0.5]),
+        row("3", ["a b", "c d", "e"], models=["y", "x", "z"], output="a b", quality=[1.0, 0.0, 0.2]),
+    ]
+    result = compared(rows)
+    x, y, z = (result.get(name) for name in "xyz")
+    assert x and y and z
+    assert (x.rows, y.rows, z.rows) == (2, 3, 1)
+    assert (x.means["label"], y.means["label"]) == (0.5, 0.5)
+    assert x.means["hit@1"] == 0.5 and y.counts["hit@1"] == 2  # the row with one candidate ranks nothing
+    assert ("z", "label") not in best(result)
+    ranked = result.get("urg_rank")
+    assert ranked and ranked.left_out["ndcg"] == {"fewer than 2 candidates have the label": 1}
+    gap = next(gap for gap in gaps(result) if gap.metric == "label")
+    assert gap.best_model == "y"  # x stands in two rows of three only
+    assert gap.rows == 3
+
+
+def test_missing_labels_are_left_out_and_counted() -> None:
+    rows = [
+        row("1", ["a", "b b"], output="a", quality=[1.0, NAN]),
+        row("2", ["a", "b b"], output="a", quality=[1.0, 3.0]),
+        row("3", ["a", "b b"], output="a", quality=[NAN, NAN]),
+    ]
+    result = compared(rows)
+    longest, first, oracle = (result.get(name) for name in ("longest", "model-0", "oracle"))
+    assert longest and first and oracle
+    assert (longest.means["label"], longest.counts["label"]) == (3.0, 1)
+    assert (first.means["label"], first.counts["label"]) == (1.0, 2)
+    assert oracle.rows == 2  # no answer where no candidate has a label
+    gap = next(gap for gap in gaps(result) if gap.metric == "label")
+    assert gap.rows <= 2
+
+
+def test_without_references_rank_metrics_work_and_text_metrics_say_why(run: Run) -> None:
+    written = run([replace(made, output="  ") for made in random_rows(5)])
+    ranked = written["systems"]["urg_rank"]
+    assert {"label", "hit@1", "ndcg", "spearman", "kendall"} == set(ranked)
+    assert "no row has a reference text" in written["missing"]["urg_rank.rougeL"]
+    assert "no row has a reference text" in written["missing"]["urg.corpus_bleu"]
+    assert written["systems"]["urg"] == {}
+    assert [gap["metric"] for gap in written["gaps"].values()] == ["label"]
+
+
+def test_some_rows_without_reference_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = random_rows(5)
+    written = run([replace(rows[0], output=""), *rows[1:]])
+    assert written["counts"]["urg"]["bleu"] == 4
+    assert "note: 1 rows have no reference" in capsys.readouterr().out
+
+
+def test_generated_data_and_untrained_model_are_said_everywhere(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.folder / "model").mkdir()
+    (run.folder / "model" / "urg.json").write_text(json.dumps({"label": "quality", "steps": 0}))
+    written = run(random_rows(5), {"generated": True})
+    assert written["data"]["generated"] and not written["model"]["trained"]
+    for shown in (capsys.readouterr().out, written["title"], (run.folder / "out" / "report.html").read_text("utf-8")):
+        assert "GENERATED DATA" in shown and "UNTRAINED MODEL" in shown
+    (run.folder / "model" / "urg.json").unlink()
+    assert "GENERATED" not in run(random_rows(5))["title"]
+
+
+def test_table_tells_where_results_are_and_what_is_next(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run(random_rows(5))
+    printed = capsys.readouterr().out
+    for expected in ("label: quality", str(run.folder / "out" / "metrics.json"), "file://", "python -m urg.ensemble", "gap on"):
+        assert expected in printed
+    lines = [line for line in printed.splitlines() if line.startswith(("urg ", "urg_rank", "oracle"))]
+    assert any("*" in line for line in lines) and "*" not in lines[-1]  # the oracle is never marked as best
+
+
+def test_table_columns_line_up_and_the_best_stands_out() -> None:
+    result = compared(random_rows(6))
+    title, head, *body = plain_table(result, "title").splitlines()
+    assert title == "title" and len({len(line.rstrip("* ")) <= len(head) for line in body}) == 1
+    marked = best(result)
+    assert {metric for _, metric in marked} == {m for m in METRICS if m != "bertscore"}
+    assert not any(name == "oracle" for name, _ in marked)
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_rich_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    print_table(compared(random_rows(6)), "a [title]", out)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert shown.startswith("a [title]\n")
+    assert shown.count("urg_rank") == (1 if width == 200 else 3)  # cut into blocks of columns
+    assert all(len(line) <= width for line in shown.splitlines()) and "…" not in shown
+
+
+def test_without_a_model_there_is_a_table_and_the_reason(run: Run) -> None:
+    written = run(random_rows(5), model=None, label="quality")
+    assert written["model"] == {} and "urg" not in written["systems"]
+    assert "--model" in written["missing"]["urg"]
+    assert not run.stub.calls
+
+
+def test_the_models_own_label_is_the_default_and_another_is_noted(run: Run) -> None:
+    rows = [replace(made, scores=made.scores | {"other": made.scores["quality"] * 2 - 5}) for made in random_rows(4)]
+    assert run(rows)["data"]["label"] == "quality"
+    written = run(rows, label="other")
+    assert written["data"]["label"] == "other"
+    assert "trained to rank by quality, and is judged here by other" in " ".join(written["notes"])
+
+
+def test_bertscore_is_there_when_an_encoder_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "data_pipeline.quality.bertscore"
+    monkeypatch.setattr(f"{module}.load_scorer", lambda model, device: None)
+    monkeypatch.setattr(f"{module}.bertscore", lambda texts, references, model, device: [0.25] * len(texts))
+    monkeypatch.setattr(f"{module}.describe", lambda model, device: f"{model} on {device}")
+    written = run(random_rows(4), bertscore_model="some/encoder")
+    assert written["systems"]["urg"]["bertscore"] == written["systems"]["random"]["bertscore"] == 0.25
+    assert "bertscore" not in written["missing"] and written["metrics"]["bertscore"] == "some/encoder on cpu"
+
+
+def test_bad_input_ends_in_one_clear_sentence(run: Run) -> None:
+    rows = random_rows(3)
+    with pytest.raises(UserError, match=r"no row .* has the score judge; .*quality|No row .* has the score judge"):
+        run(rows, label="judge")
+    with pytest.raises(UserError, match="has no split dev"):
+        run(rows, split="dev")
+    with pytest.raises(UserError, match="1 ids more than once, such as row/0"):
+        run([*rows, rows[0]])
+    with pytest.raises(UserError, match="the data have quality: choose one by --label"):
+        run(rows, model=None)
+    with pytest.raises(UserError, match="no encoder folder /no/such"):
+        run(rows, bertscore_model="/no/such")
+    (run.folder / "model" / "urg.json").write_text("{")
+    with pytest.raises(UserError, match="urg.json is no JSON"):
+        run(rows)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(run: Run) -> None:
+    (run.folder / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write into .*file/out"):
+        run(random_rows(3), output=str(run.folder / "file" / "out"))
+    assert not run.stub.calls
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
+def test_a_read_only_output_is_refused(run: Run) -> None:
+    (run.folder / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot write into"):
+        run(random_rows(3), output=str(run.folder / "closed"))
+
+
+@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"rows": 0}, {"batch_size": -1}, {"cases": -1}])
+def test_a_wrong_setting_is_named(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        EvaluateConfig(shards="x", output="y", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_rerun_replaces_its_files_and_leaves_no_other(run: Run) -> None:
+    run(random_rows(3))
+    first = {path.name: path.read_bytes() for path in (run.folder / "out").iterdir()}
+    run(random_rows(3))
+    assert {path.name: path.read_bytes() for path in (run.folder / "out").iterdir()} == first
+    assert set(first) == {"metrics.json", "predictions.parquet", "report.html"}

@@ -1,0 +1,85 @@
+"""Layout: packed tokens to rows and back, for any ragged shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from urg.layout import Layout, plan_chunks
+
+LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=40)
+def test_layout_leads_from_every_packed_token_to_its_row_and_candidate(lengths: list[list[int]]) -> None:
+    layout = Layout.of(lengths)
+    index = 0
+    for b, row in enumerate(lengths):
+        place = 0
+        for n, length in enumerate(row):
+            assert layout.tokens_BN[b, n] == length
+            for _ in range(length):
+                assert layout.mask_BL[b, place]
+                assert (layout.token_BL[b, place], layout.owner_BL[b, place]) == (index, n)
+                index, place = index + 1, place + 1
+        assert not layout.mask_BL[b, place:].any()
+        assert not layout.tokens_BN[b, len(row) :].any()
+    assert layout.mask_BL.sum() == index
+    assert layout.candidate_lengths == [length for row in lengths for length in row]
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=40)
+def test_layout_is_no_wider_than_its_largest_query(lengths: list[list[int]]) -> None:
+    layout = Layout.of(lengths)
+    assert layout.token_BL.shape == layout.mask_BL.shape == layout.owner_BL.shape
+    assert layout.token_BL.shape[1] == max(sum(row) for row in lengths)
+    assert layout.tokens_BN.shape == layout.mask_BN.shape == (len(lengths), max(len(row) for row in lengths))
+    assert layout.mask_BN.sum(1).tolist() == [len(row) for row in lengths]
+    assert not layout.token_BL[~layout.mask_BL].any()
+    assert not layout.owner_BL[~layout.mask_BL].any()
+
+
+@given(lengths=LENGTHS, k=st.integers(1, 6))
+@settings(max_examples=40)
+def test_longest_is_what_the_k_longest_candidates_of_a_query_need(lengths: list[list[int]], k: int) -> None:
+    longest = 0
+    for row in lengths:
+        longest = max(longest, sum(sorted(row)[-k:]))
+    assert Layout.of(lengths).longest(k) == longest
+
+
+@pytest.mark.parametrize("lengths", [[], [[]], [[3], []], [[3, 0]], [[2], [4, -1]]])
+def test_a_query_without_candidates_or_a_candidate_without_tokens_is_an_error(lengths: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="at least one real token"):
+        Layout.of(lengths)
+
+
+def test_layout_moves_as_a_whole() -> None:
+    layout = Layout.of([[2, 3], [4]])
+    moved = layout.to(torch.device("cpu"))
+    assert moved.lengths == layout.lengths == ((2, 3), (4,))
+    for name in ("token_BL", "mask_BL", "owner_BL", "tokens_BN"):
+        assert torch.equal(getattr(moved, name), getattr(layout, name))
+    elsewhere = layout.to(torch.device("meta"))
+    assert {elsewhere.token_BL.device.type, elsewhere.tokens_BN.device.type} == {"meta"}
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), budget=st.integers(1, 100))
+@settings(max_examples=60)
+def test_chunks_hold_every_candidate_once_and_keep_the_budget(lengths: list[int], budget: int) -> None:
+    chunks = plan_chunks(lengths, budget)
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(lengths)))
+    for chunk in chunks:
+        padded = len(chunk) * max(lengths[index] for index in chunk)
+        assert padded <= budget or len(chunk) == 1
+        assert lengths[chunk[0]] == max(lengths[index] for index in chunk), "the longest one leads a chunk"
+
+
+def test_chunks_are_few_where_the_budget_is_large() -> None:
+    assert plan_chunks([3, 1, 2], 9) == [[0, 2, 1]]
+    assert plan_chunks([3, 1, 2], 8) == [[0, 2], [1]]
+    assert plan_chunks([5, 5], 1) == [[0], [1]]

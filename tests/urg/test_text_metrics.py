@@ -1,0 +1,60 @@
+"""Text metrics: each distinct pair is scored once, and a missing text or reference has no value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.quality import bleu, rouge
+from urg.text_metrics import TextMetrics, corpus_bleu
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The pairs that ROUGE was asked for."""
+    asked: list[tuple[str, str]] = []
+    original = rouge.rouge
+
+    def spy(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+        asked.extend(zip(texts, references, strict=True))
+        return original(texts, references)
+
+    monkeypatch.setattr(rouge, "rouge", spy)
+    return asked
+
+
+def test_equals_the_library_and_scores_each_pair_once(scored: list[tuple[str, str]]) -> None:
+    metrics = TextMetrics()
+    texts, references = ["a red cat", "a blue dog", "a red cat"], ["a red cat sat", "the dog", "a red cat sat"]
+    first = metrics.values(texts, references)
+    again = metrics.values(texts[::-1], references[::-1])
+    assert scored == [("a red cat", "a red cat sat"), ("a blue dog", "the dog")]
+    assert {name: values[::-1].tolist() for name, values in again.items()} == {n: v.tolist() for n, v in first.items()}
+    assert first["rougeL"].tolist() == rouge.rouge(texts, references)["rougeL"]
+    assert first["bleu"].tolist() == bleu.sentence_bleu(texts, references)
+
+
+def test_missing_text_or_reference_has_no_value(scored: list[tuple[str, str]]) -> None:
+    values = TextMetrics().values(["a cat", None, "a cat", ""], ["", "a cat", "a cat", "a cat"])
+    assert np.isnan(values["rouge1"]).tolist() == [True, True, False, False]
+    assert values["rouge1"][2:].tolist() == [1.0, 0.0]  # an empty answer to a question that has one is wrong, not missing
+    assert scored == [("a cat", "a cat"), ("", "a cat")]
+
+
+def test_bertscore_is_missing_with_its_reason_without_an_encoder() -> None:
+    metrics = TextMetrics()
+    assert "bertscore" not in metrics.names
+    assert "--bertscore_model" in metrics.missing["bertscore"]
+    with pytest.raises(UserError, match="no encoder folder /no/such/encoder"):
+        TextMetrics("/no/such/encoder")
+
+
+def test_corpus_bleu_over_the_rows_that_have_both() -> None:
+    texts, references = ["a red cat sat on the mat", None, "x"], ["a red cat sat on the mat", "y", ""]
+    value = corpus_bleu(texts, references)
+    assert value is not None
+    assert value == bleu.corpus_bleu(texts[:1], references[:1])  # type: ignore[arg-type]
+    assert corpus_bleu([None], ["y"]) is None

@@ -1,0 +1,349 @@
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from urg.replay import ReplayConfig, replay
+from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """A SQLite store; one for the module, since its migrations take some seconds."""
+    return default_uri(tmp_path_factory.mktemp("mlflow"))
+
+
+def client(uri):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def steps(uri, run_id, key="loss"):
+    return [metric.step for metric in client(uri).get_metric_history(run_id, key)]
+
+
+def tracker(uri, spool, run_id=None, **options):
+    return Tracker(uri, "test", "run", run_id, spool=spool, system_interval=None, **options)
+
+
+def dead_uri():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_import_loads_no_mlflow():
+    script = "import sys, urg.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert shown.stdout.strip() == "[]", shown.stderr
+
+
+def test_a_whole_run(uri, tmp_path, capfd):
+    (tmp_path / "config.yaml").write_text("k: 3")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "card.md").write_text("# card")
+    with tracker(uri, tmp_path / "spool", tags={"git.commit": "abc"}) as run:
+        run.log_params({"loss": {"tau": 0.5}, "prompt": "x" * 7000, **{f"p{i}": i for i in range(150)}})
+        for step in range(1500):
+            run.log_metrics({"loss": 1 / (step + 1)}, step)
+        run.log_artifact(tmp_path / "config.yaml")
+        run.log_artifact(tmp_path / "model", "model")
+    stored = client(uri).get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["loss.tau"] == "0.5"
+    assert stored.data.params["prompt"].endswith("[cut: 7000 characters]")
+    assert len(stored.data.params) == 152
+    assert stored.data.tags["git.commit"] == "abc"
+    assert steps(uri, run.run_id) == list(range(1500))
+    assert [file.path for file in client(uri).list_artifacts(run.run_id)] == ["config.yaml", "model"]
+    assert stored.info.artifact_uri.startswith(Path(uri.removeprefix("sqlite:///")).parent.as_uri())
+    assert not list((tmp_path / "spool").glob("*.jsonl"))
+    shown = capfd.readouterr()
+    assert "alembic" not in shown.err
+    assert "INFO" not in shown.err + shown.out
+
+
+def test_non_finite_values_do_not_lose_their_neighbours(uri, tmp_path):
+    with tracker(uri, tmp_path) as run:
+        for step, value in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0]):
+            run.log_metrics({"loss": value, "other": step}, step)
+    history = client(uri).get_metric_history(run.run_id, "loss")
+    values = {metric.step: metric.value for metric in history}
+    assert values.pop(0) == 1.0
+    assert values.pop(4) == 2.0
+    assert all(math.isnan(value) for value in values.values())
+    assert len(values) == 3
+    assert steps(uri, run.run_id, "other") == list(range(5))
+
+
+def test_a_continued_run_goes_on_and_doubles_nothing(uri, tmp_path, caplog):
+    with tracker(uri, tmp_path) as first:
+        first.log_params({"seed": 1, "lr": 0.1})
+        for step in range(130):
+            first.log_metrics({"loss": float(step)}, step)
+    with tracker(uri, tmp_path, first.run_id) as second:
+        assert client(uri).get_run(second.run_id).info.status == "RUNNING"
+        second.log_params({"seed": 1, "lr": 0.2, "workers": 2})
+        for step in range(100, 200):  # from the last checkpoint on
+            second.log_metrics({"loss": float(step)}, step)
+    assert second.run_id == first.run_id == last_run(tmp_path)
+    assert steps(uri, first.run_id) == list(range(200))
+    run = client(uri).get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "1", "lr": "0.1", "workers": "2"}
+    assert run.data.tags["changed/lr"] == "0.2"
+    assert "began with other values of lr" in caplog.text
+
+
+def test_a_run_that_the_server_does_not_have_is_made_anew(uri, tmp_path, caplog):
+    with tracker(uri, tmp_path, "0" * 32) as run:
+        run.log_metrics({"loss": 1.0}, 0)
+    assert run.run_id != "0" * 32
+    assert steps(uri, run.run_id) == [0]
+    assert "a new one is made" in caplog.text
+
+
+def test_an_exception_ends_the_run_as_failed(uri, tmp_path):
+    run = tracker(uri, tmp_path)
+    with pytest.raises(ZeroDivisionError), run:
+        raise ZeroDivisionError
+    assert client(uri).get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_missing_artifact_is_a_warning(uri, tmp_path, caplog):
+    run = tracker(uri, tmp_path)
+    run.log_artifact(tmp_path / "report.html")
+    run.log_metrics({"loss": 1.0}, 0)
+    assert run.close()
+    assert "report.html could not be stored" in caplog.text
+    assert steps(uri, run.run_id) == [0]
+
+
+def test_an_artifact_that_comes_late_is_stored_at_close(uri, tmp_path):
+    run = tracker(uri, tmp_path / "spool")
+    run.log_artifact(tmp_path / "report.html")
+    assert run.flush()
+    (tmp_path / "report.html").write_text("<p>")
+    assert run.close()
+    assert [file.path for file in client(uri).list_artifacts(run.run_id)] == ["report.html"]
+
+
+def test_system_metrics_are_logged(uri, tmp_path):
+    run = Tracker(uri, "test", "run", spool=tmp_path, system_interval=0.05)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not steps(uri, run.run_id, "system/process_memory_megabytes"):
+        time.sleep(0.2)
+    run.close()
+    found = steps(uri, run.run_id, "system/process_memory_megabytes")
+    assert found
+    assert found == sorted(set(found))
+
+
+def test_one_refused_name_does_not_take_the_others_with_it(uri, tmp_path, caplog):
+    run = tracker(uri, tmp_path)
+    points = [
+        {"op": "metric", "key": "bad\nname" if i == 5 else f"m{i}", "value": 1.0, "time": 1, "step": 0}
+        for i in range(9)
+    ]
+    run._add(points)  # past the cleaning of names
+    assert run.close()
+    assert sorted(client(uri).get_run(run.run_id).data.metrics) == [f"m{i}" for i in range(9) if i != 5]
+    assert "it is left out" in caplog.text
+
+
+def test_off_does_nothing(tmp_path):
+    with Tracker(OFF, "test", "run", spool=tmp_path / "spool") as run:
+        run.log_params({"seed": 1})
+        run.log_metrics({"loss": 1.0}, 0)
+        run.log_artifact(tmp_path)
+        assert run.flush()
+    assert run.run_id == ""
+    assert not (tmp_path / "spool").exists()
+
+
+def test_uris_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("", Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert absolute_uri("sqlite:///x.db", tmp_path) == f"sqlite:///{tmp_path}/x.db"
+    assert absolute_uri("http://host:5000", tmp_path) == "http://host:5000"
+    for folder in ("mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(UserError, match=r"give sqlite:///FILE\.db"):
+            absolute_uri(folder, tmp_path)
+
+
+@pytest.mark.parametrize("database", ["notes.txt/mlflow.db", "notes.txt"])
+def test_an_unusable_database_is_one_sentence(tmp_path, database):
+    (tmp_path / "notes.txt").write_text("not a database, but a text that is long enough to be looked at as one" * 20)
+    with pytest.raises(UserError, match=r"notes\.txt.* cannot be used .*: check the tracking uri"):
+        tracker(f"sqlite:///{tmp_path}/{database}", tmp_path / "spool", connect_timeout=120)
+
+
+def test_a_server_that_was_never_there_costs_nothing_but_a_warning(uri, tmp_path, caplog):
+    """Killed while MLflow was away all the time: the next process has everything, and no login is shown or kept."""
+    away = dead_uri().replace("//", "//ann:hunter2@")
+    script = f"""
+import os, signal
+from pathlib import Path
+from urg.tracking import Tracker
+run = Tracker({away!r}, "test", "killed", spool=Path({str(tmp_path)!r}), tags={{"a": "b"}}, system_interval=None)
+assert run.run_id.startswith("pending-")
+run.log_params({{"seed": 1, "uri": {away!r}}})
+for step in range(50):
+    run.log_metrics({{"loss": 1.0}}, step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "does not answer" in killed.stderr
+    assert "hunter2" not in killed.stderr
+    assert not any("hunter2" in path.read_text() for path in tmp_path.iterdir())
+
+    with tracker(uri, tmp_path, last_run(tmp_path)) as run:
+        for step in range(40, 60):
+            run.log_metrics({"loss": 1.0}, step)
+    stored = client(uri).get_run(run.run_id)
+    assert stored.info.run_name == "killed"
+    assert stored.data.params == {"seed": "1", "uri": away.replace("ann:hunter2", "***")}
+    assert stored.data.tags["a"] == "b"
+    assert steps(uri, run.run_id) == list(range(60))
+
+
+def test_replay_sends_what_a_closed_run_left(uri, tmp_path, caplog, capsys):
+    (tmp_path / "report.html").write_text("<p>")
+    spool = tmp_path / "spool"
+    run = tracker(dead_uri(), spool)
+    run.log_metrics({"loss": 1.0}, 0)
+    run.log_artifact(tmp_path / "report.html")
+    assert not run.close("KILLED", timeout=2)
+    assert f"python -m urg.replay --spool {spool}" in caplog.text
+
+    with pytest.raises(UserError, match="does not answer"):
+        replay(ReplayConfig(spool, dead_uri()))
+    for _ in range(2):
+        replay(ReplayConfig(spool, uri))
+    assert capsys.readouterr().out.count("sent: run") == 1
+    run_id = last_run(spool)
+    assert steps(uri, run_id) == [0]
+    assert client(uri).get_run(run_id).info.status == "KILLED"
+    assert [file.path for file in client(uri).list_artifacts(run_id)] == ["report.html"]
+    assert not list(spool.glob("*.jsonl"))
+
+
+def test_replay_of_nothing_is_an_error(uri, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="No MLflow server is named"):
+        replay(ReplayConfig(tmp_path))
+    with pytest.raises(UserError, match="holds nothing"):
+        replay(ReplayConfig(tmp_path, uri))
+
+
+@dataclass
+class MlflowServer:
+    """A real `mlflow server` on a free port of loopback, in a process group of its own."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen | None = None
+
+    @property
+    def uri(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, timeout=120):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True
+            )
+        deadline = time.monotonic() + timeout
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "mlflow server does not answer"
+            time.sleep(0.5)
+
+    def answers(self):
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def signal(self, number):
+        if self.process:
+            os.killpg(self.process.pid, number)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+
+
+@contextmanager
+def mlflow_server(folder):
+    folder.mkdir()
+    server = MlflowServer(folder, int(dead_uri().rpartition(":")[2]))
+    try:
+        server.start()
+        yield server
+    finally:
+        if server.process:
+            server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_real_server_killed_hung_and_restarted_has_every_point_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    (tmp_path / "config.yaml").write_text("k: 3")
+    with mlflow_server(tmp_path / "server") as server:
+        run = tracker(server.uri, tmp_path / "spool")
+        assert not run.run_id.startswith("pending-")
+        run.log_params({"seed": 1})
+        log(run, range(100), extra=math.nan)
+        assert run.flush(60)
+
+        server.kill()
+        log(run, range(100, 200))
+        assert not run.flush(2)
+        server.start()
+        log(run, range(200, 300))
+        assert run.flush(90)
+
+        server.signal(signal.SIGSTOP)  # takes connections, answers nothing
+        log(run, range(300, 400))
+        assert not run.flush(8)  # long enough for a request whose outcome the client cannot know
+        server.signal(signal.SIGCONT)
+        assert run.flush(90)
+        run.log_artifact(tmp_path / "config.yaml")
+        assert run.close(timeout=90)
+
+        with tracker(server.uri, tmp_path / "spool", run.run_id) as again:
+            log(again, range(350, 500))
+        assert again.run_id == run.run_id
+        assert steps(server.uri, run.run_id) == list(range(500))
+        stored = client(server.uri).get_run(run.run_id)
+        assert (stored.info.status, stored.data.params) == ("FINISHED", {"seed": "1"})
+        assert [file.path for file in client(server.uri).list_artifacts(run.run_id)] == ["config.yaml"]
+        assert math.isnan(stored.data.metrics["extra"])
+        assert not list((tmp_path / "spool").glob("*.jsonl"))
+
+
+def log(run, span, extra=None):
+    for step in span:
+        run.log_metrics({"loss": float(step)} | ({} if extra is None else {"extra": extra}), step)

@@ -1,0 +1,121 @@
+"""Which rows make a step, and the tensors of one micro-batch.
+
+The order of an epoch is a permutation keyed by (seed, epoch), and the cursor is a global sample offset; neither depends on the
+number of workers. So a run resumes exactly, each row is used once an epoch (the last batch of an epoch is smaller, nothing is
+dropped), and any number of workers sees the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.shards import TokenizedExample
+from data_pipeline.tokenization import Template
+from urg.layout import Layout
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where training stands in the data."""
+
+    epoch: int = 0
+    """Whole passes done."""
+    offset: int = 0
+    """Rows of the current epoch that are used up, over all workers."""
+
+
+class GlobalBatches:
+    """The sequence of global batches over `rows` rows, from any cursor on."""
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        if rows < 1 or batch < 1:
+            raise ValueError(f"rows={rows} and batch={batch} must be positive.")
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch, the smaller last one included."""
+        return -(-self.rows // self.batch)
+
+    def at(self, cursor: Cursor) -> tuple[np.ndarray, Cursor]:
+        """Row indices int64 [≤ batch] of the global batch at `cursor`, and the cursor after it."""
+        if cursor.epoch != self._epoch:
+            self._epoch = cursor.epoch
+            self._order = np.random.default_rng((self.seed, cursor.epoch)).permutation(self.rows)
+        end = min(cursor.offset + self.batch, self.rows)
+        after = Cursor(cursor.epoch, end) if end < self.rows else Cursor(cursor.epoch + 1, 0)
+        return self._order[cursor.offset : end], after
+
+
+def micro_batches(rows: np.ndarray, rank: int, world: int, micro: int, accumulation: int) -> list[np.ndarray]:
+    """This worker's share of a global batch: `accumulation` arrays of at most `micro` rows; some may be empty.
+
+    Rows are dealt out in turn, so that a short batch is spread evenly. Over all ranks each row is there exactly once.
+    """
+    own = rows[rank::world]
+    return [own[i * micro : (i + 1) * micro] for i in range(accumulation)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one micro-batch. Letters as in layout.py; T target tokens."""
+
+    tokens_S: Tensor
+    """int64 [S]: the candidates' tokens, packed."""
+    layout: Layout
+    """Where they stand."""
+    target_BT: Tensor
+    """int64 [B, T]: the references' tokens, padded."""
+    target_mask_BT: Tensor
+    """bool [B, T]: true for a real target token; all false for a filler row or one without a reference."""
+    quality_BN: Tensor
+    """fp32 [B, N]: the label, higher is better; NaN where it is missing."""
+    weight_B: Tensor
+    """fp32 [B]: 1, or 0 for a filler row, which keeps a worker in step with the others and changes nothing."""
+    target_tokens: int
+    """Real target tokens, known without asking the device."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        tensors = (self.target_BT, self.target_mask_BT, self.quality_BN, self.weight_B)
+        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(self.tokens_S.to(device, non_blocking=True), self.layout.to(device), *moved, self.target_tokens)
+
+
+def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -> list[list[np.ndarray]]:
+    """The encoder's input for each candidate of each example: `<question> x </s> <response> y </s>`."""
+    return [[template.candidate_ids(row.question_ids, ids) for ids in row.response_ids] for row in examples]
+
+
+def pack(sequences: list[list[np.ndarray]]) -> tuple[Tensor, Layout]:
+    """Candidates' token ids a query → packed int64 [S] and their layout."""
+    flat = [ids for row in sequences for ids in row]
+    return torch.from_numpy(np.concatenate(flat).astype(np.int64)), Layout.of(
+        [[len(ids) for ids in r] for r in sequences]
+    )
+
+
+def collate(examples: Sequence[TokenizedExample], template: Template, label: str | None, fillers: int = 0) -> Batch:
+    """Examples → tensors. The last `fillers` examples get weight 0. label: name of the score to rank by, or None."""
+    tokens_S, layout = pack(candidate_tokens(examples, template))
+    size = (len(examples), max(1, max(len(row.target_ids) for row in examples)))
+    target_BT = torch.full(size, template.pad_id, dtype=torch.int64)
+    mask_BT = torch.zeros(size, dtype=torch.bool)
+    quality_BN = torch.full(tuple(layout.tokens_BN.shape), float("nan"))
+    weight_B = torch.ones(len(examples))
+    for b, row in enumerate(examples):
+        real = len(row.target_ids)
+        target_BT[b, :real] = torch.from_numpy(np.array(row.target_ids, dtype=np.int64))
+        if b >= len(examples) - fillers:
+            weight_B[b] = 0.0
+            continue
+        mask_BT[b, :real] = True
+        if label is not None and label in row.scores:
+            quality_BN[b, : len(row.models)] = torch.from_numpy(np.asarray(row.scores[label], dtype=np.float32))
+    return Batch(tokens_S, layout, target_BT, mask_BT, quality_BN, weight_B, int(mask_BT.sum()))

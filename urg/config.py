@@ -1,0 +1,270 @@
+"""Every setting of a training run: frozen dataclasses, checked on construction, light to import.
+
+A dotted key means the same on the command line (`--loss.gamma 5`), in YAML and in a sweep. They stand in one light file, and not
+beside the code that they configure, so that `--help` and `--dry-run` need not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+PRESETS = Path(__file__).parent / "configs"
+
+
+def _require(holds: bool, key: str, value: object, mend: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={value!r}: {mend}")
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """The shape of a T5 (v1.1: gated GELU) that is built with random weights."""
+
+    d_model: int = 128
+    """Model width D."""
+    d_kv: int = 32
+    """Width of one attention head."""
+    d_ff: int = 256
+    """Width of the feed-forward layers."""
+    num_layers: int = 2
+    """Encoder layers, and as many decoder layers."""
+    num_heads: int = 4
+    """Attention heads."""
+    tie_word_embeddings: bool = True
+    """Share the output layer with the embedding, as T5 v1.0 does; v1.1 and Flan-T5 do not."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the model comes from and how it ranks and selects."""
+
+    base: str | None = None
+    """A T5-family folder or hub id to start from (t5, Flan-T5, mT5, ByT5). Null: random weights of the shape `scratch`."""
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    """Shape of the model where `base` is null."""
+    k: int = 3
+    """K, the number of candidates that are fused."""
+    dropout: float = 0.1
+    """Dropout rate in training, 0 to 1 (exclusive)."""
+    chunk_tokens: int = 16384
+    """Padded tokens that the encoder takes in one chunk; bounds memory, changes no result."""
+
+    def __post_init__(self) -> None:
+        _require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1).")
+        _require(self.chunk_tokens >= 1, "model.chunk_tokens", self.chunk_tokens, "must be positive.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """γ·L_rank + β·L_kl + CE(top K) + CE(top K and last): eq. 11, and the options that the paper leaves open."""
+
+    gamma: float = 5.0
+    """γ, the weight of the ranking loss. It does not carry over from one `rank_scale` to another."""
+    beta: float = 2.0
+    """β, the weight of the KL term. 0 switches it off."""
+    m: int = 32
+    """Tokens of the vocabulary that the KL term compares."""
+    tau: float = 2.0
+    """τ, the temperature of the KL term."""
+    second_ce: bool = True
+    """Also train on the K candidates plus the last one (eq. 10, second sum)."""
+    rank_loss: Literal["hinge", "margin", "logistic", "listnet", "listmle"] = "hinge"
+    """The ranking loss; `hinge` is the paper's."""
+    rank_scale: Literal["attention", "mass", "unit", "log"] = "attention"
+    """What the ranking loss sees of the scores; `attention` is the paper's."""
+    kl_teacher: Literal["detached", "joint"] = "detached"
+    """Whether the KL term's gradient stops at p."""
+    kl_tau_squared: bool = False
+    """Multiply the KL term by τ², as in distillation."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """CE and KL: the mean over the target tokens of the global batch, or the paper's literal sum (then a mean over queries)."""
+    selection: Literal["predicted", "gold", "schedule", "random"] = "predicted"
+    """How training picks the K candidates and the last: by predicted score, by label, from gold to predicted over
+    `schedule_steps`, or at random (the ablation `w/o ranking`)."""
+    schedule_steps: int = 1000
+    """Steps over which `selection=schedule` moves from gold to predicted."""
+
+    def __post_init__(self) -> None:
+        for key in ("gamma", "beta"):
+            _require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
+        _require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
+        _require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        _require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and decay."""
+
+    lr: float = 8e-5
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two decay rates."""
+    eps: float = 1e-8
+    """AdamW's ε."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Largest norm of the global gradient; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "must be positive.")
+        _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "is a share of the steps, 0 to 1.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    shards: str = "data/sample"
+    """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set)."""
+    label: str = "bartscore"
+    """The score that candidates are ranked by. Higher is better."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    dev_split: str = "dev"
+    """Name of the split for model selection."""
+    limit: int | None = None
+    """Use the first so many training rows only."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many rows make a step."""
+
+    micro: int = 4
+    """Rows a worker takes at once."""
+    accumulation: int = 1
+    """Micro-batches a worker takes for one step. The global batch is micro × accumulation × workers."""
+
+    def __post_init__(self) -> None:
+        _require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1.")
+        _require(self.accumulation >= 1, "batch.accumulation", self.accumulation, "must be at least 1.")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on the dev split while training, and how the best checkpoint is chosen."""
+
+    every: int = 1000
+    """Steps between evaluations; each one also writes a checkpoint. The last step always has one."""
+    rows: int | None = None
+    """Rows of the dev split to use; null for all."""
+    batch: int = 16
+    """Rows a worker ranks and fuses at once."""
+    metric: str = "bertscore"
+    """The dev metric that chooses the best checkpoint, higher is better: bertscore, rouge1, rouge2, rougeL, rougeLsum, bleu
+    (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking). Never the loss: it changes with γ, β, τ."""
+    bertscore_model: str | None = None
+    """Hub id or folder of BERTScore's encoder. LLM-Blender uses bert-base-multilingual-cased."""
+    num_beams: int = 1
+    """Beams when fusing the dev split."""
+    max_new_tokens: int = 128
+    """Longest fused text, in tokens."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, "eval.every", self.every, "must be at least 1.")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Workers, precision and DeepSpeed."""
+
+    workers: int = 1
+    """Ray Train workers: one a GPU, or one a CPU slot."""
+    use_gpu: bool = False
+    """Give each worker a GPU and use NCCL; otherwise CPU and gloo."""
+    cpus_per_worker: int = 1
+    """CPU slots of a worker, and its torch threads where there is no GPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of weights and activations; the optimizer keeps fp32 masters. fp16 overflows in T5 and is not offered."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in CPU memory (ZeRO-Offload)."""
+    max_failures: int = 3
+    """How often a run restarts by itself from its last checkpoint after a worker is lost; -1 for always."""
+    timeout_s: int = 1800
+    """Seconds after which a collective that does not return fails the worker."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 1, "engine.workers", self.workers, "at least one worker must train.")
+        _require(self.cpus_per_worker >= 1, "engine.cpus_per_worker", self.cpus_per_worker, "must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where MLflow keeps runs."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null for sqlite in the storage folder, `off` for none."""
+    experiment: str = "urg"
+    """MLflow experiment."""
+    log_every: int = 10
+    """Steps between logged points."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run of URG."""
+
+    name: str = "urg"
+    """The run's name, and its folder's in `storage`."""
+    storage: str = "runs"
+    """Folder for runs. With several nodes it must be shared between them."""
+    steps: int | None = None
+    """Optimizer steps; null to use `epochs`."""
+    epochs: float = 10.0
+    """Passes over the training split, where `steps` is null."""
+    seed: int = 0
+    """Seeds initial weights, order and dropout."""
+    resume: str = "auto"
+    """`auto` continues the run of this name where it stopped, `never` refuses to touch one, a path continues from that
+    checkpoint."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept: the newest, and the best ones by `eval.metric`."""
+    dry_run: bool = False
+    """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What to train on."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Batch sizes."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation and model selection."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Workers and DeepSpeed."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")
+        _require(bool(valid), "name", self.name, "must be a plain folder name.")
+        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1.")
+        _require(self.epochs > 0, "epochs", self.epochs, "must be positive.")
+        _require(
+            self.eval.metric != "bertscore" or self.eval.bertscore_model is not None,
+            "eval.metric",
+            self.eval.metric,
+            "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
+        )
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1.")
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of one optimizer step over all workers."""
+        return self.batch.micro * self.batch.accumulation * self.engine.workers

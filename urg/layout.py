@@ -1,0 +1,82 @@
+"""Where each token of a batch stands: candidates packed end to end, and the same tokens as one padded row a query.
+
+The encoder sees candidates, the decoder sees queries, and padding belongs to neither: everything that is computed a token is kept
+packed, [S, D], and a `Layout` holds the indices that lead from the packed tokens to the rows [B, L] and back. It is made on the CPU
+from lengths alone, so that no step has to ask the accelerator for a size.
+
+Letters: B queries, N candidates of a query (padded to the most in the batch), C all candidates, S all real tokens, L real tokens
+of all candidates of a query (padded to the most in the batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a batch of queries with a ragged number of candidates of ragged length."""
+
+    lengths: tuple[tuple[int, ...], ...]
+    """Real tokens of each candidate of each query; none is 0."""
+    token_BL: Tensor
+    """int64 [B, L]: index into the packed tokens; 0 where there is no token."""
+    mask_BL: Tensor
+    """bool [B, L]: true where there is a token."""
+    owner_BL: Tensor
+    """int64 [B, L]: which candidate of its query a token belongs to; 0 where there is no token."""
+    tokens_BN: Tensor
+    """int64 [B, N]: real tokens of each candidate; 0 where there is no candidate."""
+
+    @classmethod
+    def of(cls, lengths: list[list[int]]) -> Layout:
+        """The layout of queries whose candidates have these lengths. Raises ValueError for a candidate without a token."""
+        if not lengths or any(not row or min(row) < 1 for row in lengths):
+            raise ValueError("every query needs a candidate, and every candidate at least one real token.")
+        rows = [np.asarray(row) for row in lengths]
+        sizes = [int(row.sum()) for row in rows]
+        token, owner = (np.zeros((len(rows), max(sizes)), dtype=np.int64) for _ in range(2))
+        tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+        start = 0
+        for b, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+            token[b, :size] = np.arange(start, start + size)
+            owner[b, :size] = np.repeat(np.arange(len(row)), row)
+            tokens[b, : len(row)] = row
+            start += size
+        mask = np.arange(max(sizes))[None, :] < np.asarray(sizes)[:, None]
+        arrays = (torch.from_numpy(array) for array in (token, mask, owner, tokens))
+        return cls(tuple(tuple(int(length) for length in row) for row in lengths), *arrays)
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout with its indices on `device`."""
+        indices = (self.token_BL, self.mask_BL, self.owner_BL, self.tokens_BN)
+        return Layout(self.lengths, *(index.to(device, non_blocking=True) for index in indices))
+
+    @property
+    def mask_BN(self) -> Tensor:
+        """bool [B, N]: true where there is a candidate."""
+        return self.tokens_BN > 0
+
+    @property
+    def candidate_lengths(self) -> list[int]:
+        """Length of each of the C candidates, in packed order."""
+        return [length for row in self.lengths for length in row]
+
+    def longest(self, k: int) -> int:
+        """The most tokens that any k candidates of one query have: the width of what is gathered for fusing."""
+        return max(sum(sorted(row, reverse=True)[:k]) for row in self.lengths)
+
+
+def plan_chunks(lengths: list[int], budget: int) -> list[list[int]]:
+    """Candidate indices, longest first, in chunks of at most `budget` padded tokens (a longer one stands alone)."""
+    chunks: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if chunks and lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) <= budget:
+            chunks[-1].append(index)
+        else:
+            chunks.append([index])
+    return chunks

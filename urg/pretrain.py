@@ -1,0 +1,154 @@
+"""Pre-train the small base model that the sample is fine-tuned from: `python -m urg.pretrain --output DIR`.
+
+A T5 from random weights learns on generated text to copy and to restore damaged sentences, never on a row of the sample
+(data_pipeline/sample_pretraining.py): what Flan-T5 is to the real runs, in miniature. One process, CPU or GPU, plain
+PyTorch; the model that ships with the project was made by this command with its defaults.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.cli import run_command
+from urg.config import ScratchConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+    from data_pipeline.sample_pretraining import PretrainingExample
+    from data_pipeline.tokenization import Template
+    from urg.batching import Batch
+    from urg.model import URG
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to make the base model."""
+
+    output: Path
+    """Folder for model and tokenizer."""
+    steps: int = 9000
+    """Optimizer steps."""
+    batch: int = 32
+    """Generated examples a step."""
+    lr: float = 2e-3
+    """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
+    vocab_size: int = 1280
+    """Pieces of the tokenizer."""
+    seed: int = 0
+    """Seeds text and weights."""
+    threads: int = 2
+    """Torch threads."""
+    log_every: int = 100
+    """Steps between two lines of progress."""
+    shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
+    """The model's shape."""
+
+
+def main(config: PretrainConfig) -> None:
+    """Pre-train a small T5 on generated text by copying and restoring damaged sentences."""
+    import torch
+
+    from data_pipeline.sample_pretraining import pretraining_examples
+    from data_pipeline.tokenization import Template
+    from data_pipeline.train_tokenizer import save_tokenizer
+    from urg.model import URG, Settings
+
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    tokenizer = _tokenizer(config)
+    template = Template.from_tokenizer(tokenizer)
+    shape = asdict(config.shape)
+    model = URG.from_scratch(len(tokenizer), Settings(generated_data=True), **shape, dropout_rate=0.0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    examples = pretraining_examples(config.seed)
+    started, running = time.perf_counter(), 0.0
+    for step in range(1, config.steps + 1):
+        optimizer.param_groups[0]["lr"] = config.lr * _schedule(step, config.steps)
+        batch = _collate(list(islice(examples, config.batch)), tokenizer, template).to(device)
+        loss = _loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running += loss.detach()
+        if step % config.log_every == 0:
+            spent = time.perf_counter() - started
+            print(
+                f"step {step}/{config.steps}  loss {float(running) / config.log_every:.4f}  {spent:.0f} s", flush=True
+            )
+            running = 0.0
+    model.save_pretrained(config.output)
+    save_tokenizer(tokenizer, config.output)
+    print(f"base model: {config.output} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+
+
+def _tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """A tokenizer of the generated language, from questions and answers that no split of the sample can draw."""
+    from random import Random
+
+    from data_pipeline.sample_models import MODELS
+    from data_pipeline.sample_kinds import draw_task
+    from data_pipeline.train_tokenizer import train_tokenizer
+
+    def texts() -> Iterator[str]:
+        rng = Random(f"{config.seed}/vocabulary")
+        for _ in range(5000):
+            kind, task = draw_task("pretraining", rng)
+            yield from (task.request, task.context, task.reference(), rng.choice(MODELS).answer(task, kind, rng))
+
+    return train_tokenizer(texts(), config.vocab_size)
+
+
+def _collate(examples: list[PretrainingExample], tokenizer: PreTrainedTokenizerFast, template: Template) -> Batch:
+    """Pre-training examples in the shape of URG's rows."""
+    import numpy as np
+
+    from data_pipeline.shards import TokenizedExample
+    from data_pipeline.tokenization import encode_texts
+    from urg.batching import collate
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        return [ids for ids, _ in encode_texts(texts, tokenizer, 128)]
+
+    passages, targets = encode([e.passage for e in examples]), encode([e.target for e in examples])
+    responses = iter(encode([text for e in examples for text in e.responses]))
+    rows = []
+    for example, passage, target in zip(examples, passages, targets, strict=True):
+        own = tuple(next(responses) for _ in example.responses)
+        target = np.append(target, tokenizer.eos_token_id).astype(np.int32)
+        names = tuple(str(i) for i in range(len(own)))
+        rows.append(
+            TokenizedExample("", "", "", example.target, names, example.responses, {}, None, passage, own, target)
+        )
+    return collate(rows, template, None)
+
+
+def _loss(model: URG, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the targets, given all sources."""
+    from urg.losses import token_cross_entropy
+    from urg.model import gather
+
+    hidden_SD = model.encode(batch.tokens_S, batch.layout)
+    everything_BN = batch.layout.mask_BN
+    width = max(len(row) for row in batch.layout.lengths)
+    states_BLD, mask_BL, _ = gather(hidden_SD, batch.layout, everything_BN, everything_BN, width)
+    loss_BT = token_cross_entropy(model.decode(states_BLD, mask_BL, batch.target_BT), batch.target_BT)
+    return loss_BT[batch.target_mask_BT].mean()
+
+
+def _schedule(step: int, steps: int) -> float:
+    warmup = max(1, round(0.05 * steps))
+    return min(step / warmup, (steps - step + 1) / max(1, steps - warmup))
+
+
+if __name__ == "__main__":
+    run_command(main, PretrainConfig)

@@ -1,0 +1,34 @@
+"""The floor: candidates in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from urg.systems.protocol import Ranked, Scores, Setup
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+
+
+@dataclass(frozen=True)
+class RandomScores:
+    """Uniform scores from a generator keyed by (seed, row id): the same for a row wherever it stands."""
+
+    seed: int
+
+    def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        return [self._generator(row.id).random(len(row.texts)) for row in rows]
+
+    def _generator(self, row_id: str) -> np.random.Generator:
+        digest = sha256(f"{self.seed}\n{row_id}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+def random(setup: Setup) -> Ranked:
+    """Random candidate, seeded."""
+    return Ranked("random", "floor", RandomScores(setup.seed))

@@ -1,0 +1,71 @@
+"""URG itself: its top candidate (`urg_rank`) and its fused text (`urg`), from one pass over a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from urg.systems.protocol import FusedBy, Fusion, Progress, Ranked, Scores, Setup, SystemUnavailable, silent
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+    from urg.ensemble import Ensemble, Fused
+
+ROWS_PER_CALL = 64
+
+
+@dataclass
+class UnifiedPass:
+    """A ranker and a fuser in one: the model ranks and fuses a row in one call, and the result is kept by the row's id."""
+
+    ensemble: Ensemble
+    num_beams: int = 4
+    max_new_tokens: int | None = None
+    progress: Progress = silent
+    _done: dict[str, Fused] = field(default_factory=dict)
+
+    def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        return [np.array(fused.ranking.scores, dtype=np.float64) for fused in self._run(rows)]
+
+    def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
+        """`scores` are those that `rank` returned: the model selects by them in the same pass."""
+        return [Fusion(fused.text, tuple(fused.used)) for fused in self._run(rows)]
+
+    def _run(self, rows: Sequence[TokenizedExample]) -> list[Fused]:
+        from urg.ensemble import Query
+
+        todo = [row for row in rows if row.id not in self._done]
+        for start in range(0, len(todo), ROWS_PER_CALL):
+            part = todo[start : start + ROWS_PER_CALL]
+            queries = [Query(row.instruction, tuple(row.texts), row.input) for row in part]
+            fused = self.ensemble.rank_and_fuse_batch(
+                queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
+            )
+            self._done.update(zip((row.id for row in part), fused, strict=True))
+            self.progress("URG ranks and fuses", start + len(part), len(todo))
+        return [self._done[row.id] for row in rows]
+
+
+def urg_rank(setup: Setup) -> Ranked:
+    """URG's top candidate."""
+    return Ranked("urg_rank", "ranker", unified_pass(setup))
+
+
+def urg(setup: Setup) -> FusedBy:
+    """URG's fused text."""
+    both = unified_pass(setup)
+    return FusedBy("urg", ranker=both, fuser=both)
+
+
+def unified_pass(setup: Setup) -> UnifiedPass:
+    """The one pass that all systems of this setup share. SystemUnavailable without a model."""
+    if setup.ensemble is None:
+        raise SystemUnavailable(setup.no_ensemble)
+    if "urg" not in setup.shared:
+        setup.shared["urg"] = UnifiedPass(setup.ensemble, setup.num_beams, setup.max_new_tokens, setup.progress)
+    both = setup.shared["urg"]
+    assert isinstance(both, UnifiedPass)
+    return both

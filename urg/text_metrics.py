@@ -1,0 +1,99 @@
+"""The metrics of a text against its reference, each distinct pair scored once.
+
+A candidate is also what selecting systems pick, so most texts come several times: `TextMetrics` scores a pair when it first sees
+it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric is a function and a line in TEXT_METRICS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Values = dict[str, list[float]]  # metric → one value a pair
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+NO_REFERENCE = "no row has a reference text (its output is empty)"
+NO_ENCODER = "no encoder was named; name a hub id or a local folder by --bertscore_model"
+NO_WORDS = "no reference has a Latin letter or a digit, all that rouge_score sees"
+PAIRS_PER_CALL = 512  # between two signs of progress
+
+
+def _rouge(texts: Sequence[str], references: Sequence[str]) -> Values:
+    from data_pipeline.quality.rouge import rouge
+
+    return rouge(texts, references)
+
+
+def _bleu(texts: Sequence[str], references: Sequence[str]) -> Values:
+    from data_pipeline.quality.bleu import sentence_bleu
+
+    return {"bleu": sentence_bleu(texts, references)}
+
+
+def _bertscore(model: str, device: str) -> Callable[[Sequence[str], Sequence[str]], Values]:
+    from data_pipeline.quality.bertscore import bertscore, load_scorer
+
+    load_scorer(model, device=device)  # a wrong name fails now, not after the generation
+    return lambda texts, references: {"bertscore": bertscore(texts, references, model, device=device)}
+
+
+TEXT_METRICS = (*ROUGE, "bleu", "bertscore")  # in the order of the paper's table
+
+
+class TextMetrics:
+    """Scores (text, reference) pairs and remembers them.
+
+    bertscore_model: hub id or folder of BERTScore's encoder, loaded at once (UserError); None: BERTScore is `missing`.
+    progress: called with what is being scored, how many pairs are done, and of how many.
+    """
+
+    def __init__(
+        self,
+        bertscore_model: str | None = None,
+        device: str = "cpu",
+        progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    ) -> None:
+        self.missing: dict[str, str] = {} if bertscore_model else {"bertscore": NO_ENCODER}
+        self._scorers = {"ROUGE": _rouge, "BLEU": _bleu}
+        if bertscore_model:
+            self._scorers["BERTScore"] = _bertscore(bertscore_model, device)
+        self._progress = progress
+        self._known: dict[tuple[str, str], dict[str, float]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics that can be computed, in table order."""
+        return tuple(name for name in TEXT_METRICS if name not in self.missing)
+
+    def values(self, texts: Sequence[str | None], references: Sequence[str]) -> dict[str, Floats]:
+        """metric → [R], NaN where the text is None or the reference blank. texts, references: one a row."""
+        rows = list(zip(texts, references, strict=True))
+        pairs = [(text, reference) if text is not None and reference.strip() else None for text, reference in rows]
+        self._score([pair for pair in dict.fromkeys(pairs) if pair is not None and pair not in self._known])
+        return {
+            name: np.array([np.nan if pair is None else self._known[pair][name] for pair in pairs], dtype=np.float64)
+            for name in self.names
+        }
+
+    def _score(self, new: list[tuple[str, str]]) -> None:
+        scored: dict[str, list[float]] = {name: [] for name in self.names}
+        for what, scorer in self._scorers.items():
+            for start in range(0, len(new), PAIRS_PER_CALL):
+                texts, references = zip(*new[start : start + PAIRS_PER_CALL], strict=True)
+                for name, values in scorer(texts, references).items():
+                    scored[name].extend(values)
+                self._progress(what, min(start + PAIRS_PER_CALL, len(new)), len(new))
+        for index, pair in enumerate(new):
+            self._known[pair] = {name: values[index] for name, values in scored.items()}
+
+
+def corpus_bleu(texts: Sequence[str | None], references: Sequence[str]) -> tuple[float, str] | None:
+    """Corpus BLEU (0..100) over the rows with text and reference, and sacrebleu's signature; None without such a row."""
+    from data_pipeline.quality.bleu import corpus_bleu as over_pairs
+
+    rows = zip(texts, references, strict=True)
+    pairs = [(text, reference) for text, reference in rows if text is not None and reference.strip()]
+    return over_pairs(*(list(side) for side in zip(*pairs, strict=True))) if pairs else None

@@ -1,0 +1,225 @@
+"""Train URG: `python -m urg.train --config sample`, on a laptop, a GPU box or a Ray cluster.
+
+Reads prepared shards, runs one Ray Train worker a GPU or CPU slot under DeepSpeed, and leaves in `<storage>/<name>/`:
+    model/           the best model so far, a Hugging Face folder that `Ensemble.from_pretrained` loads
+    checkpoint-…/    what a run resumes from
+    config.yaml, train.log, mlflow-spool/
+The same command again continues the run where it stopped. With several nodes, storage and shards must be on a path that all share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.cli import run_command
+from data_pipeline.errors import UserError
+from urg.config import PRESETS, TrainConfig
+
+# What may differ when a run is resumed: where and how it runs, not what it computes.
+FREE_ON_RESUME = (
+    "resume",
+    "dry_run",
+    "storage",
+    "keep_checkpoints",
+    "tracking.",
+    "engine.max_failures",
+    "engine.timeout_s",
+)
+
+
+def main(config: TrainConfig) -> None:
+    """Train URG on prepared shards with Ray Train and DeepSpeed; the same command again resumes."""
+    if config.dry_run:
+        from urg.training.estimate import describe
+
+        print(describe(config))
+        return
+    model = train(config)
+    print(f"model: {model}")
+    print(f"next:  python -m urg.evaluate --model {model} --shards {config.data.shards} --label {config.data.label}")
+
+
+def train(config: TrainConfig) -> Path:
+    """Run or resume a training run; returns the folder of its best model. Raises UserError for what the user can mend."""
+    from urg.training.plan import Plan, open_data, training_rows
+
+    config = _with_absolute_paths(config)
+    shards = open_data(config)
+    plan = Plan.of(config, training_rows(config, shards.split(config.data.train_split)))
+    run = Path(config.storage) / config.name
+    identity = {"config": _flat(dataclasses.asdict(config)), "data": shards.manifest["config_hash"]}
+    resume_from = _prepare_run_folder(config, run, identity)
+    if _steps_done(run) >= plan.steps:
+        print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
+        return run / "model"
+    print(
+        f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, {config.engine.workers} workers"
+    )
+    _fit(config, run, resume_from, str(shards.manifest["config_hash"]))
+    return run / "model"
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Workers run in other folders: every path is made absolute here, once."""
+    if "://" in config.storage:
+        raise UserError(
+            f"storage {config.storage}: give a folder, on several nodes one that they share (NFS, EFS, FSx, Filestore)."
+        )
+    data = dataclasses.replace(config.data, shards=str(Path(config.data.shards).expanduser().absolute()))
+    base = config.model.base
+    if base and Path(base).expanduser().is_dir():
+        base = str(Path(base).expanduser().absolute())
+    storage = str(Path(config.storage).expanduser().absolute())
+    return dataclasses.replace(config, data=data, storage=storage, model=dataclasses.replace(config.model, base=base))
+
+
+def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
+    """Make or check the run's folder; returns the checkpoint that `--resume PATH` names."""
+    from urg.training import checkpoints
+
+    stored = run / "run.json"
+    if stored.exists():
+        if config.resume == "never":
+            raise UserError(f"run folder {run} exists: choose another --name, or --resume auto to continue it.")
+        _require_same_run(run, json.loads(stored.read_text()), identity)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(stored, identity)
+        (run / "config.yaml").write_text(_yaml(config))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder {run} ({error.strerror}): choose another --storage."
+        ) from error
+    if config.resume in ("auto", "never"):
+        return None
+    folder = Path(config.resume).expanduser().absolute()
+    checkpoints.load_state(folder)
+    return folder
+
+
+def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
+    old, new = stored["config"], wanted["config"]
+    keys = sorted(key for key in old.keys() | new.keys() if not key.startswith(FREE_ON_RESUME))
+    changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+    if stored["data"] != wanted["data"]:
+        changed.append("the prepared data")
+    if changed:
+        raise UserError(
+            f"run folder {run} belongs to another configuration: {'; '.join(changed)}. Choose another --name."
+        )
+
+
+def _steps_done(run: Path) -> int:
+    """Steps of the newest whole checkpoint that has a published model; 0 without one."""
+    from urg.training import checkpoints
+
+    newest, _ = checkpoints.newest_whole(run)
+    return int(checkpoints.load_state(newest)["step"]) if newest and (run / "model").is_dir() else 0
+
+
+def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: str) -> None:
+    """Start Ray Train and wait, showing the workers' log."""
+    from data_pipeline.plan import ray_session
+    from urg.progress import follow
+    from urg.tracking import absolute_uri
+    from urg.training import checkpoints
+    from urg.training.state import Job
+
+    note = checkpoints.set_aside_broken_snapshot(run)
+    if note:
+        print(note)
+    uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
+    tags = {"git_commit": _git_commit(), "data": data_hash, "system": "urg"}
+    job = Job(config, run, uri, resume_from, tags)
+    finished = threading.Event()
+    follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
+    with ray_session():
+        _require_resources(config)
+        follower.start()
+        try:
+            _trainer(job).fit()
+        finally:
+            finished.set()
+            follower.join(timeout=5)
+
+
+def _trainer(job: Job) -> Any:  # noqa: F821
+    """The TorchTrainer of a run."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from urg.training.loop import train_worker
+
+    config, engine = job.config, job.config.engine
+    resources = {"CPU": engine.cpus_per_worker} | ({"GPU": 1} if engine.use_gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if engine.use_gpu else "gloo", timeout_s=engine.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=engine.workers, use_gpu=engine.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=config.storage,
+            failure_config=FailureConfig(max_failures=engine.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="max"
+            ),
+        ),
+    )
+
+
+def _require_resources(config: TrainConfig) -> None:
+    """Raise UserError where the cluster can never hold the workers, instead of waiting for ever."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return  # a cluster may scale up
+    have, engine = ray.cluster_resources(), config.engine
+    wanted = {"CPU": engine.workers * engine.cpus_per_worker, "GPU": engine.workers if engine.use_gpu else 0}
+    for resource, amount in wanted.items():
+        if have.get(resource, 0) < amount:
+            raise UserError(
+                f"{engine.workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
+                "lower engine.workers or engine.cpus_per_worker, or start on a larger cluster."
+            )
+
+
+def _git_commit() -> str:
+    """The commit of the code, with a `+` where it has uncommitted changes; `unknown` outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _yaml(config: TrainConfig) -> str:
+    import yaml
+
+    values = dataclasses.asdict(config)
+    values["optim"]["betas"] = list(values["optim"]["betas"])
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts → dotted keys; values as JSON would give them back."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+if __name__ == "__main__":
+    run_command(main, TrainConfig, presets=PRESETS)

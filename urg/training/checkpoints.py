@@ -1,0 +1,134 @@
+"""Checkpoints that are whole or not there: a manifest with sizes and checksums is written last, and verified before a load.
+
+    <run>/checkpoint-00000100-<attempt>/
+        state/            DeepSpeed's state, a part a worker (pickled: loaded only from the run's own folder, after verification)
+        model/            the model as a Hugging Face folder (safetensors, fp32)
+        train_state.json  step, cursor, best metric
+        manifest.json     size and sha256 of every file above; written last
+
+The attempt id keeps two attempts at the same step apart. A folder without a manifest is an interrupted write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+MANIFEST = "manifest.json"
+STATE = "train_state.json"
+PREFIX = "checkpoint-"
+
+
+def new_folder(run: Path, step: int) -> Path:
+    """A path for the checkpoint of a step that no earlier attempt has used."""
+    return run / f"{PREFIX}{step:08d}-{uuid.uuid4().hex[:6]}"
+
+
+def commit(folder: Path, train_state: dict[str, Any], world: int) -> None:
+    """Write the training state and, last and atomically, the manifest of all files that are there."""
+    write_json(folder / STATE, train_state)
+    files = {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    write_json(folder / MANIFEST, {"world": world, "step": train_state["step"], "files": files})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file, or None where it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"{folder} has no {MANIFEST}: it was never finished."
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"{folder / MANIFEST} is unreadable."
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"]:
+            return f"{path} is missing or has another size than its manifest says."
+        if _sha256(path) != expected["sha256"]:
+            return f"{path} has been altered: its checksum differs from the manifest's."
+    return None
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that verifies (None without one), and what is wrong with those that were passed over."""
+    passed_over = []
+    for folder in sorted(run.glob(f"{PREFIX}*"), key=_recency, reverse=True):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder, passed_over
+        passed_over.append(wrong)
+    return None, passed_over
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete the folders of interrupted checkpoint writes: those without a manifest."""
+    for folder in run.glob(f"{PREFIX}*"):
+        if not (folder / MANIFEST).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a verified checkpoint. Raises UserError where it is damaged."""
+    wrong = damage(folder)
+    if wrong:
+        raise UserError(f"cannot resume from checkpoint: {wrong} Name another one with --resume, or use --resume auto.")
+    return {**json.loads((folder / STATE).read_text()), "world": json.loads((folder / MANIFEST).read_text())["world"]}
+
+
+def publish(source: Path, target: Path) -> None:
+    """Replace folder `target` by a copy of `source`; a reader sees the old one or the new one, never half of one."""
+    staged, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for leftover in (staged, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(source, staged)
+    if target.exists():
+        target.rename(old)
+    staged.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, and on disk."""
+    staged = path.with_name(path.name + ".tmp")
+    with staged.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def set_aside_broken_snapshot(run: Path) -> str | None:
+    """Rename Ray Train's snapshot where it is not valid JSON, since a run cannot start over one; returns a line about it.
+
+    Ray does not write it atomically. Nothing is lost: what to resume from is read from our manifests.
+    """
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_text())
+        return None
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        aside = snapshot.with_name(f"{snapshot.name}.broken-{uuid.uuid4().hex[:6]}")
+        snapshot.rename(aside)
+        return f"Ray's snapshot of this run was cut short and has been set aside as {aside.name}."
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recency(folder: Path) -> tuple[int, float]:
+    step = folder.name.removeprefix(PREFIX).split("-")[0]
+    return (int(step) if step.isdigit() else -1, folder.stat().st_mtime)

@@ -1,0 +1,127 @@
+"""The engine: DeepSpeed behind five verbs. Nothing else in the project imports it.
+
+Gradients are averaged over workers and micro-batches by DeepSpeed, while our losses are already shares of the global batch
+(objective.py); `backward` undoes the averaging, so that what is applied is the plain sum.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urg.config import TrainConfig
+
+
+class Engine:
+    """A model under DeepSpeed. Every method is collective: all workers must call it, in the same order."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: int) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.engine.use_gpu else "cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+
+            if not config.engine.use_gpu:
+                # A C++ extension that takes minutes to compile, and that gloo does without.
+                deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.init_distributed(dist_backend="nccl" if config.engine.use_gpu else "gloo", verbose=False)
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model, model_parameters=list(model.parameters()), config=deepspeed_config(config)
+            )
+        self._averaged_over = world * config.batch.accumulation
+
+    @property
+    def module(self) -> Any:
+        """The model itself."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return torch.device(self._engine.device)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were not applied because a gradient was not finite."""
+        return int(self._engine.skipped_steps)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The model's forward pass."""
+        return self._engine(*inputs, **options)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's share of the global gradient."""
+        self._engine.backward(loss * self._averaged_over)
+
+    def step(self, lr: float) -> None:
+        """Count the micro-batch; after the last one of the accumulation, clip and apply the gradient with this learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+
+    def gradient_norm(self) -> float:
+        """Norm of the last applied global gradient, before clipping."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The fp32 weights by name, on the CPU, gathered from all workers."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, parameter in self.module.named_parameters():
+            whole = safe_get_full_fp32_param(parameter)
+            weights[name] = (parameter if whole is None else whole).detach().float().cpu().clone()
+        return weights
+
+    def save(self, folder: Path) -> None:
+        """Write model and optimizer state under `folder`; each worker writes its own part."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. DeepSpeed unpickles: only ever the run's own, verified checkpoint."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}.")
+
+
+def gradient_norms(model: nn.Module, terms: dict[str, Tensor]) -> dict[str, float]:
+    """Norm of each term's own gradient over all parameters; no parameter's `.grad` is touched. Not collective."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norms = {}
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        norms[name] = float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+    return norms
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration for a run."""
+    engine, optim = config.engine, config.optim
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": engine.use_gpu}
+    return {
+        "train_micro_batch_size_per_gpu": config.batch.micro,
+        "gradient_accumulation_steps": config.batch.accumulation,
+        "gradient_clipping": optim.clip,
+        "bf16": {"enabled": engine.dtype == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optim.lr,
+                "betas": list(optim.betas),
+                "eps": optim.eps,
+                "weight_decay": optim.weight_decay,
+                "torch_adam": not engine.offload_optimizer,
+            },
+        },
+    }

@@ -1,0 +1,222 @@
+"""The training loop of one worker: one `while step < steps`, over an explicit state.
+
+Every random choice is keyed by (seed, step, worker), so that a resumed run repeats an uninterrupted one bit for bit, dropout included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+
+from data_pipeline.shards import Split
+from urg.batching import Batch, GlobalBatches, collate, micro_batches
+from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
+from urg.progress import RunLog
+from urg.tracking import Tracker, last_run
+from urg.training import checkpoints
+from urg.training.dev import DevSet
+from urg.training.engine import Engine, gradient_norms
+from urg.training.plan import Plan, counts_of, open_data, training_rows
+from urg.training.process import build_model, prepare_process, seed_everything
+from urg.training.state import Job, TrainState
+from urg.training.window import Window
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+def train_worker(job: Job) -> None:
+    """The function that Ray Train runs on each worker."""
+    import ray.train
+
+    context = ray.train.get_context()
+    trainer = Trainer(job, context.get_world_rank(), context.get_world_size())
+    try:
+        trainer.fit()
+        trainer.tracker.close("FINISHED")
+    except BaseException:
+        trainer.tracker.close("FAILED")
+        raise
+
+
+class Trainer:
+    """A worker's part of a run."""
+
+    def __init__(self, job: Job, rank: int, world: int) -> None:
+        self.job, self.config, self.rank, self.world = job, job.config, rank, world
+        prepare_process(self.config)
+        self.log = RunLog(job.run / "train.log")
+        self.shards = open_data(self.config)
+        self.split: Split = self.shards.split(self.config.data.train_split)
+        self.plan = Plan.of(self.config, training_rows(self.config, self.split))
+        self.batches = GlobalBatches(self.plan.rows, self.config.global_batch, self.config.seed)
+        self.engine = Engine(build_model(self.config, self.shards), self.config, world)
+        self.dev = DevSet(self.config, self.shards, rank, world)
+        self.state = self._resume()
+        self.tracker = self._start_tracking()
+        self.window = Window(self.engine.device, self.config.model.chunk_tokens)
+        self.skipped_before = self.engine.skipped_steps
+
+    def fit(self) -> None:
+        """Train until the last step, evaluating and checkpointing on the way."""
+        while self.state.step < self.plan.steps:
+            self._train_step()
+            step = self.state.step
+            if step % self.config.tracking.log_every == 0 or step == self.plan.steps:
+                self._log_window()
+            if step % self.config.eval.every == 0 or step == self.plan.steps:
+                self._evaluate_and_checkpoint()
+
+    def _train_step(self) -> None:
+        """One optimizer step over one global batch."""
+        started, step = time.perf_counter(), self.state.step + 1
+        rows, after = self.batches.at(self.state.cursor)
+        counts = counts_of(self.split, rows, self.config)
+        shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, self.config.batch.accumulation)
+        for micro, share in enumerate(shares):
+            own = share if len(share) else rows[:1]
+            batch = self._batch(own, fillers=0 if len(share) else 1)
+            inputs = (batch.tokens_S, batch.layout, batch.target_BT)
+            chosen_by = guide(batch, self.config.loss, self.config.seed, step, own)
+            if micro == 0 and self._is_diagnostic(step):
+                self._log_gradient_ratio(batch, counts, step)
+            seed_everything(self.config.seed, step, self.rank, micro)
+            output = self.engine.forward(*inputs, chosen_by, needs_last(self.config.loss))
+            terms = loss_terms(output, batch, self.config.loss, counts)
+            self.engine.backward(total_loss(terms, self.config.loss))
+            self.window.add(terms, batch, passes=2 if needs_last(self.config.loss) else 1)
+            self.engine.step(self.plan.lr(step, self.config.optim))
+        self.state.step, self.state.cursor = step, after
+        self.state.seconds += time.perf_counter() - started
+        self.window.end_step()
+        self._guard_against_non_finite()
+
+    def _batch(self, rows: np.ndarray, fillers: int) -> Batch:
+        """The tensors of these rows. fillers: 1 where the worker had no row left and takes one with weight 0."""
+        examples = [self.split[int(row)] for row in rows]
+        return collate(examples, self.shards.template, self.config.data.label, fillers).to(self.engine.device)
+
+    def _is_diagnostic(self, step: int) -> bool:
+        return self.rank == 0 and (step == 1 or step % self.config.eval.every == 0)
+
+    def _log_gradient_ratio(self, batch: Batch, counts: Counts, step: int) -> None:
+        """Log γ·‖∇rank‖ / ‖∇ce‖ on a micro-batch, with a forward pass of its own: how much of the gradient ranking has."""
+        if self.config.engine.zero_stage == 3 or self.config.loss.gamma == 0:
+            return  # under ZeRO-3 no worker holds a parameter whole
+        output = self.engine.module(batch.tokens_S, batch.layout, batch.target_BT, with_last=False)
+        terms = loss_terms(output, batch, self.config.loss, counts)
+        norms = gradient_norms(self.engine.module, {name: terms[name] for name in ("rank", "ce")})
+        ratio = self.config.loss.gamma * norms["rank"] / max(norms["ce"], 1e-12)
+        self.tracker.log_metrics({"train/grad_ratio_rank_to_ce": ratio}, step)
+
+    def _guard_against_non_finite(self) -> None:
+        """Stop a run whose gradients stay non-finite; the last checkpoint is left as it is."""
+        if self.engine.skipped_steps >= self.skipped_before + MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps since the last log had non-finite gradients; lower optim.lr or use dtype fp32."
+            )
+
+    def _log_window(self) -> None:
+        """Log the means since the last log: the only place where the loop waits for the accelerator."""
+        values = self.window.close()
+        self.skipped_before = self.engine.skipped_steps
+        if self.rank != 0:
+            return
+        step, terms = self.state.step, {k: v for k, v in values.items() if k in ("rank", "kl", "ce", "ce_last")}
+        weights = {"rank": self.config.loss.gamma, "kl": self.config.loss.beta}
+        loss = sum(weights.get(name, 1.0) * value for name, value in terms.items())
+        self.state.tokens += int(values["tokens"])
+        metrics = {f"train/{name}": value for name, value in values.items() if name != "tokens"}
+        metrics |= {"train/loss": loss, "train/lr": self.plan.lr(step, self.config.optim)}
+        metrics |= {"train/grad_norm": self.engine.gradient_norm(), "train/epoch": self.state.cursor.epoch}
+        metrics |= {"train/tokens": self.state.tokens, "train/skipped_steps": self.engine.skipped_steps}
+        self.tracker.log_metrics(metrics, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        self.log.line(f"step {step}/{self.plan.steps}  loss {loss:.4f}  {shown}  {values['tokens_per_s']:.0f} tokens/s")
+
+    def _evaluate_and_checkpoint(self) -> None:
+        """Measure the dev split, write a checkpoint, and publish its model where it is the best so far."""
+        import ray.train
+        from ray.train import Checkpoint
+
+        metrics = self.dev.evaluate(self.engine.module, self.engine.device)
+        score = metrics[self.config.eval.metric]
+        improved = self.state.best_metric is None or score > self.state.best_metric
+        if improved:
+            self.state.best_metric, self.state.best_step = score, self.state.step
+        folder = self._write_checkpoint()
+        if self.rank == 0:
+            self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, self.state.step)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self.log.line(
+                f"step {self.state.step}/{self.plan.steps}  dev: {shown}{'  (best so far)' if improved else ''}"
+            )
+            if improved:
+                checkpoints.publish(folder / "model", self.job.run / "model")
+        ray.train.report(
+            {**metrics, "step": self.state.step, "score": score},
+            checkpoint=Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _write_checkpoint(self) -> Path:
+        """Write state and model of all workers; the manifest last. The same path on every worker."""
+        name = [str(checkpoints.new_folder(self.job.run, self.state.step))] if self.rank == 0 else [None]
+        dist.broadcast_object_list(name)
+        folder = Path(str(name[0]))
+        self.engine.save(folder)
+        weights = self.engine.full_weights()
+        if self.rank == 0:
+            model = self.engine.module
+            model.settings = dataclasses.replace(model.settings, steps=self.state.step)
+            (folder / "model").mkdir()
+            model.save_pretrained(folder / "model", weights)
+            self.shards.tokenizer().save_pretrained(folder / "model")
+        dist.barrier()
+        if self.rank == 0:
+            checkpoints.commit(folder, self.state.to_json(), self.world)
+        dist.barrier()
+        return folder
+
+    def _resume(self) -> TrainState:
+        """Load the checkpoint that the driver named, or, after a restart within the run, the newest whole one."""
+        found: list[str | None] = [None]
+        if self.rank == 0:
+            checkpoints.remove_unfinished(self.job.run)
+            newest, passed_over = checkpoints.newest_whole(self.job.run)
+            for wrong in passed_over:
+                self.log.line(f"passing over a damaged checkpoint: {wrong}")
+            chosen = newest or self.job.resume_from
+            found = [str(chosen) if chosen else None]
+        dist.broadcast_object_list(found)
+        if found[0] is None:
+            return TrainState()
+        folder = Path(found[0])
+        stored = checkpoints.load_state(folder)
+        if stored["world"] != self.world:
+            raise RuntimeError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
+        self.engine.load(folder / "state")
+        state = TrainState.from_json(stored)
+        if self.rank == 0:
+            self.log.line(f"resuming from {folder} at step {state.step}")
+            if state.best_step == state.step:  # the run may have ended before this model was published
+                checkpoints.publish(folder / "model", self.job.run / "model")
+        return state
+
+    def _start_tracking(self) -> Tracker:
+        """MLflow from rank 0; a tracker that is off elsewhere."""
+        uri, spool = self.job.tracking_uri if self.rank == 0 else "off", self.job.run / "mlflow-spool"
+        tracker = Tracker(
+            uri,
+            self.config.tracking.experiment,
+            self.config.name,
+            run_id=last_run(spool),
+            tags=self.job.tags,
+            spool=spool,
+        )
+        tracker.log_params(self.config)
+        tracker.log_params({"global_batch": self.config.global_batch, "steps_planned": self.plan.steps})
+        return tracker

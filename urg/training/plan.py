@@ -1,0 +1,62 @@
+"""What a run will do, from its configuration and data alone: steps, learning rates, and how a step's rows are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardSet, Split
+from urg.batching import GlobalBatches
+from urg.config import OptimConfig, TrainConfig
+from urg.objective import Counts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run over one training split."""
+
+    rows: int
+    """Training rows."""
+    global_batch: int
+    """Rows of a step."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    warmup_steps: int
+    """Steps over which the learning rate rises."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, rows: int) -> Plan:
+        """The plan for `rows` training rows. Raises UserError where there are none."""
+        if rows < 1:
+            raise UserError(f"split {config.data.train_split!r} has no rows to train on.")
+        per_epoch = GlobalBatches(rows, config.global_batch, config.seed).steps_per_epoch
+        steps = config.steps or max(1, round(config.epochs * per_epoch))
+        return cls(rows, config.global_batch, steps, round(config.optim.warmup * steps))
+
+    def lr(self, step: int, optim: OptimConfig) -> float:
+        """Learning rate of step 1, 2, …: linear warm-up to the peak, then linear decay."""
+        if step <= self.warmup_steps:
+            return optim.lr * step / max(1, self.warmup_steps)
+        left = (self.steps - step + 1) / max(1, self.steps - self.warmup_steps + 1)
+        return optim.lr * max(optim.min_lr_ratio, left)
+
+
+def open_data(config: TrainConfig) -> ShardSet:
+    """The prepared set of a run, verified. Raises UserError for a missing or altered set, split or label."""
+    shards = ShardSet.open(config.data.shards)
+    for name in (config.data.train_split, config.data.dev_split):
+        split = shards.split(name)
+        split.has_label(config.data.label)
+    return shards
+
+
+def training_rows(config: TrainConfig, split: Split) -> int:
+    """Rows of the training split that are used."""
+    return min(len(split), config.data.limit or len(split))
+
+
+def counts_of(split: Split, rows: np.ndarray, config: TrainConfig) -> Counts:
+    """The counts that the losses of a global batch are divided by."""
+    return Counts.of(split.target_tokens[rows], split.n_candidates[rows], config.model.k, config.loss.reduction)
