@@ -1,4 +1,4 @@
-"""Systems side by side on the same rows: what each answered, and every metric of every answer. No files, no printing."""
+"""Systems side by side on the same rows: what each answered, and every metric of it. No files, no printing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ WIDE_COVERAGE = 0.9  # a best single model must stand in this share of the rows 
 
 @dataclass(frozen=True)
 class Result:
-    """One system on all rows. `values[metric]` [R]: NaN where the row has no value. A metric is in `means` or in `missing`."""
+    """One system on all rows. `values[metric]` [R]: NaN where the row has no value.
+
+    Every metric is either in `means` or in `missing`.
+    """
 
     name: str
     kind: Kind
@@ -55,6 +58,13 @@ class Comparison:
     missing: dict[str, str]  # a metric that no system has, or a system that could not run → why
     bleu_signature: str | None = None
 
+    def missing_by_reason(self) -> dict[str, list[str]]:
+        """`missing` the other way round: reason → metrics or systems."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.missing.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
     def get(self, name: str) -> Result | None:
         """The result of a system, or None where it did not run."""
         return next((result for result in self.results if result.name == name), None)
@@ -77,12 +87,24 @@ def compare(
         answers = system.answer(rows)
         values = {"label": _label_values(answers, labels)}
         ranks, left_out = _rank_values(system.kind, answers, labels)
-        values |= ranks | text_metrics.values([answer and answer.text for answer in answers], references)
-        whole = corpus_bleu([answer and answer.text for answer in answers], references)
+        texts = [None if answer is None else answer.text for answer in answers]
+        values |= ranks | text_metrics.values(texts, references)
+        whole = corpus_bleu(texts, references)
         results.append(_result(system, answers, values, left_out, None if whole is None else whole[0]))
         signature = whole[1] if whole else signature
     ordered = sorted(results, key=lambda result: (KINDS.index(result.kind), -_merit(result)))
-    return Comparison(rows, label, tuple(ordered), text_metrics.missing | (unavailable or {}), signature)
+    missing = text_metrics.missing | _missing_everywhere(ordered) | (unavailable or {})
+    return Comparison(rows, label, tuple(ordered), missing, signature)
+
+
+def _missing_everywhere(results: Sequence[Result]) -> dict[str, str]:
+    """The metrics that no system has, each with the reason that most of them give."""
+    found = {}
+    for metric in (*METRICS, "corpus_bleu"):
+        reasons = [result.missing[metric] for result in results if metric in result.missing]
+        if reasons and len(reasons) == len(results):
+            found[metric] = Counter(reasons).most_common(1)[0][0]
+    return found
 
 
 def _labels(row: TokenizedExample, label: str) -> Floats:
@@ -99,7 +121,7 @@ def _label_values(answers: Sequence[Answer | None], labels: Sequence[Floats]) ->
 def _rank_values(
     kind: Kind, answers: Sequence[Answer | None], labels: Sequence[Floats]
 ) -> tuple[dict[str, Floats], dict[str, dict[str, int]]]:
-    """The rank metrics of a system that ranks; of a single model, which only picks, hit@1 alone: how often it is the best."""
+    """The rank metrics of a system that ranks; of a single model, which only picks, hit@1: how often it is the best."""
     if kind == "fuser":
         return {}, {}
     if kind == "model":
@@ -172,7 +194,7 @@ def _merit(result: Result) -> float:
 
 @dataclass(frozen=True)
 class Gap:
-    """From the best single model to the oracle on one metric, over the `rows` that all systems named here have a value for."""
+    """From the best single model to the oracle on one metric, over the `rows` where all systems named here have it."""
 
     metric: str
     best_model: str

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 PRESETS = Path(__file__).parent / "configs"
+TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "bertscore")
+DEV_METRICS = (*TEXT_METRICS, "label", "hit@1", "ndcg", "spearman", "kendall")
 
 
 def _require(holds: bool, key: str, value: object, mend: str) -> None:
@@ -116,6 +118,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "must be positive.")
+        _require(self.clip >= 0, "optim.clip", self.clip, "must be 0 (off) or positive.")
+        _require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "is a share of lr, 0 to 1.")
         _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "is a share of the steps, 0 to 1.")
 
 
@@ -170,7 +174,10 @@ class EvalConfig:
     """Longest fused text, in tokens."""
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, "eval.every", self.every, "must be at least 1.")
+        _require(self.metric in DEV_METRICS, "eval.metric", self.metric, f"choose one of {', '.join(DEV_METRICS)}.")
+        for key in ("every", "batch", "num_beams", "max_new_tokens"):
+            _require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1.")
+        _require(self.rows is None or self.rows >= 1, "eval.rows", self.rows, "must be at least 1, or null for all.")
 
 
 @dataclass(frozen=True)
@@ -211,6 +218,9 @@ class TrackingConfig:
     """MLflow experiment."""
     log_every: int = 10
     """Steps between logged points."""
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 Writes into the output folder
 
-    metrics.json         {"systems": {name: {metric: mean}}, "missing": {metric, system or "system.metric": reason}, ...}
+    metrics.json         {"systems": {name: {metric: mean}}, "missing": {metric, system, "system.metric": reason}, ...}
     predictions.parquet  one line a system and row: picked model, scores, text, metrics (null = no value)
     report.html          all of it to look at, in one file that needs no network
 
-and prints the table. A metric that has no value is absent from "systems" and stands in "missing"; it is never 0 or null.
+and prints the table. A metric without a value is absent from "systems" and stands in "missing"; it is never 0 or null.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EvaluateConfig:
     shards: str
     """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set)."""
     output: str
-    """Folder for metrics.json, predictions.parquet and report.html; made if absent, its files of these names replaced."""
+    """Folder for metrics.json, predictions.parquet and report.html; made if absent, files of these names replaced."""
     model: str | None = None
     """Folder of a trained URG. Null: single models, floors and oracle only."""
     split: str = "test"
@@ -73,7 +73,7 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate a trained URG beside every single model, random, longest and oracle picks; write a table and a report."""
+    """Evaluate a trained URG beside every single model, random, longest and oracle picks; write table and report."""
     evaluate(config)
 
 
@@ -137,7 +137,7 @@ def _writable(folder: Path) -> Path:
 
 
 def model_facts(folder: str | None) -> dict[str, Any]:
-    """What urg.json says of a model: its folder, label, training steps, whether it is trained. Empty without a model."""
+    """What urg.json says of a model: folder, label, training steps, whether it is trained. Empty without a model."""
     if folder is None:
         return {}
     path = Path(folder).expanduser().absolute()
@@ -147,8 +147,8 @@ def model_facts(folder: str | None) -> dict[str, Any]:
         raise UserError(f"{path / 'urg.json'} is no JSON ({error}); export the model again") from error
     steps = int(settings.get("steps") or 0)
     generated = bool(settings.get("generated_data"))
-    label, k = settings.get("label"), settings.get("k")
-    return {"folder": str(path), "label": label, "k": k, "steps": steps, "trained": steps > 0, "generated_data": generated}
+    facts = {"folder": str(path), "label": settings.get("label"), "k": settings.get("k"), "steps": steps}
+    return facts | {"trained": steps > 0, "generated_data": generated}
 
 
 def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:
@@ -159,7 +159,9 @@ def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:
         raise UserError(f"split {config.split} of {shards.folder} has no rows; choose another by --split")
     twice = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
-        raise UserError(f"split {config.split} has {len(twice)} ids more than once, such as {twice[0]}; prepare it again")
+        raise UserError(
+            f"split {config.split} has {len(twice)} ids more than once, such as {twice[0]}; prepare it again"
+        )
     return rows
 
 
@@ -199,7 +201,8 @@ def notes(data: dict[str, Any], model: dict[str, Any]) -> tuple[str, ...]:
     if model and model["label"] not in (None, data["label"]):
         found.append(f"URG was trained to rank by {model['label']}, and is judged here by {data['label']}.")
     if data["rows_with_label"] < data["rows"]:
-        found.append(f"{data['rows'] - data['rows_with_label']} rows have no {data['label']}: no label, no rank metrics.")
+        unlabelled = data["rows"] - data["rows_with_label"]
+        found.append(f"{unlabelled} rows have no {data['label']}: no label, no rank metrics.")
     if 0 < data["rows_with_reference"] < data["rows"]:
         found.append(f"{data['rows'] - data['rows_with_reference']} rows have no reference: no text metrics.")
     return tuple(found)
@@ -221,8 +224,8 @@ def _show(output: Path, comparison: Comparison, provenance: Provenance, config: 
 
     print()
     print_table(comparison, provenance.title)
-    for name, reason in comparison.missing.items():
-        print(f"not there: {name} ({reason})")
+    for reason, names in comparison.missing_by_reason().items():
+        print(f"missing: {', '.join(names)} ({reason})")
     for note in provenance.notes:
         print(f"note: {note}")
     for gap in [gap for gap in gaps(comparison) if gap.metric in ("label", "rougeL")]:

@@ -136,8 +136,7 @@ def rank_loss(
     mask_BN = (tokens_BN > 0) & ~quality_BN.isnan()
     scaled_BN = RANK_SCALES[scale](scores_BN, tokens_BN.to(scores_BN.dtype))
     quality_BN = quality_BN.to(scores_BN.dtype).masked_fill(~mask_BN, 0.0)
-    loss_B = RANK_LOSSES[loss](scaled_BN, quality_BN, mask_BN)
-    return torch.where(mask_BN.sum(1) >= 2, loss_B, torch.zeros_like(loss_B))
+    return RANK_LOSSES[loss](scaled_BN, quality_BN, mask_BN)
 
 
 # --------------------------------------------------------------------------------------------------------------------

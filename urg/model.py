@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from data_pipeline.errors import UserError
@@ -134,10 +135,16 @@ class URG(nn.Module):
         self, hidden_SD: Tensor, layout: Layout, scores_BN: Tensor, k: int | None = None, **generation: Any
     ) -> Tensor:
         """Token ids [B, T] written from the K best candidates by score. generation: options of `generate`."""
-        k = k or self.settings.k
+        k = self.settings.k if k is None else k
         selected_BN, _ = select(scores_BN, layout.mask_BN, k)
         states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, k)
-        options = {"max_new_tokens": self.settings.target_tokens, "do_sample": False} | generation
+        # A cache of our own: `generate` would size it by the encoder's depth, which may differ from the decoder's.
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        options = {
+            "max_new_tokens": self.settings.target_tokens,
+            "do_sample": False,
+            "past_key_values": cache,
+        } | generation
         encoder_outputs = BaseModelOutput(last_hidden_state=states_BLD)
         return self.t5.generate(encoder_outputs=encoder_outputs, attention_mask=mask_BL, **options)
 
@@ -163,13 +170,17 @@ class URG(nn.Module):
         Raises UserError, one sentence, where there is no such model.
         """
         try:
-            t5 = AutoModelForSeq2SeqLM.from_pretrained(str(name), use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
+            t5, info = AutoModelForSeq2SeqLM.from_pretrained(str(name), use_safetensors=True, output_loading_info=True)
+            stored = Path(name) / SETTINGS_FILE
+            settings = Settings(**json.loads(stored.read_text())) if stored.is_file() else Settings()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(_load_failure(name, error)) from error
+        if info["missing_keys"]:
+            raise UserError(
+                f"model {name} lacks weights, {min(info['missing_keys'])} among them; copy or download it again."
+            )
         if t5.config.model_type not in ("t5", "mt5"):
             raise UserError(f"model {name} is a {t5.config.model_type}; URG needs one of the T5 family (t5, mt5).")
-        stored = Path(name) / SETTINGS_FILE
-        settings = Settings(**json.loads(stored.read_text())) if stored.is_file() else Settings()
         return cls(t5, replace(settings, **overrides))
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -217,7 +228,8 @@ def gather(
 
 def _load_failure(name: str | Path, error: Exception) -> str:
     if Path(name).is_dir():
-        return f"model folder {name} cannot be loaded: {str(error).splitlines()[0]}"
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"model folder {name} cannot be loaded ({first_line}); copy, download or export it again."
     if Path(name).is_absolute() or str(name).startswith("."):
         return f"model folder {name} does not exist; name a folder with config.json and model.safetensors."
     return f"model {name} is neither a folder nor reachable on the Hugging Face hub: download it where there is a network, and name its folder."

@@ -78,7 +78,7 @@ def needs_last(config: LossConfig) -> bool:
 def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarray) -> Tensor | None:
     """What training selects by: fp32 [B, N]; None, and NaN in it, mean the predicted score.
 
-    `gold` uses the label and puts unlabelled candidates last; `schedule` gives a row gold with a probability that falls from
+    `gold` uses the label and puts unlabelled candidates last (a row without any label goes by prediction); `schedule` gives a row gold with a probability that falls from
     1 to 0. Draws are keyed by (seed, step, row), so that they do not depend on the number of workers. rows: the rows' indices.
     """
     if config.selection == "predicted":
@@ -89,7 +89,8 @@ def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarr
     random_BN = torch.from_numpy(drawn_BN).to(batch.quality_BN.device)
     if config.selection == "random":
         return random_BN
-    gold_BN = torch.nan_to_num(batch.quality_BN, nan=float("-inf"))
+    has_label_B1 = ~batch.quality_BN.isnan().all(1, keepdim=True)
+    gold_BN = torch.where(has_label_B1, torch.nan_to_num(batch.quality_BN, nan=float("-inf")), batch.quality_BN)
     if config.selection == "gold":
         return gold_BN
     keeps_gold_B1 = random_BN[:, :1] < 1 - step / config.schedule_steps

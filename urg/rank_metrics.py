@@ -29,7 +29,7 @@ NO_SCORES = "the system gave the row no scores"
 
 
 def hit_at_1(scores: ArrayLike, labels: ArrayLike) -> float:
-    """1.0 where the top-scored labelled candidate (ties: the first, as URG picks) has the row's best label, else 0.0."""
+    """1.0 if the top-scored labelled candidate (ties: the first, as URG picks) has the row's best label, else 0.0."""
     scores_N, labels_N = _labelled(scores, labels)
     if _undefined(scores_N, labels_N, needs_spread=False):
         return float("nan")
@@ -39,9 +39,9 @@ def hit_at_1(scores: ArrayLike, labels: ArrayLike) -> float:
 def ndcg(scores: ArrayLike, labels: ArrayLike) -> float:
     """Normalised discounted cumulative gain over the whole list, 0..1. Source: Järvelin & Kekäläinen 2002.
 
-    gain = label − the row's smallest label: linear, so that log-scale and negative labels work and neither an offset nor a
-    unit of the label changes the value. discount = 1/log2(1 + rank). Candidates of equal score share the mean discount of
-    the ranks they span: the expectation over the orders of a tie (McSherry & Najork 2008).
+    gain = label − the row's smallest label: linear, so that log-scale and negative labels work and neither its
+    offset nor its unit changes the value. discount = 1/log2(1 + rank). Candidates of equal score share the mean
+    discount of the ranks they span: the expectation over the orders of a tie (McSherry & Najork 2008).
     """
     scores_N, labels_N = _labelled(scores, labels)
     if _undefined(scores_N, labels_N, needs_spread=False):
@@ -82,7 +82,7 @@ CORRELATIONS = frozenset({"spearman", "kendall"})  # undefined also where all sc
 
 @dataclass(frozen=True)
 class RankScores:
-    """The rank metrics of a split: `values[metric]` [R], NaN = undefined; `left_out[metric]` counts those rows by reason."""
+    """The rank metrics of a split: `values[metric]` [R], NaN = undefined; `left_out` counts those rows by reason."""
 
     values: dict[str, Floats]
     left_out: dict[str, dict[str, int]]

@@ -32,7 +32,7 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) 
         _table_notes(),
         f'<div class="scroll">{_table(comparison)}</div>',
         _missing(comparison),
-        f'<h2>How URG ranks</h2><div class="figures">{"".join(map(_figure, range(len(drawn)), drawn))}</div>' if drawn else "",
+        _figures(drawn),
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),
     ]
@@ -70,7 +70,8 @@ def _headline(comparison: Comparison) -> str:
         return ""
     names = {main.best_model: f"Best single model: {main.best_model}"} | HEADLINE
     cards = [_card(comparison, name, title, main.metric) for name, title in names.items()]
-    bars = [bar for metric in ("label", "rougeL", "bertscore") if metric in found for bar in _bars(comparison, found[metric])]
+    shown = [found[metric] for metric in ("label", "rougeL", "bertscore") if metric in found]
+    bars = [bar for gap in shown for bar in _bars(comparison, gap)]
     explanation = '<p class="soft">Share of the gap from the best single model to the oracle pick that is closed:</p>'
     return f'<div class="cards">{"".join(cards)}</div>' + (explanation + "".join(bars) if bars else "")
 
@@ -130,7 +131,7 @@ def _head(metric: str, comparison: Comparison) -> str:
 
 def _missing(comparison: Comparison) -> str:
     """Why a metric or a system is not there at all, and what – means in a column."""
-    reasons = [f"{name}: {reason}" for name, reason in comparison.missing.items()]
+    reasons = [f"{', '.join(names)}: {reason}" for reason, names in comparison.missing_by_reason().items()]
     for metric in columns(comparison):
         by_reason: dict[str, list[str]] = {}
         for result in comparison.results:
@@ -144,6 +145,11 @@ def _missing(comparison: Comparison) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _figures(drawn: Sequence[Figure]) -> str:
+    inner = "".join(_figure(index, figure) for index, figure in enumerate(drawn))
+    return f'<h2>How URG ranks</h2><div class="figures">{inner}</div>' if drawn else ""
 
 
 def _figure(index: int, figure: Figure) -> str:
@@ -165,4 +171,5 @@ def _facts(provenance: Provenance) -> str:
             shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
             rows.append(f"<tr><td>{group}.{html.escape(key)}</td><td>{html.escape(shown)}</td></tr>")
     table = f'<div class="scroll"><table class="facts">{"".join(rows)}</table></div>'
-    return f'<h2>How this was made</h2><details><summary>Data, model and settings</summary><div class="case">{table}</div></details>'
+    folded = f'<details><summary>Data, model and settings</summary><div class="case">{table}</div></details>'
+    return f"<h2>How this was made</h2>{folded}"

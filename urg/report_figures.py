@@ -1,7 +1,7 @@
 """The report's figures as plain Plotly JSON: scores by model, who is picked and who is best, and calibration.
 
-Every text from the data is HTML-escaped here, because Plotly reads a subset of HTML in labels. A colour that begins with -- is
-a variable of the report's style sheet.
+Every text from the data is HTML-escaped here, because Plotly reads a subset of HTML in labels. A colour that begins
+with -- is a variable of the report's style sheet.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ def _scores_by_model(scored: Scored) -> Figure:
     by_model = {name: scored.share[[model == name for model in scored.model]] for name in sorted(set(scored.model))}
     names = sorted(by_model, key=lambda name: float(np.median(by_model[name])))
     five = np.array([np.quantile(by_model[name], [0.05, 0.25, 0.5, 0.75, 0.95]) for name in names])
-    box = {"type": "box", "orientation": "h", "y": [_short(name) for name in names], "hoverinfo": "x+y"}
+    box: dict[str, Any] = {"type": "box", "orientation": "h", "y": [_short(name) for name in names], "hoverinfo": "x+y"}
     box |= dict(zip(("lowerfence", "q1", "median", "q3", "upperfence"), five.T.tolist(), strict=True))
     box |= {"line": {"color": "--accent", "width": 1.5}, "fillcolor": "rgba(80,130,230,0.25)"}
     return Figure(
         "URG's scores by model",
-        "Score of a candidate over its row's mean score, so 1 is an even share. Box: middle half; whiskers: 5th to 95th percentile.",
+        "Score of a candidate over its row's mean score, so 1 is an even share. "
+        "Box: middle half; whiskers: 5th to 95th percentile.",
         [box],
         _layout("score ÷ row mean", "", height=110 + 32 * len(names), left=True),
     )
@@ -144,7 +145,8 @@ def _label_by_rank(comparison: Comparison, scored: Scored) -> Figure:
     lines.append(_line("any order", [1, deepest], [mean, mean], "--soft", "dash", markers=False))
     return Figure(
         "Mean label at each rank",
-        f"Mean {comparison.label} of the candidates that URG puts first, second, …: the steeper and the nearer to the ideal, the better.",
+        f"Mean {comparison.label} of the candidates that URG puts first, second, …: "
+        "the steeper and the nearer to the ideal, the better.",
         lines,
         _layout("rank", html.escape(comparison.label)) | {"legend": _LEGEND},
     )
@@ -155,9 +157,8 @@ def _label_by_share(comparison: Comparison, scored: Scored) -> Figure:
     order = np.argsort(scored.share[has_label], kind="stable")
     bins = np.array_split(order, min(BINS, len(order)))
     labels = [scored.label[has_label][members] for members in bins]
-    points = _line(
-        "mean label", _means([scored.share[has_label][members] for members in bins]), _means(labels), "--accent", "solid"
-    )
+    shares = _means([scored.share[has_label][members] for members in bins])
+    points = _line("mean label", shares, _means(labels), "--accent", "solid")
     errors = [1.96 * float(group.std(ddof=1)) / len(group) ** 0.5 if len(group) > 1 else 0.0 for group in labels]
     points["error_y"] = {"type": "data", "array": errors, "color": "--soft", "thickness": 1}
     return Figure(
@@ -188,7 +189,8 @@ def _line(
     name: str, x: Sequence[float | None], y: Sequence[float | None], colour: str, dash: str, markers: bool = True
 ) -> dict[str, Any]:
     mode = "lines+markers" if markers else "lines"
-    return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y, "line": {"color": colour, "dash": dash, "width": 2}}
+    line = {"color": colour, "dash": dash, "width": 2}
+    return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y, "line": line}
 
 
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "reversed", "font": {"size": 12}}

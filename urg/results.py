@@ -50,7 +50,8 @@ def metrics_document(comparison: Comparison, provenance: Provenance) -> dict[str
     """metrics.json. A metric without a value is absent from "systems" and stands in "missing" with its reason."""
     missing = dict(comparison.missing)
     for result in comparison.results:
-        missing |= {f"{result.name}.{metric}": reason for metric, reason in result.missing.items()}
+        own = {metric: reason for metric, reason in result.missing.items() if metric not in comparison.missing}
+        missing |= {f"{result.name}.{metric}": reason for metric, reason in own.items()}
     return {
         "format": FORMAT,
         "title": provenance.title,
@@ -124,10 +125,12 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Text as UTF-8."""
     _replace(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 def write_parquet(path: Path, table: pyarrow.Table) -> None:
+    """A table as one Parquet file."""
     import pyarrow.parquet
 
     _replace(path, lambda staged: pyarrow.parquet.write_table(table, staged, compression="zstd"))

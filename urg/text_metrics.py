@@ -1,7 +1,8 @@
 """The metrics of a text against its reference, each distinct pair scored once.
 
-A candidate is also what selecting systems pick, so most texts come several times: `TextMetrics` scores a pair when it first sees
-it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric is a function and a line in TEXT_METRICS.
+A candidate is also what selecting systems pick, so most texts come several times: `TextMetrics` scores a pair when it
+first sees it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric: a function, a line
+in `TextMetrics.__init__`, its name in TEXT_METRICS.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Values = dict[str, list[float]]  # metric → one value a pair
+Scorer = Callable[[Sequence[str], Sequence[str]], Values]  # of texts and references
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 NO_REFERENCE = "no row has a reference text (its output is empty)"
@@ -33,7 +35,7 @@ def _bleu(texts: Sequence[str], references: Sequence[str]) -> Values:
     return {"bleu": sentence_bleu(texts, references)}
 
 
-def _bertscore(model: str, device: str) -> Callable[[Sequence[str], Sequence[str]], Values]:
+def _bertscore(model: str, device: str) -> Scorer:
     from data_pipeline.quality.bertscore import bertscore, load_scorer
 
     load_scorer(model, device=device)  # a wrong name fails now, not after the generation
@@ -57,7 +59,7 @@ class TextMetrics:
         progress: Callable[[str, int, int], None] = lambda what, done, of: None,
     ) -> None:
         self.missing: dict[str, str] = {} if bertscore_model else {"bertscore": NO_ENCODER}
-        self._scorers = {"ROUGE": _rouge, "BLEU": _bleu}
+        self._scorers: dict[str, Scorer] = {"ROUGE": _rouge, "BLEU": _bleu}
         if bertscore_model:
             self._scorers["BERTScore"] = _bertscore(bertscore_model, device)
         self._progress = progress
@@ -91,7 +93,7 @@ class TextMetrics:
 
 
 def corpus_bleu(texts: Sequence[str | None], references: Sequence[str]) -> tuple[float, str] | None:
-    """Corpus BLEU (0..100) over the rows with text and reference, and sacrebleu's signature; None without such a row."""
+    """Corpus BLEU (0..100) over the rows with text and reference, and sacrebleu's signature; None without any."""
     from data_pipeline.quality.bleu import corpus_bleu as over_pairs
 
     rows = zip(texts, references, strict=True)

@@ -1,7 +1,7 @@
-"""BERTScore F1 of a text against a reference, by the `bert-score` package with any encoder: a hub id or a local folder.
+"""BERTScore F1 of a text against a reference, by the bert-score package with any encoder: a hub id or a local folder.
 
-No rescaling and no idf weights, as LLM-Blender reports it (bert-base-multilingual-cased). Levels depend on the encoder and
-on its layer, so figures of two encoders cannot be compared; `describe` names both, for whoever shows a figure.
+No rescaling and no idf weights, as LLM-Blender reports it (bert-base-multilingual-cased). Levels depend on the encoder
+and its layer, so figures of two encoders cannot be compared; `describe` names both, for whoever shows a figure.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def bertscore(
 ) -> list[float]:
     """BERTScore F1 of each (prediction, reference) pair, about 0..1, higher is better. Source: Zhang et al. 2020.
 
-    model: hub id or folder of an encoder; loaded once and kept. num_layers: whose output is compared; default: the layer
-    that bert-score tuned for a model of that name, or else the last. A blank prediction scores 0.0; texts are cut at the
-    encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score), UserError
-    where the model cannot be loaded.
+    model: hub id or folder of an encoder; loaded once and kept. num_layers: the layer compared; default: the one
+    that bert-score tuned for a model of that name, or else the last. A blank prediction scores 0.0; texts are cut at
+    the encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score),
+    UserError where the model cannot be loaded.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
@@ -41,8 +41,8 @@ def bertscore(
     if blank:
         raise ValueError(f"the reference of pair {blank[0]} is blank, so it has no BERTScore; leave such pairs out")
     scorer = load_scorer(model, num_layers, device)
-    # bert-score 0.3.13 crashes on an empty text with transformers 5, hence the filter. Equal references are neighbours, so
-    # that each is encoded in one chunk only; like lengths are neighbours, so that batches hold little padding.
+    # bert-score 0.3.13 crashes on an empty text with transformers 5, hence the filter. Equal references are neighbours,
+    # so that each is encoded in one chunk only; like lengths are neighbours, so that batches hold little padding.
     pairs = {pair for pair in zip(predictions, references, strict=True) if pair[0].strip()}
     ordered = sorted(pairs, key=lambda pair: (len(pair[1]), pair[1], len(pair[0]), pair[0]))
     scores: dict[tuple[str, str], float] = {}
@@ -64,7 +64,7 @@ def describe(model: str, num_layers: int | None = None, device: str = "cpu") -> 
 
 @lru_cache(maxsize=1)
 def load_scorer(model: str, num_layers: int | None = None, device: str = "cpu") -> BERTScorer:
-    """The scorer with its encoder on `device`; kept, so that one process loads it once. UserError where it cannot load."""
+    """The scorer with its encoder on `device`; kept: a process loads it once. UserError where it cannot load."""
     from bert_score import BERTScorer
     from transformers import AutoConfig
 
@@ -105,7 +105,7 @@ def _layer(model: str, asked: int | None, depth: int) -> int:
 
 
 def _token_limit(tokenizer_limit: int, config: object) -> int:
-    """Tokens that a text may have. A tokenizer without a limit says 10^30, which makes bert-score raise OverflowError."""
+    """Tokens that a text may have. A tokenizer without a limit says 10^30, on which bert-score raises OverflowError."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
         positions -= 2  # these start counting positions after the padding index

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 WORDS = tuple("the cat sat on a mat and 12 dogs ran 3 miles to see 45 birds near old stone bridge".split())  # noqa: SIM905
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import TokenizedExample
 from urg.ensemble import Fused, Query, Ranking
 
-WORDS = "amber birch cedar delta ember fjord grove heron inlet jetty knoll larch".split()
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch"]
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
@@ -47,7 +47,7 @@ def random_rows(count: int, models: int = 4, seed: int = 0, label: str = "qualit
 
 @dataclass
 class StubEnsemble:
-    """Ranks by how few words of a candidate are "wrong", with the noise that it is given; fuses the top k word by word."""
+    """Ranks by how few words of a candidate are "wrong", with noise if it is given; fuses the top k word by word."""
 
     k: int = 2
     noise: float = 0.0
@@ -76,7 +76,10 @@ class StubEnsemble:
     def _fused(self, query: Query) -> Fused:
         ranking = self._ranking(query)
         used = ranking.order[: self.k]
-        words = (set(column) - {"wrong"} or {"wrong"} for column in zip(*(query.candidates[i].split() for i in used)))
+        words = (
+            set(column) - {"wrong"} or {"wrong"}
+            for column in zip(*(query.candidates[i].split() for i in used), strict=False)
+        )
         return Fused(text=" ".join(sorted(word)[0] for word in words), ranking=ranking, used=used)
 
 

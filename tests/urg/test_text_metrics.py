@@ -40,7 +40,10 @@ def test_equals_the_library_and_scores_each_pair_once(scored: list[tuple[str, st
 def test_missing_text_or_reference_has_no_value(scored: list[tuple[str, str]]) -> None:
     values = TextMetrics().values(["a cat", None, "a cat", ""], ["", "a cat", "a cat", "a cat"])
     assert np.isnan(values["rouge1"]).tolist() == [True, True, False, False]
-    assert values["rouge1"][2:].tolist() == [1.0, 0.0]  # an empty answer to a question that has one is wrong, not missing
+    assert values["rouge1"][2:].tolist() == [
+        1.0,
+        0.0,
+    ]  # an empty answer to a question that has one is wrong, not missing
     assert scored == [("a cat", "a cat"), ("", "a cat")]
 
 

@@ -1,4 +1,4 @@
-"""Every system that is compared, behind one protocol (`protocol.py`). A new one is a file, a line in SYSTEMS and a test."""
+"""Every system that is compared, behind one protocol (`protocol.py`). A new one: a file, a line in SYSTEMS, a test."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urg.systems.oracle import oracle
 from urg.systems.protocol import (
     KINDS,
     Answer,
-    Fuser,
     FusedBy,
+    Fuser,
     Fusion,
     Kind,
     Ranked,
@@ -34,7 +34,7 @@ SYSTEMS: dict[str, Callable[[Setup], System]] = {
 
 
 def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:
-    """Every single model and every system of the table that `setup` allows; and the reason for each that it does not."""
+    """Every single model and each system of the table that `setup` allows; and the reason for each that it does not."""
     systems = single_models(setup, taken=frozenset(SYSTEMS))
     unavailable: dict[str, str] = {}
     for name, build in SYSTEMS.items():

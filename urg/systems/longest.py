@@ -17,6 +17,7 @@ class Lengths:
     """Scores a candidate by its characters, surrounding blanks left out."""
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        """The lengths of the texts."""
         return [np.array([len(text.strip()) for text in row.texts], dtype=np.float64) for row in rows]
 
 

@@ -21,6 +21,7 @@ class Labels:
     label: str
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        """The labels."""
         return [self._scores(row) for row in rows]
 
     def _scores(self, row: TokenizedExample) -> Scores | None:

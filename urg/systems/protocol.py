@@ -4,8 +4,9 @@
     Fuser    writes a new text from a row's candidates and their scores
     System   a name, a kind, and `answer`
 
-`Ranked` makes a system of a ranker (its top candidate is the answer), `FusedBy` of a ranker and a fuser, which need not be one
-model. A row that a system cannot answer (a model that is not among its candidates, no label for the oracle) gets None.
+`Ranked` makes a system of a ranker (its top candidate is the answer), `FusedBy` of a ranker and a fuser, which need not
+be one model. A row that a system cannot answer (the model is not among its candidates, the oracle has no label) gets
+None.
 """
 
 from __future__ import annotations
@@ -57,20 +58,33 @@ class Fusion:
 
 
 class Ranker(Protocol):
+    """Scores candidates."""
+
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
         """The scores [N] of each row's candidates, or None for a row that it cannot rank."""
         ...
 
 
 class Fuser(Protocol):
+    """Writes a text from candidates."""
+
     def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
         """A text for each row; scores[r] [N_r] rank its candidates."""
         ...
 
 
 class System(Protocol):
-    name: str
-    kind: Kind
+    """Answers rows under a name."""
+
+    @property
+    def name(self) -> str:
+        """The name in tables and files."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Where it stands in tables."""
+        ...
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
         """One answer a row, in order."""
@@ -106,6 +120,7 @@ class Ranked:
     ranker: Ranker
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
+        """Each row's top candidate."""
         answers: list[Answer | None] = []
         for row, scores in zip(rows, self.ranker.rank(rows), strict=True):
             if scores is None:
@@ -126,6 +141,7 @@ class FusedBy:
     kind: Kind = "fuser"
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
+        """A new text for each row that the ranker ranks."""
         rankings = self.ranker.rank(rows)
         ranked = [(row, _checked(self.name, row, s)) for row, s in zip(rows, rankings, strict=True) if s is not None]
         fusions = iter(self.fuser.fuse([row for row, _ in ranked], [scores for _, scores in ranked]))

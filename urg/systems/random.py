@@ -22,6 +22,7 @@ class RandomScores:
     seed: int
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        """Uniform random scores."""
         return [self._generator(row.id).random(len(row.texts)) for row in rows]
 
     def _generator(self, row_id: str) -> np.random.Generator:

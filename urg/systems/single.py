@@ -21,6 +21,7 @@ class SingleModel:
     kind: Kind = "model"
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
+        """The model's candidate of each row."""
         return [self._answer(row) for row in rows]
 
     def _answer(self, row: TokenizedExample) -> Answer | None:
@@ -32,4 +33,5 @@ class SingleModel:
 
 def single_models(setup: Setup, taken: frozenset[str]) -> list[System]:
     """One system a model, named as the model; `model:NAME` where a system of ours has that name."""
-    return [SingleModel(f"model:{name}" if name in taken else name, name) for name in setup.models]
+    systems = [SingleModel(f"model:{name}" if name in taken else name, name) for name in setup.models]
+    return list[System](systems)

@@ -19,7 +19,7 @@ ROWS_PER_CALL = 64
 
 @dataclass
 class UnifiedPass:
-    """A ranker and a fuser in one: the model ranks and fuses a row in one call, and the result is kept by the row's id."""
+    """A ranker and a fuser in one: the model ranks and fuses a row in one call; the result is kept by the row's id."""
 
     ensemble: Ensemble
     num_beams: int = 4
@@ -28,6 +28,7 @@ class UnifiedPass:
     _done: dict[str, Fused] = field(default_factory=dict)
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
+        """The model's attention scores."""
         return [np.array(fused.ranking.scores, dtype=np.float64) for fused in self._run(rows)]
 
     def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:

@@ -1,0 +1,91 @@
+"""A checkpoint is whole or it is not loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from urg.training import checkpoints
+
+
+def _checkpoint(run: Path, step: int) -> Path:
+    folder = checkpoints.new_folder(run, step)
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "weights.bin").write_bytes(os.urandom(2000))
+    checkpoints.commit(folder, {"step": step}, world=2)
+    return folder
+
+
+def test_a_committed_checkpoint_is_whole_and_gives_its_state_back(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path, 7)
+    assert checkpoints.damage(folder) is None
+    assert checkpoints.load_state(folder) == {"step": 7, "world": 2}
+
+
+def test_two_attempts_at_a_step_do_not_meet(tmp_path: Path) -> None:
+    assert checkpoints.new_folder(tmp_path, 3) != checkpoints.new_folder(tmp_path, 3)
+
+
+@pytest.mark.parametrize("fault", ["flip", "truncate", "delete", "no manifest", "half a manifest"])
+def test_any_damage_is_found_named_and_passed_over(tmp_path: Path, fault: str) -> None:
+    older, newer = _checkpoint(tmp_path, 5), _checkpoint(tmp_path, 10)
+    data, manifest = newer / "state" / "weights.bin", newer / "manifest.json"
+    if fault == "flip":
+        content = bytearray(data.read_bytes())
+        content[1000] ^= 1
+        data.write_bytes(bytes(content))
+    elif fault == "truncate":
+        data.write_bytes(data.read_bytes()[:-1])
+    elif fault == "delete":
+        data.unlink()
+    elif fault == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:20])
+    named = "manifest" if "manifest" in fault else "weights.bin"
+    assert named in str(checkpoints.damage(newer))
+    found, passed_over = checkpoints.newest_whole(tmp_path)
+    assert found == older
+    assert len(passed_over) == 1
+    with pytest.raises(UserError, match="cannot resume"):
+        checkpoints.load_state(newer)
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert checkpoints.newest_whole(tmp_path) == (None, [])
+
+
+def test_only_interrupted_writes_are_removed(tmp_path: Path) -> None:
+    whole, partial = _checkpoint(tmp_path, 5), tmp_path / "checkpoint-00000009-abcdef"
+    (partial / "state").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    checkpoints.remove_unfinished(tmp_path)
+    assert whole.is_dir()
+    assert (tmp_path / "model").is_dir()
+    assert not partial.exists()
+
+
+def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        source = tmp_path / content
+        source.mkdir()
+        (source / content).write_text(content)
+        checkpoints.publish(source, tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_a_broken_ray_snapshot_is_set_aside_and_a_good_one_left(tmp_path: Path) -> None:
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
+    snapshot.write_text(json.dumps({"a": 1}))
+    assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
+    assert snapshot.exists()
+    snapshot.write_text('{"a":')
+    assert "set aside" in str(checkpoints.set_aside_broken_snapshot(tmp_path))
+    assert not snapshot.exists()
+    assert [path.read_text() for path in tmp_path.glob("*.broken-*")] == ['{"a":']

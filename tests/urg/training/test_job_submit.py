@@ -1,0 +1,83 @@
+"""`ray job submit --working-dir . -- python -m urg.train …` on a real `ray start --head`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[3]
+RAY = Path(sys.executable).with_name("ray")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """A Ray head of its own, on loopback; yields its Jobs address."""
+    gcs, dashboard, client = _free_ports(3)
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=3"]
+    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
+    command += ["--disable-usage-stats"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_until_healthy(address, process)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_healthy(address: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "the Ray head has ended"
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError("the Ray head did not come up")
+
+
+def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
+    prepare = ["python", "-m", "data_pipeline.prepare", "--sample.train", "16", "--sample.dev", "4", "--sample.test", "4"]
+    shape = [f"--model.scratch.{key}=16" for key in ("d_model", "d_ff")] + ["--model.scratch.d_kv=4"]
+    options = ["--name=job", f"--storage={tmp_path / 'runs'}", "--data.label=rougeL", "--eval.metric=rougeL"]
+    options += ["--steps=2", "--eval.max_new_tokens=4", "--eval.rows=2", "--engine.workers=2", "--batch.micro=2"]
+    data = tmp_path / "data"
+    for entry in (
+        [*prepare, f"--output={data}"],
+        ["python", "-m", "urg.train", f"--data.shards={data}", *options, *shape],
+    ):
+        submit = [RAY, "job", "submit", f"--address={head}", "--working-dir", str(ROOT), "--", *entry]
+        done = subprocess.run(submit, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "step 2/2" in done.stdout
+    assert (tmp_path / "runs" / "job" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "mlflow.db").is_file()

@@ -1,0 +1,146 @@
+"""Training runs on real Ray workers under real DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from urg.config import TrainConfig
+from urg.train import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Make = Callable[..., TrainConfig]
+TERMS = re.compile(r"step (\d+)/\d+  loss ([\d.]+)")
+
+
+def _losses(run: Path) -> dict[int, float]:
+    """The last loss that the run's log has for each step."""
+    return {int(m[1]): float(m[2]) for m in map(TERMS.match, (run / "train.log").read_text().splitlines()) if m}
+
+
+def _final(run: Path) -> dict[str, torch.Tensor]:
+    newest = max(run.glob("checkpoint-*"))
+    return load_file(newest / "model" / "model.safetensors")
+
+
+def _worker_pids() -> list[int]:
+    """Processes of Ray Train workers on this machine."""
+    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker|ray::TrainWorker"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_two_workers_equal_one_with_twice_the_accumulation(make_config: Make, ray_here: None) -> None:
+    dropout_free = {"model__dropout": 0.0}
+    one = make_config("one", **dropout_free, batch__accumulation=2)
+    two = make_config("two", **dropout_free, engine__workers=2)
+    for config in (one, two):
+        train(config)
+    losses = [_losses(Path(config.storage) / config.name) for config in (one, two)]
+    assert sorted(losses[0]) == sorted(losses[1]) == list(range(1, 7))
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    weights = [_final(Path(config.storage) / config.name) for config in (one, two)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=2e-4, rtol=2e-3)
+
+
+def test_a_killed_worker_leaves_no_trace_in_the_weights(make_config: Make, ray_here: None) -> None:
+    """SIGKILL in the middle of an epoch, dropout on: the final weights are those of an undisturbed run, bit for bit."""
+    calm, hit = (make_config(name, engine__workers=2, engine__dtype="bf16", steps=9) for name in ("calm", "hit"))
+    train(calm)
+    run = Path(hit.storage) / hit.name
+    killed: list[int] = []
+
+    def kill_after_step_4() -> None:
+        while not killed:
+            time.sleep(0.05)
+            if (run / "train.log").exists() and "step 4/" in (run / "train.log").read_text():
+                killed.append(_worker_pids()[-1])
+                os.kill(killed[0], signal.SIGKILL)
+
+    threading.Thread(target=kill_after_step_4, daemon=True).start()
+    train(hit)
+    log = (run / "train.log").read_text()
+    assert killed
+    assert "resuming from" in log
+    assert log.count("step 4/9  loss") == 2  # the second time after the restart from step 3
+    for name, weight in _final(Path(calm.storage) / calm.name).items():
+        assert torch.equal(weight, _final(run)[name]), name
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(
+    make_config: Make, ray_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data_pipeline.errors import UserError
+
+    train(make_config(steps=1))
+    before = sorted((path, path.stat().st_mtime) for path in Path(make_config().storage).rglob("*.safetensors"))
+    train(make_config(steps=1))
+    assert "already done its 1 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"optim.lr \(was 0.01, now 0.02\)"):
+        train(make_config(steps=1, optim__lr=0.02))
+    with pytest.raises(UserError, match="choose another --name"):
+        train(make_config(steps=1, resume="never"))
+    assert before == sorted((path, path.stat().st_mtime) for path in Path(make_config().storage).rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine__zero_stage": 0},
+        {"engine__zero_stage": 1, "engine__dtype": "bf16", "engine__activation_checkpointing": True},
+        {"engine__zero_stage": 3, "engine__workers": 2},
+        {"engine__zero_stage": 3, "engine__workers": 2, "engine__dtype": "bf16"},
+    ],
+    ids=str,
+)
+def test_every_zero_stage_learns_and_exports_a_model_that_loads(
+    make_config: Make, ray_here: None, options: dict[str, object]
+) -> None:
+    from urg.ensemble import Ensemble
+
+    config = make_config("stage", **options, steps=4, eval__every=4)
+    model = train(config)
+    losses = _losses(Path(config.storage) / config.name)
+    assert losses[4] < losses[1]
+    fused = Ensemble.from_pretrained(model).rank_and_fuse("Which?", ["one", "two", "three", "four"], max_new_tokens=3)
+    assert len(fused.used) == 3
+    assert sum(fused.ranking.scores) > 0
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(make_config: Make, shards: Path, tmp_path: Path) -> None:
+    """kill -9 of the whole `python -m urg.train`; run again, it ends with the weights of an undisturbed run."""
+    import dataclasses
+
+    import yaml
+
+    config = make_config("driver", steps=9, engine__dtype="bf16")
+    file = tmp_path / "driver.yaml"
+    file.write_text(yaml.safe_dump({**dataclasses.asdict(config), "optim": {"lr": 0.01}}))
+    command = [sys.executable, "-m", "urg.train", "--config", str(file)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    calm = subprocess.run([*command, "--name", "calm"], capture_output=True, text=True, env=environment, check=False)
+    assert calm.returncode == 0, calm.stderr[-2000:]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    run = Path(config.storage) / "driver"
+    while not ((run / "train.log").exists() and "step 5/" in (run / "train.log").read_text()):
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "resuming from" in (run / "train.log").read_text()
+    for name, weight in _final(run.parent / "calm").items():
+        assert torch.equal(weight, _final(run)[name]), name

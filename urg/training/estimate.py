@@ -1,0 +1,82 @@
+"""What a run would be, without running it: `python -m urg.train --dry_run true …`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from data_pipeline.errors import UserError
+from urg.config import TrainConfig
+
+_GIB = 2**30
+
+
+def describe(config: TrainConfig) -> str:
+    """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes nothing."""
+    from urg.training.plan import Plan, open_data, training_rows
+
+    shards = open_data(config)
+    split = shards.split(config.data.train_split)
+    plan = Plan.of(config, training_rows(config, split))
+    parameters, width, layers = model_size(config, len(shards.tokenizer()))
+    tokens = int(split.encoder_tokens[: plan.rows].mean() * config.batch.micro)
+    memory = memory_per_worker(config, parameters, width, layers, tokens)
+    device = "GPU" if config.engine.use_gpu else f"{config.engine.cpus_per_worker} CPU"
+    lines = [
+        yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(),
+        "",
+        f"data        {plan.rows} rows of {shards.folder}",
+        f"steps       {plan.steps} of {plan.global_batch} rows ({plan.rows / plan.global_batch:.1f} an epoch), "
+        f"{plan.warmup_steps} of warm-up",
+        f"workers     {config.engine.workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
+        f"parameters  {parameters:,}",
+        f"memory      about {sum(memory.values()):.2f} GiB a worker: "
+        + ", ".join(f"{part} {gib:.2f}" for part, gib in memory.items()),
+        f"tokens      about {tokens:,} encoder tokens a worker and micro-batch",
+        "dry run: nothing was written.",
+    ]
+    return "\n".join(lines)
+
+
+def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
+    """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
+
+    from data_pipeline.sample import BASE_MODEL
+
+    if config.model.base is None:
+        shape = T5Config(
+            vocab_size=vocab_size, feed_forward_proj="gated-gelu", **dataclasses.asdict(config.model.scratch)
+        )
+    else:
+        base = BASE_MODEL if config.model.base == "sample" else config.model.base
+        try:
+            shape = AutoConfig.from_pretrained(str(base))
+        except (OSError, ValueError) as error:
+            known = "has no readable config.json" if Path(base).is_dir() else "is no folder, and the hub has not answered"
+            raise UserError(f"model.base {base} {known}: name a T5 folder.") from error
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(shape)
+    return model.num_parameters(), shape.d_model, shape.num_layers + shape.num_decoder_layers
+
+
+def memory_per_worker(
+    config: TrainConfig, parameters: int, width: int, layers: int, encoder_tokens: int
+) -> dict[str, float]:
+    """GiB a worker, by part: weights, gradients, optimizer, activations. An estimate: plan for a quarter more.
+
+    Weights and gradients in the training dtype; fp32 master and two moments (12 bytes a parameter) over the workers that ZeRO
+    spreads them on. Activations: about 34 values a token, layer and width without checkpointing, 2 with it (Korthikanti et al. 2022).
+    """
+    stage, workers = config.engine.zero_stage, config.engine.workers
+    size = 2 if config.engine.dtype == "bf16" else 4
+    saved = 2 if config.engine.activation_checkpointing else 34
+    return {
+        "weights": parameters * size / (workers if stage == 3 else 1) / _GIB,
+        "gradients": parameters * size / (workers if stage >= 2 else 1) / _GIB,
+        "optimizer": 0.0 if config.engine.offload_optimizer else parameters * 12 / (workers if stage >= 1 else 1) / _GIB,
+        "activations": encoder_tokens * layers * width * saved * size / 2 / _GIB,
+    }
