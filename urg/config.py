@@ -278,3 +278,53 @@ class TrainConfig:
     def global_batch(self) -> int:
         """Rows of one optimizer step over all workers."""
         return self.batch.micro * self.batch.accumulation * self.engine.workers
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """What to rank and fuse, with which model."""
+
+    model: str
+    """Folder of a trained URG."""
+    input: Path
+    """JSON lines: instruction and/or input, and candidates (strings, or objects with a `text`)."""
+    output: Path
+    """JSON lines, one for each line of the input, in order; a bad row's has `error` instead of results."""
+    k: int | None = None
+    """Candidates fused; null for the model's."""
+    num_beams: int = 4
+    """Beams; 1 is greedy."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; null for the model's."""
+    batch_size: int = 16
+    """Queries taken at once."""
+    device: str | None = None
+    """`cpu` or `cuda`; null for a GPU where there is one."""
+    dtype: str = "float32"
+    """float32 or bfloat16."""
+    rank_only: bool = False
+    """Only rank, write no text."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to make the base model."""
+
+    output: Path
+    """Folder for model and tokenizer."""
+    steps: int = 9000
+    """Optimizer steps."""
+    batch: int = 32
+    """Generated examples a step."""
+    lr: float = 2e-3
+    """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
+    vocab_size: int = 1280
+    """Pieces of the tokenizer."""
+    seed: int = 0
+    """Seeds text and weights."""
+    threads: int = 2
+    """Torch threads."""
+    log_every: int = 100
+    """Steps between two lines of progress."""
+    shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
+    """The model's shape."""

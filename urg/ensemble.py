@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import RowError, UserError
+from urg.config import EnsembleConfig
 
 if TYPE_CHECKING:
     import torch
@@ -161,32 +162,6 @@ class Ensemble:
         texts = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
         kept = k or self.model.settings.k
         return [Fused(text, r, r.order[:kept]) for text, r in zip(texts, rankings, strict=True)]
-
-
-@dataclass(frozen=True)
-class EnsembleConfig:
-    """What to rank and fuse, with which model."""
-
-    model: str
-    """Folder of a trained URG."""
-    input: Path
-    """JSON lines: instruction and/or input, and candidates (strings, or objects with a `text`)."""
-    output: Path
-    """JSON lines, one for each line of the input, in order; a bad row's has `error` instead of results."""
-    k: int | None = None
-    """Candidates fused; null for the model's."""
-    num_beams: int = 4
-    """Beams; 1 is greedy."""
-    max_new_tokens: int | None = None
-    """Longest answer in tokens; null for the model's."""
-    batch_size: int = 16
-    """Queries taken at once."""
-    device: str | None = None
-    """`cpu` or `cuda`; null for a GPU where there is one."""
-    dtype: str = "float32"
-    """float32 or bfloat16."""
-    rank_only: bool = False
-    """Only rank, write no text."""
 
 
 def main(config: EnsembleConfig) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
-from urg.config import ScratchConfig
+from urg.config import PretrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,30 +24,6 @@ if TYPE_CHECKING:
     from data_pipeline.tokenization import Template
     from urg.batching import Batch
     from urg.model import URG
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How to make the base model."""
-
-    output: Path
-    """Folder for model and tokenizer."""
-    steps: int = 9000
-    """Optimizer steps."""
-    batch: int = 32
-    """Generated examples a step."""
-    lr: float = 2e-3
-    """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
-    vocab_size: int = 1280
-    """Pieces of the tokenizer."""
-    seed: int = 0
-    """Seeds text and weights."""
-    threads: int = 2
-    """Torch threads."""
-    log_every: int = 100
-    """Steps between two lines of progress."""
-    shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
-    """The model's shape."""
 
 
 def main(config: PretrainConfig) -> None:
@@ -95,8 +70,8 @@ def _tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
     """A tokenizer of the generated language, from questions and answers that no split of the sample can draw."""
     from random import Random
 
-    from data_pipeline.sample_models import MODELS
     from data_pipeline.sample_kinds import draw_task
+    from data_pipeline.sample_models import MODELS
     from data_pipeline.train_tokenizer import train_tokenizer
 
     def texts() -> Iterator[str]:

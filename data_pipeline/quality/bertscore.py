@@ -62,9 +62,13 @@ def describe(model: str, num_layers: int | None = None, device: str = "cpu") -> 
     return f"{Path(model).name} L{scorer.num_layers}, no idf, not rescaled, bert-score {bert_score.__version__}"
 
 
-@lru_cache(maxsize=1)
 def load_scorer(model: str, num_layers: int | None = None, device: str = "cpu") -> BERTScorer:
     """The scorer with its encoder on `device`; kept: a process loads it once. UserError where it cannot load."""
+    return _load(model, num_layers, device)  # positional: the cache takes f(x) and f(a=x) for two calls
+
+
+@lru_cache(maxsize=1)
+def _load(model: str, num_layers: int | None, device: str) -> BERTScorer:
     from bert_score import BERTScorer
     from transformers import AutoConfig
 

@@ -115,7 +115,7 @@ def test_long_text_is_cut_at_the_encoders_limit(tiny_bert: str) -> None:
 
 
 def test_loads_once_and_says_with_what(tiny_bert: str) -> None:
-    assert load_scorer(tiny_bert) is load_scorer(tiny_bert)
+    assert load_scorer(tiny_bert) is load_scorer(tiny_bert, device="cpu") is load_scorer(tiny_bert, None, "cpu")
     assert "L3, no idf, not rescaled" in describe(tiny_bert)
 
 
