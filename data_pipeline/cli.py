@@ -7,8 +7,8 @@ A command is a frozen dataclass and a function that takes it:
     if __name__ == "__main__":
         run_command(main, PrepareConfig, presets=PRESETS)
 
-gives `--config FILE-or-preset`, a `--dotted.key VALUE` for each field, `--print_config`, and `--help` from the docstrings.
-Unknown keys, bad values and `UserError`s end with one line on stderr and exit code 2.
+gives `--config FILE-or-preset`, a `--dotted.key VALUE` for each field, `--print_config`, and `--help` from the
+docstrings. Unknown keys, bad values and `UserError`s end with one line on stderr and exit code 2.
 """
 
 from __future__ import annotations

@@ -12,17 +12,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_pipeline.cleaning import id_digest, split_of
 from data_pipeline.commit import staging, writing
+from data_pipeline.config import SAMPLE, TRAIN, PrepareConfig
 from data_pipeline.errors import UserError
+from data_pipeline.sample import BASE_MODEL
 from data_pipeline.sources import byte_ranges, find_files, find_split_files
 
-if TYPE_CHECKING:
-    from data_pipeline.prepare import PrepareConfig
-
-SAMPLE = "sample"
 # A tokenizer of some thousand pieces learns nothing more from more text than this.
 _TOKENIZER_TEXTS = 200_000
 
@@ -65,18 +62,20 @@ def _sample_folder(config: PrepareConfig, root: Path) -> Path:
 def _sample_version() -> str:
     """What the generator is: a hash of its source, so that a changed generator makes a new corpus."""
     package = Path(__file__).parent
-    sources = sorted([*package.glob("sample*.py"), *(package / "quality").glob("*.py")])
+    sources = sorted([*(package / "sample").glob("*.py"), *(package / "quality").glob("*.py")])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def tokenizer_source(
     config: PrepareConfig, root: Path, files: Sequence[tuple[str | None, Path]], digests: Sequence[str]
 ) -> str:
-    """The folder or hub id of the tokenizer; for "sample" a folder, trained on the train split unless it is there.
+    """The folder or hub id of the tokenizer; for "train" a folder, trained on the train split unless it is there.
 
     digests: the sha256 of each of `files`.
     """
-    if config.tokenizer != SAMPLE:
+    if config.tokenizer == SAMPLE:
+        return str(BASE_MODEL)
+    if config.tokenizer != TRAIN:
         folder = Path(config.tokenizer).expanduser()
         return str(folder.absolute()) if folder.is_dir() else config.tokenizer
     if "train" not in {split for split, _ in files} and "train" not in config.fractions:

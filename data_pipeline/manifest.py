@@ -21,7 +21,7 @@ from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_finge
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from data_pipeline.prepare import PrepareConfig
+    from data_pipeline.config import PrepareConfig
 
 QUARANTINE = "quarantine.jsonl"
 # What these lead to counts by its content (files, tokenizer), not by where it lies or how it was made.

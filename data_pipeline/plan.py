@@ -8,45 +8,24 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean_line
+from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import QUARANTINE
 from data_pipeline.shard_writing import shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
 from data_pipeline.sources import byte_ranges, read_places
 from data_pipeline.survey import Survey, survey_range
-from data_pipeline.tokenization import Lengths, encode_examples, load_tokenizer
+from data_pipeline.tokenization import encode_examples, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
-
-
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """Ray, quiet: the one that runs, the cluster that RAY_ADDRESS names, or a local one that ends with the block."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def survey_input(

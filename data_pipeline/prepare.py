@@ -12,77 +12,14 @@ be on storage that all of them share at the same path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules
 from data_pipeline.cli import run_command
-from data_pipeline.errors import UserError
-from data_pipeline.tokenization import Lengths
+from data_pipeline.config import PRESETS, PrepareConfig
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Job
-
-SAMPLE = "sample"
-
-
-@dataclass(frozen=True)
-class SampleSize:
-    """How much of the generated corpus to make, for `input: sample`."""
-
-    train: int = 4000
-    """Rows of the train split."""
-    dev: int = 200
-    """Rows of the dev split."""
-    test: int = 300
-    """Rows of the test split."""
-    seed: int = 0
-    """Another seed gives another corpus."""
-
-    def __post_init__(self) -> None:
-        for name in ("train", "dev", "test"):
-            if getattr(self, name) < 1:
-                raise UserError(f"sample.{name} is {getattr(self, name)}; give 1 or more rows.")
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """What to read, how to clean, split and tokenize it, and where to put it."""
-
-    input: str | dict[str, str] = SAMPLE
-    """JSON lines in MixInstruct's schema: a file, a glob, a folder (train*, dev*|val*, test* files give the splits), or
-    {split: file, glob or folder}; "sample" generates a corpus."""
-    output: str = "data/prepared"
-    """Root folder of prepared sets; each configuration gets a folder of its own below it."""
-    tokenizer: str = SAMPLE
-    """A Hugging Face tokenizer or model folder, or a hub id; "sample" trains a small one on the train split."""
-    vocab_size: int = 2048
-    """Pieces of the tokenizer that "sample" trains."""
-    lengths: Lengths = field(default_factory=Lengths)
-    """Tokens kept of each text."""
-    fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "dev": 0.1, "test": 0.1})
-    """Shares of the splits, by a hash of the id, where files do not give the splits."""
-    sample: SampleSize = field(default_factory=SampleSize)
-    """Size and seed of the generated corpus."""
-    rows_per_shard: int = 1024
-    """Rows of a shard; one worker holds one shard in memory at a time."""
-    aliases: dict[str, str] = field(default_factory=lambda: dict(MIXINSTRUCT_ALIASES))
-    """Model names to replace: name in the file → name to use."""
-    log_scale_scores: list[str] = field(default_factory=lambda: list(LOG_SCALE_SCORES))
-    """Scores on a log scale, of which an exact 0.0 means missing."""
-    models: list[str] = field(default_factory=list)
-    """Model names to accept, after aliases; a row with another is rejected. Empty = any."""
-
-    def __post_init__(self) -> None:
-        if self.rows_per_shard < 1:
-            raise UserError(f"rows_per_shard is {self.rows_per_shard}; give 1 or more.")
-        if abs(sum(self.fractions.values()) - 1) > 1e-6 or any(share < 0 for share in self.fractions.values()):
-            raise UserError(f"fractions are {self.fractions}; give shares of 0 or more that add up to 1.")
-
-    def rules(self) -> Rules:
-        """What cleaning repairs and rejects."""
-        return Rules(self.aliases, tuple(self.log_scale_scores), tuple(self.models))
 
 
 def main(config: PrepareConfig) -> None:
@@ -129,7 +66,8 @@ def _build(job: Job, root: Path, folder: Path) -> None:
     """Survey, tokenize, write and commit one set."""
     from data_pipeline.commit import commit, staging, writing
     from data_pipeline.manifest import build_manifest, summary, write_manifest
-    from data_pipeline.plan import ray_session, survey_input, write_shards
+    from data_pipeline.plan import survey_input, write_shards
+    from data_pipeline.ray_session import ray_session
 
     config = job.config
     with staging(root) as staged, ray_session(), writing(root):
@@ -146,4 +84,4 @@ def _build(job: Job, root: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, PrepareConfig)
+    run_command(main, PrepareConfig, presets=PRESETS)

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
 from data_pipeline.shard_cache import damaged, map_shard
 from data_pipeline.shard_writing import SCHEMA_VERSION, SCORE_PREFIX, file_sha256
-from data_pipeline.tokenization import Lengths, Template, load_tokenizer, tokenizer_fingerprint
+from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     import pyarrow

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
 from data_pipeline.schema import Example
 
@@ -33,23 +34,6 @@ SPECIAL_TOKENS = ("<question>", "<response>")
 _CHARACTERS_PER_TOKEN = 8
 # The last tokens before a cut may differ from those of the whole text, so that many more than the limit must be there.
 _CUT_MARGIN_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How many tokens are kept of each text; the defaults are LLM-Blender's."""
-
-    question: int = 128
-    """Tokens kept of instruction and input, special tokens not counted."""
-    response: int = 128
-    """Tokens kept of one candidate, special tokens not counted."""
-    target: int = 128
-    """Tokens kept of the reference, its final end-of-sequence token counted."""
-
-    def __post_init__(self) -> None:
-        for name in ("question", "response", "target"):
-            if getattr(self, name) < 1:
-                raise UserError(f"lengths.{name} is {getattr(self, name)}; give 1 or more tokens.")
 
 
 @dataclass(frozen=True)

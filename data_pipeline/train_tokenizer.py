@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
+from data_pipeline.config import TrainTokenizerConfig
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.tokenization import SPECIAL_TOKENS, question_text
 
@@ -25,18 +25,6 @@ MODEL_MAX_LENGTH = 512
 _BYTES = 256
 # A longer piece is a whole phrase of the corpus: it wastes vocabulary and hides the words from the model.
 _LONGEST_PIECE = 16
-
-
-@dataclass(frozen=True)
-class TrainTokenizerConfig:
-    """What to train on, how large, and where to put it."""
-
-    input: str
-    """A JSON-lines file in MixInstruct's schema, a glob of them, or a folder; rows that cannot be read are skipped."""
-    output: str
-    """Folder for the tokenizer; it is created."""
-    vocab_size: int = 2048
-    """Pieces in all, 5 control tokens and 256 bytes included."""
 
 
 def main(config: TrainTokenizerConfig) -> None:

@@ -1,14 +1,14 @@
 """Which rows make a step, and the tensors of one micro-batch.
 
-The order of an epoch is a permutation keyed by (seed, epoch), and the cursor is a global sample offset; neither depends on the
-number of workers. So a run resumes exactly, each row is used once an epoch (the last batch of an epoch is smaller, nothing is
-dropped), and any number of workers sees the same global batches.
+The order of an epoch is a permutation keyed by (seed, epoch), and the cursor is a global sample offset; neither depends
+on the number of workers. So a run resumes exactly, each row is used once an epoch (the last batch of an epoch is
+smaller, nothing is dropped), and any number of workers sees the same global batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -83,9 +83,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        tensors = (self.target_BT, self.target_mask_BT, self.quality_BN, self.weight_B)
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Batch(self.tokens_S.to(device, non_blocking=True), self.layout.to(device), *moved, self.target_tokens)
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        return Batch(**{**moved, "layout": self.layout.to(device)})
 
 
 def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -> list[list[np.ndarray]]:

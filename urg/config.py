@@ -1,7 +1,7 @@
 """Every setting of a training run: frozen dataclasses, checked on construction, light to import.
 
-A dotted key means the same on the command line (`--loss.gamma 5`), in YAML and in a sweep. They stand in one light file, and not
-beside the code that they configure, so that `--help` and `--dry-run` need not import torch.
+A dotted key means the same on the command line (`--loss.gamma 5`), in YAML and in a sweep. They stand in one light
+file, and not beside the code that they configure, so that `--help` and `--dry-run` need not import torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class ModelConfig:
     """Where the model comes from and how it ranks and selects."""
 
     base: str | None = None
-    """A T5-family folder or hub id to start from (t5, Flan-T5, mT5, ByT5). Null: random weights of the shape `scratch`."""
+    """A T5-family folder or hub id to start from (t5, Flan-T5, mT5, ByT5). Null: random weights of the shape
+    `scratch`."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     """Shape of the model where `base` is null."""
     k: int = 3
@@ -82,7 +83,8 @@ class LossConfig:
     kl_tau_squared: bool = False
     """Multiply the KL term by τ², as in distillation."""
     reduction: Literal["mean", "sum"] = "mean"
-    """CE and KL: the mean over the target tokens of the global batch, or the paper's literal sum (then a mean over queries)."""
+    """CE and KL: the mean over the target tokens of the global batch, or the paper's literal sum (then a mean over
+    queries)."""
     selection: Literal["predicted", "gold", "schedule", "random"] = "predicted"
     """How training picks the K candidates and the last: by predicted score, by label, from gold to predicted over
     `schedule_steps`, or at random (the ablation `w/o ranking`)."""
@@ -164,8 +166,9 @@ class EvalConfig:
     batch: int = 16
     """Rows a worker ranks and fuses at once."""
     metric: str = "bertscore"
-    """The dev metric that chooses the best checkpoint, higher is better: bertscore, rouge1, rouge2, rougeL, rougeLsum, bleu
-    (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking). Never the loss: it changes with γ, β, τ."""
+    """The dev metric that chooses the best checkpoint, higher is better: bertscore, rouge1, rouge2, rougeL, rougeLsum,
+    bleu (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking). Never the loss: it changes with γ,
+    β, τ."""
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder. LLM-Blender uses bert-base-multilingual-cased."""
     num_beams: int = 1
@@ -193,7 +196,8 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Precision of weights and activations; the optimizer keeps fp32 masters. fp16 overflows in T5 and is not offered."""
+    """Precision of weights and activations; the optimizer keeps fp32 masters. fp16 overflows in T5 and is not
+    offered."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     offload_optimizer: bool = False

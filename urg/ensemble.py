@@ -61,7 +61,8 @@ class Fused:
 
 
 class Ensemble:
-    """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of candidates."""
+    """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of
+    candidates."""
 
     def __init__(self, model: URG, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
         from data_pipeline.tokenization import Template
@@ -115,7 +116,8 @@ class Ensemble:
     ) -> list[Fused]:
         """Rank and fuse each query; same length and order as `queries`.
 
-        k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target length.
+        k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target
+        length.
         """
         if k is not None and k < 1:
             raise UserError(f"k={k}: at least one candidate must be fused.")
@@ -215,7 +217,7 @@ def _parse(line: bytes, number: int) -> tuple[str, Query | str]:
         instruction, input = row.get("instruction") or "", row.get("input") or ""
         if not isinstance(instruction, str) or not isinstance(input, str) or not (instruction or input):
             raise RowError("no_question", "the row has no question: give instruction or input as a text.")
-        return row_id, Query(instruction, texts, input)
+        return row_id, Query(instruction, tuple(map(str, texts)), input)
     except RowError as error:
         return row_id, f"line {number}: {error}"
 

@@ -25,9 +25,9 @@ from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet, TokenizedExample
-    from urg.comparison import Comparison
     from urg.ensemble import Ensemble
-    from urg.results import Provenance
+    from urg.evaluation.comparison import Comparison
+    from urg.evaluation.results import Provenance
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.parquet", "report.html"
 
@@ -87,7 +87,7 @@ def load_ensemble(config: EvaluateConfig) -> Ensemble:
 def evaluate(config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble] = load_ensemble) -> Comparison:
     """Run the evaluation, write its three files, print its table. load: makes the ensemble where a model is named."""
     from data_pipeline.shards import ShardSet
-    from urg.results import Provenance
+    from urg.evaluation.results import Provenance
 
     output = _writable(Path(config.output).expanduser().absolute())
     shards = ShardSet.open(config.shards)
@@ -105,9 +105,9 @@ def _compare(
     rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble]
 ) -> Comparison:
     """Run every system. What may be wrong with encoder or model shows before anything slow begins."""
-    from urg.comparison import compare
+    from urg.evaluation.comparison import compare
+    from urg.evaluation.text_metrics import TextMetrics
     from urg.systems import Setup, build_systems
-    from urg.text_metrics import TextMetrics
 
     progress = Progress()
     text_metrics = TextMetrics(config.bertscore_model, config.device, progress)
@@ -209,8 +209,8 @@ def notes(data: dict[str, Any], model: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _write(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
-    from urg.report import report_page
-    from urg.results import metrics_document, predictions_table, write_json, write_parquet, write_text
+    from urg.evaluation.report import report_page
+    from urg.evaluation.results import metrics_document, predictions_table, write_json, write_parquet, write_text
 
     write_json(output / METRICS_FILE, metrics_document(comparison, provenance))
     write_parquet(output / PREDICTIONS_FILE, predictions_table(comparison))
@@ -219,8 +219,8 @@ def _write(output: Path, comparison: Comparison, provenance: Provenance, config:
 
 def _show(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
     """The table, its notes, the gap closed, where the files are, and what to do next."""
-    from urg.comparison import gaps
-    from urg.result_table import gap_sentence, print_table
+    from urg.evaluation.comparison import gaps
+    from urg.evaluation.table import gap_sentence, print_table
 
     print()
     print_table(comparison, provenance.title)

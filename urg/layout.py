@@ -1,11 +1,11 @@
 """Where each token of a batch stands: candidates packed end to end, and the same tokens as one padded row a query.
 
-The encoder sees candidates, the decoder sees queries, and padding belongs to neither: everything that is computed a token is kept
-packed, [S, D], and a `Layout` holds the indices that lead from the packed tokens to the rows [B, L] and back. It is made on the CPU
-from lengths alone, so that no step has to ask the accelerator for a size.
+The encoder sees candidates, the decoder sees queries, and padding belongs to neither: everything that is computed a
+token is kept packed, [S, D], and a `Layout` holds the indices that lead from the packed tokens to the rows [B, L] and
+back. It is made on the CPU from lengths alone, so that no step has to ask the accelerator for a size.
 
-Letters: B queries, N candidates of a query (padded to the most in the batch), C all candidates, S all real tokens, L real tokens
-of all candidates of a query (padded to the most in the batch).
+Letters: B queries, N candidates of a query (padded to the most in the batch), C all candidates, S all real tokens, L
+real tokens of all candidates of a query (padded to the most in the batch).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: list[list[int]]) -> Layout:
-        """The layout of queries whose candidates have these lengths. Raises ValueError for a candidate without a token."""
+        """The layout of queries whose candidates have these lengths. Raises ValueError for a candidate without a
+        token."""
         if not lengths or any(not row or min(row) < 1 for row in lengths):
             raise ValueError("every query needs a candidate, and every candidate at least one real token.")
         rows = [np.asarray(row) for row in lengths]

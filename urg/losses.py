@@ -1,8 +1,8 @@
 """URG's losses: pure functions, tensors in, tensors out.
 
-Letters: B queries, N candidates of a query, T target tokens, V vocabulary. Reductions are left to the caller, who knows the counts of
-the *global* batch: every function returns one value a query [B] or a token [B, T], so that gradient accumulation, padding and the
-number of workers cannot change a gradient.
+Letters: B queries, N candidates of a query, T target tokens, V vocabulary. Reductions are left to the caller, who knows
+the counts of the *global* batch: every function returns one value a query [B] or a token [B, T], so that gradient
+accumulation, padding and the number of workers cannot change a gradient.
 
 Adding a ranking loss is a function, a line in RANK_LOSSES, and a test.
 """
@@ -35,7 +35,7 @@ def unit_scale(scores_BN: Tensor, tokens_BN: Tensor) -> Tensor:
 
 
 def log_scale(scores_BN: Tensor, tokens_BN: Tensor) -> Tensor:
-    """log(s·ΣL): a logit, 0 for a fair share. Padding (s = 0) gives a finite, large negative number. [B, N] → [B, N]."""
+    """log(s·ΣL): a logit, 0 for a fair share; finite at padding. [B, N] → [B, N]."""
     return torch.log(unit_scale(scores_BN, tokens_BN).clamp_min(torch.finfo(scores_BN.dtype).tiny))
 
 
@@ -130,8 +130,8 @@ def rank_loss(
 ) -> Tensor:
     """A ranking loss of attention scores under a scale, a query: [B]. `hinge` and `attention` are the paper's.
 
-    tokens: real tokens of each candidate, 0 for padding. quality: higher is better; NaN = no label: that candidate is left
-    out of the loss. A query with fewer than two labelled candidates gives 0. Raises KeyError for an unknown name.
+    tokens: real tokens of each candidate, 0 for padding. quality: higher is better; NaN = no label: that candidate is
+    left out of the loss. A query with fewer than two labelled candidates gives 0. Raises KeyError for an unknown name.
     """
     mask_BN = (tokens_BN > 0) & ~quality_BN.isnan()
     scaled_BN = RANK_SCALES[scale](scores_BN, tokens_BN.to(scores_BN.dtype))
@@ -151,9 +151,9 @@ def token_cross_entropy(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
 def top_m_kl(p_logits_BTV: Tensor, q_logits_BTV: Tensor, m: int, tau: float, teacher: str = "detached") -> Tensor:
     """KL(p‖q) over p's m most likely tokens, both renormalised over them at temperature τ, in fp32: [B, T].
 
-    p: logits given the K best candidates; q: given those plus the last. Equation 8 says "probabilities"; logits are what
-    can work (at τ=2 probabilities in 0..1 cap every ratio at 1.65). No factor τ². teacher: `detached` stops the gradient
-    through p, `joint` lets it pass. m larger than V means all of V. Source: URG, eq. 8–9.
+    p: logits given the K best candidates; q: given those plus the last. Equation 8 says "probabilities"; logits are
+    what can work (at τ=2 probabilities in 0..1 cap every ratio at 1.65). No factor τ². teacher: `detached` stops the
+    gradient through p, `joint` lets it pass. m larger than V means all of V. Source: URG, eq. 8–9.
     """
     p_logits_BTV = p_logits_BTV.detach() if teacher == "detached" else p_logits_BTV
     top_BTm, ids_BTm = p_logits_BTV.float().topk(min(m, p_logits_BTV.shape[-1]), dim=-1)

@@ -60,6 +60,8 @@ class Output:
 class URG(nn.Module):
     """A T5-family model with URG's ranking step, selection and fusing."""
 
+    t5: Any  # a T5ForConditionalGeneration, or mT5's
+
     def __init__(self, t5: T5ForConditionalGeneration, settings: Settings, chunk_tokens: int = 16384) -> None:
         super().__init__()
         self.t5 = t5
@@ -69,7 +71,8 @@ class URG(nn.Module):
     def encode(self, tokens_S: Tensor, layout: Layout) -> Tensor:
         """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D].
 
-        Candidates are taken longest first in chunks of `chunk_tokens`, so that little padding is computed and memory is bounded.
+        Candidates are taken longest first in chunks of `chunk_tokens`, so that little padding is computed and memory is
+        bounded.
         """
         lengths = layout.candidate_lengths
         starts = torch.tensor([0, *lengths]).cumsum(0)
@@ -128,7 +131,8 @@ class URG(nn.Module):
             hidden_SD, layout, selected_BN | last_BN, selected_BN, self.settings.k + 1
         )
         logits = self.decode(states_BLD.repeat(2, 1, 1), torch.cat((p_mask_BL, q_mask_BL)), target_BT.repeat(2, 1))
-        return Output(scores_BN, *logits.chunk(2), last_BN.any(1))
+        p_logits_BTV, q_logits_BTV = logits.chunk(2)
+        return Output(scores_BN, p_logits_BTV, q_logits_BTV, last_BN.any(1))
 
     @torch.inference_mode()
     def fuse(
@@ -154,9 +158,7 @@ class URG(nn.Module):
         config = T5Config(
             vocab_size=vocab_size,
             feed_forward_proj="gated-gelu",
-            decoder_start_token_id=0,
-            tie_word_embeddings=tie_word_embeddings,
-            **shape,
+            **{"decoder_start_token_id": 0, "tie_word_embeddings": tie_word_embeddings, **shape},
         )
         t5 = T5ForConditionalGeneration(config)
         if not tie_word_embeddings:  # transformers 5 ties every T5 that it builds from a config
@@ -184,13 +186,15 @@ class URG(nn.Module):
         return cls(t5, replace(settings, **overrides))
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write a Hugging Face folder (safetensors) with urg.json. state_dict: weights to write instead of the module's own."""
+        """Write a Hugging Face folder (safetensors) with urg.json. state_dict: weights to write instead of the module's
+        own."""
         weights = {name.removeprefix("t5."): tensor for name, tensor in state_dict.items()} if state_dict else None
         self.t5.save_pretrained(str(folder), state_dict=weights)
         (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 
     def resize_to(self, vocab_size: int) -> None:
-        """Add embedding rows where the tokenizer has more tokens than the model (ByT5), without tying a distinct lm_head."""
+        """Add embedding rows where the tokenizer has more tokens than the model (ByT5), without tying a distinct
+        lm_head."""
         if vocab_size <= self.t5.config.vocab_size:
             return
         head = self.t5.lm_head.weight
@@ -215,7 +219,8 @@ def select(guide_BN: Tensor, mask_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def gather(
     hidden_SD: Tensor, layout: Layout, wanted_BN: Tensor, inner_BN: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, L', D] of the wanted candidates (at most k of a query), their mask [B, L'], and the mask of `inner` in it.
+    """States [B, L', D] of the wanted candidates (at most k of a query), their mask [B, L'], and the mask of `inner` in
+    it.
 
     L' is the most tokens that k candidates of a query can have: known from the lengths, not from what was chosen.
     """
@@ -232,4 +237,7 @@ def _load_failure(name: str | Path, error: Exception) -> str:
         return f"model folder {name} cannot be loaded ({first_line}); copy, download or export it again."
     if Path(name).is_absolute() or str(name).startswith("."):
         return f"model folder {name} does not exist; name a folder with config.json and model.safetensors."
-    return f"model {name} is neither a folder nor reachable on the Hugging Face hub: download it where there is a network, and name its folder."
+    return (
+        f"model {name} is neither a folder nor to be had from the Hugging Face hub: "
+        "download it where there is a network, and name its folder."
+    )

@@ -1,7 +1,7 @@
 """The whole training objective (URG, eq. 11), normalised by the counts of the *global* batch.
 
-Each worker adds up its own micro-batches' sums; dividing by counts that are known from the data alone, before any forward pass, makes
-the gradient that of the global batch, whatever the accumulation, padding and number of workers.
+Each worker adds up its own micro-batches' sums; dividing by counts that are known from the data alone, before any
+forward pass, makes the gradient that of the global batch, whatever the accumulation, padding and number of workers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Counts:
 def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts) -> dict[str, Tensor]:
     """This micro-batch's share of each term of the global batch, unweighted: scalars `rank`, `ce`, `ce_last`, `kl`.
 
-    Terms that the configuration switches off are left out. Summed over all micro-batches and workers, they are the global means.
+    Terms that the configuration switches off are left out. Summed over all micro-batches and workers, they are the
+    global means.
     """
     mask_BT = batch.target_mask_BT
     terms = {"ce": _sum(token_cross_entropy(output.p_logits_BTV, batch.target_BT), mask_BT) / counts.tokens}
@@ -78,8 +79,9 @@ def needs_last(config: LossConfig) -> bool:
 def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarray) -> Tensor | None:
     """What training selects by: fp32 [B, N]; None, and NaN in it, mean the predicted score.
 
-    `gold` uses the label and puts unlabelled candidates last (a row without any label goes by prediction); `schedule` gives a row gold with a probability that falls from
-    1 to 0. Draws are keyed by (seed, step, row), so that they do not depend on the number of workers. rows: the rows' indices.
+    `gold` uses the label and puts unlabelled candidates last (a row without any label goes by prediction); `schedule`
+    gives a row gold with a probability that falls from 1 to 0. Draws are keyed by (seed, step, row), so that they do
+    not depend on the number of workers. rows: the rows' indices.
     """
     if config.selection == "predicted":
         return None

@@ -1,7 +1,7 @@
 """Pre-train the small base model that the sample is fine-tuned from: `python -m urg.pretrain --output DIR`.
 
 A T5 from random weights learns on generated text to copy and to restore damaged sentences, never on a row of the sample
-(data_pipeline/sample_pretraining.py): what Flan-T5 is to the real runs, in miniature. One process, CPU or GPU, plain
+(data_pipeline/sample/pretraining.py): what Flan-T5 is to the real runs, in miniature. One process, CPU or GPU, plain
 PyTorch; the model that ships with the project was made by this command with its defaults.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-    from data_pipeline.sample_pretraining import PretrainingExample
+    from data_pipeline.sample.pretraining import PretrainingExample
     from data_pipeline.tokenization import Template
     from urg.batching import Batch
     from urg.model import URG
@@ -30,7 +30,7 @@ def main(config: PretrainConfig) -> None:
     """Pre-train a small T5 on generated text by copying and restoring damaged sentences."""
     import torch
 
-    from data_pipeline.sample_pretraining import pretraining_examples
+    from data_pipeline.sample.pretraining import pretraining_examples
     from data_pipeline.tokenization import Template
     from data_pipeline.train_tokenizer import save_tokenizer
     from urg.model import URG, Settings
@@ -45,7 +45,7 @@ def main(config: PretrainConfig) -> None:
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     examples = pretraining_examples(config.seed)
-    started, running = time.perf_counter(), 0.0
+    started, running = time.perf_counter(), torch.zeros((), device=device)
     for step in range(1, config.steps + 1):
         optimizer.param_groups[0]["lr"] = config.lr * _schedule(step, config.steps)
         batch = _collate(list(islice(examples, config.batch)), tokenizer, template).to(device)
@@ -60,7 +60,7 @@ def main(config: PretrainConfig) -> None:
             print(
                 f"step {step}/{config.steps}  loss {float(running) / config.log_every:.4f}  {spent:.0f} s", flush=True
             )
-            running = 0.0
+            running.zero_()
     model.save_pretrained(config.output)
     save_tokenizer(tokenizer, config.output)
     print(f"base model: {config.output} ({sum(p.numel() for p in model.parameters()):,} parameters)")
@@ -70,8 +70,8 @@ def _tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
     """A tokenizer of the generated language, from questions and answers that no split of the sample can draw."""
     from random import Random
 
-    from data_pipeline.sample_kinds import draw_task
-    from data_pipeline.sample_models import MODELS
+    from data_pipeline.sample.kinds import draw_task
+    from data_pipeline.sample.models import MODELS
     from data_pipeline.train_tokenizer import train_tokenizer
 
     def texts() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a person sees of a run: rank 0 writes lines to `<run>/train.log`, the driver shows them as they come.
 
-A file, and not the workers' output, so that the log stays with the run and is free of what libraries print in every worker.
+A file, and not the workers' output, so that the log stays with the run and is free of what libraries print in every
+worker.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class RunLog:
 
 
 def follow(path: Path, finished: threading.Event, interval: float = 0.5) -> None:
-    """Print what is appended to `path` from now on, until `finished` is set; on a terminal, steps replace one another."""
+    """Print what is appended to `path` from now on, until `finished` is set; on a terminal, steps replace one
+    another."""
     position = path.stat().st_size if path.exists() else 0
     while True:
         last_look = finished.wait(interval)

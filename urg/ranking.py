@@ -4,8 +4,8 @@ One decoder step from the start token attends to all real tokens of all candidat
     s_i = mean over layers, heads and the tokens of candidate i of the softmaxed cross-attention,
 always in fp32. The step has a single query a head, so keys and values are never projected:
     q · (W_k h) = (W_kᵀ q) · h        and        Σ α (W_v h) = W_v (Σ α h),
-which turns two products over all tokens and layers into two over one token a layer. T5 scales q·k by 1 and has no position bias in
-cross-attention, so the scores are equivariant to the order of the candidates.
+which turns two products over all tokens and layers into two over one token a layer. T5 scales q·k by 1 and has no
+position bias in cross-attention, so the scores are equivariant to the order of the candidates.
 
 Letters as in layout.py, and D model width, H heads, E width of a head.
 """
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from urg.layout import Layout
 
 
-def ranking_scores(decoder: nn.Module, start_id: int, hidden_SD: Tensor, layout: Layout) -> Tensor:
+def ranking_scores(decoder: Any, start_id: int, hidden_SD: Tensor, layout: Layout) -> Tensor:
     """s of each candidate: fp32 [B, N], 0 where there is no candidate; Σ s·L = 1 over a query.
 
     decoder: a T5 decoder stack; start_id: the decoder start token; hidden: the encoder's output for the packed tokens.
@@ -40,7 +40,8 @@ def ranking_scores(decoder: nn.Module, start_id: int, hidden_SD: Tensor, layout:
 
 
 def _checkpointed(block: nn.Module, x_BD: Tensor, states_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """A decoder layer; where its weights must be cast to fp32, the copies are made again in the backward pass, not kept."""
+    """A decoder layer; where its weights must be cast to fp32, the copies are made again in the backward pass, not
+    kept."""
     casts = next(block.parameters()).dtype != torch.float32
     if torch.is_grad_enabled() and casts and not _is_partitioned(block):
         return checkpoint(_decoder_layer, block, x_BD, states_BLD, mask_BL, use_reentrant=False)
@@ -98,7 +99,7 @@ def _feed_forward(layer: Any, x_BD: Tensor) -> Tensor:
     return _linear(layer.wo, layer.dropout(inner))
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+def _linear(layer: Any, x: Tensor) -> Tensor:
     """A bias-free linear layer in fp32, whatever the dtype of its weights."""
     if _is_partitioned(layer):
         return layer(x.to(layer.weight.dtype)).float()

@@ -4,7 +4,8 @@ Reads prepared shards, runs one Ray Train worker a GPU or CPU slot under DeepSpe
     model/           the best model so far, a Hugging Face folder that `Ensemble.from_pretrained` loads
     checkpoint-…/    what a run resumes from
     config.yaml, train.log, mlflow-spool/
-The same command again continues the run where it stopped. With several nodes, storage and shards must be on a path that all share.
+The same command again continues the run where it stopped. With several nodes, storage and shards must be on a path that
+all share.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import os
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 from urg.config import PRESETS, TrainConfig
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from urg.training.state import Job
 
 # What may differ when a run is resumed: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
@@ -46,7 +52,8 @@ def main(config: TrainConfig) -> None:
 
 
 def train(config: TrainConfig) -> Path:
-    """Run or resume a training run; returns the folder of its best model. Raises UserError for what the user can mend."""
+    """Run or resume a training run; returns the folder of its best model. Raises UserError for what the user can
+    mend."""
     from urg.training.plan import Plan, open_data, training_rows
 
     config = _with_absolute_paths(config)
@@ -58,9 +65,7 @@ def train(config: TrainConfig) -> Path:
     if _steps_done(run) >= plan.steps:
         print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
         return run / "model"
-    print(
-        f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, {config.engine.workers} workers"
-    )
+    print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
     _fit(config, run, resume_from, str(shards.manifest["config_hash"]))
     return run / "model"
 
@@ -126,7 +131,7 @@ def _steps_done(run: Path) -> int:
 
 def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: str) -> None:
     """Start Ray Train and wait, showing the workers' log."""
-    from data_pipeline.plan import ray_session
+    from data_pipeline.ray_session import ray_session
     from urg.progress import follow
     from urg.tracking import absolute_uri
     from urg.training import checkpoints
@@ -150,7 +155,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: st
             follower.join(timeout=5)
 
 
-def _trainer(job: Job) -> Any:  # noqa: F821
+def _trainer(job: Job) -> TorchTrainer:
     """The TorchTrainer of a run."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -161,7 +166,7 @@ def _trainer(job: Job) -> Any:  # noqa: F821
     resources = {"CPU": engine.cpus_per_worker} | ({"GPU": 1} if engine.use_gpu else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config=job,
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if engine.use_gpu else "gloo", timeout_s=engine.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=engine.workers, use_gpu=engine.use_gpu, resources_per_worker=resources

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-WORDS = tuple("the cat sat on a mat and 12 dogs ran 3 miles to see 45 birds near old stone bridge".split())  # noqa: SIM905
+WORDS = tuple(
+    "the cat sat on a mat and 12 dogs ran 3 miles to see 45 birds near old stone bridge".split()  # noqa: SIM905
+)
 Row = dict[str, Any]
 
 
@@ -76,7 +78,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the plans' tasks one after the other in this process; tasks and answers still travel as JSON."""
-    from data_pipeline import plan
+    from data_pipeline import plan, ray_session
 
     def in_order(tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
         for task in tasks:
@@ -84,14 +86,4 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan._worker_tokenizer.cache_clear()
     monkeypatch.setattr(plan, "_in_order", in_order)
-    monkeypatch.setattr(plan, "ray_session", contextlib.nullcontext)
-
-
-@pytest.fixture(scope="session")
-def ray_started() -> Iterator[None]:
-    """One local Ray with two CPUs for all tests of the session."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
+    monkeypatch.setattr(ray_session, "ray_session", contextlib.nullcontext)

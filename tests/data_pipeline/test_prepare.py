@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from data_pipeline import commit, plan
+from data_pipeline.config import Lengths, PrepareConfig, SampleSize
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import PrepareConfig, SampleSize, main, prepare
+from data_pipeline.prepare import main, prepare
 from data_pipeline.shards import ShardSet
-from data_pipeline.tokenization import Lengths
 
 Rows = Callable[..., list[dict[str, Any]]]
 Write = Callable[..., Path]

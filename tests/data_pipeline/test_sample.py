@@ -11,19 +11,12 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.quality.bleu import sentence_bleu
 from data_pipeline.quality.rouge import rouge
-from data_pipeline.sample import (
-    SAMPLE_LABEL,
-    SampleConfig,
-    compare,
-    generate_rows,
-    main,
-    pretraining_pairs,
-    write_sample,
-)
-from data_pipeline.sample_kinds import KINDS, draw_task
-from data_pipeline.sample_models import FAULTS, MODELS
-from data_pipeline.sample_pretraining import pretraining_examples
-from data_pipeline.sample_words import NUMBERS
+from data_pipeline.sample import SAMPLE_LABEL, SampleConfig, generate_rows, write_sample
+from data_pipeline.sample.corpus import compare, main
+from data_pipeline.sample.kinds import KINDS, draw_task
+from data_pipeline.sample.models import FAULTS, MODELS
+from data_pipeline.sample.pretraining import pretraining_examples, pretraining_pairs
+from data_pipeline.sample.words import NUMBERS
 
 
 @pytest.fixture(scope="module")

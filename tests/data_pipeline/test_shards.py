@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from data_pipeline import shard_cache
+from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
 from data_pipeline.tokenization import encode_example, load_tokenizer
 

@@ -21,12 +21,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.quality.rouge import rouge
 from data_pipeline.shards import ShardSet, TokenizedExample
 from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
-from urg.comparison import METRICS, Comparison, compare, gaps
 from urg.evaluate import EvaluateConfig, evaluate
-from urg.rank_metrics import hit_at_1, ndcg, spearman
-from urg.result_table import best, plain_table, print_table
+from urg.evaluation.comparison import METRICS, Comparison, compare, gaps
+from urg.evaluation.rank_metrics import hit_at_1, ndcg, spearman
+from urg.evaluation.table import best, plain_table, print_table
+from urg.evaluation.text_metrics import TextMetrics
 from urg.systems import Setup, build_systems
-from urg.text_metrics import TextMetrics
 
 NAN = float("nan")
 
@@ -340,7 +340,8 @@ def test_a_rerun_replaces_its_files_and_leaves_no_other(run: Run) -> None:
 @pytest.mark.timeout(280)
 def test_command_on_prepared_shards_and_a_real_model(tmp_path: Path) -> None:
     """From generated rows through Ray Data, shards on disk and a random URG to the three files, by the command line."""
-    from data_pipeline.prepare import PrepareConfig, SampleSize, prepare
+    from data_pipeline.config import PrepareConfig, SampleSize
+    from data_pipeline.prepare import prepare
     from data_pipeline.shards import ShardSet
     from urg.model import URG, Settings
 

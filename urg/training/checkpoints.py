@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or not there: a manifest with sizes and checksums is written last, and verified before a load.
+"""Checkpoints that are whole or not there: a manifest with sizes and checksums is written last, and verified before a
+load.
 
     <run>/checkpoint-00000100-<attempt>/
-        state/            DeepSpeed's state, a part a worker (pickled: loaded only from the run's own folder, after verification)
-        model/            the model as a Hugging Face folder (safetensors, fp32)
-        train_state.json  step, cursor, best metric
-        manifest.json     size and sha256 of every file above; written last
+        state/            DeepSpeed's state, a part a worker (pickled: loaded only from the run's own folder, after
+        verification) model/            the model as a Hugging Face folder (safetensors, fp32) train_state.json  step,
+        cursor, best metric manifest.json     size and sha256 of every file above; written last
 
 The attempt id keeps two attempts at the same step apart. A folder without a manifest is an interrupted write.
 """
@@ -56,8 +56,9 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that verifies (None without one), and what is wrong with those that were passed over."""
-    passed_over = []
+    """The newest checkpoint of a run that verifies (None without one), and what is wrong with those that were passed
+    over."""
+    passed_over: list[str] = []
     for folder in sorted(run.glob(f"{PREFIX}*"), key=_recency, reverse=True):
         wrong = damage(folder)
         if wrong is None:
@@ -104,7 +105,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def set_aside_broken_snapshot(run: Path) -> str | None:
-    """Rename Ray Train's snapshot where it is not valid JSON, since a run cannot start over one; returns a line about it.
+    """Rename Ray Train's snapshot where it is not valid JSON, since a run cannot start over one; returns a line about
+    it.
 
     Ray does not write it atomically. Nothing is lost: what to resume from is read from our manifests.
     """

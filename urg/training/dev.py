@@ -12,9 +12,9 @@ import torch.distributed as dist
 from data_pipeline.shards import ShardSet, TokenizedExample
 from urg.batching import collate
 from urg.config import TrainConfig
+from urg.evaluation.rank_metrics import rank_metrics
+from urg.evaluation.text_metrics import TextMetrics
 from urg.model import URG
-from urg.rank_metrics import rank_metrics
-from urg.text_metrics import TextMetrics
 
 
 class DevSet:
@@ -31,7 +31,8 @@ class DevSet:
 
     @torch.inference_mode()
     def evaluate(self, model: URG, device: torch.device) -> dict[str, float]:
-        """Means over the dev rows: text metrics of the fused answers, and the ranking's metrics against the label. Collective.
+        """Means over the dev rows: text metrics of the fused answers, and the ranking's metrics against the label.
+        Collective.
 
         `label` is the mean label of the top pick. A metric that no row defines is absent.
         """

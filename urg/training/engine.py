@@ -1,7 +1,7 @@
 """The engine: DeepSpeed behind five verbs. Nothing else in the project imports it.
 
-Gradients are averaged over workers and micro-batches by DeepSpeed, while our losses are already shares of the global batch
-(objective.py); `backward` undoes the averaging, so that what is applied is the plain sum.
+Gradients are averaged over workers and micro-batches by DeepSpeed, while our losses are already shares of the global
+batch (objective.py); `backward` undoes the averaging, so that what is applied is the plain sum.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Engine:
         self._engine.backward(loss * self._averaged_over)
 
     def step(self, lr: float) -> None:
-        """Count the micro-batch; after the last one of the accumulation, clip and apply the gradient with this learning rate."""
+        """Count the micro-batch; after the last one of the accumulation, clip and apply the gradient with this learning
+        rate."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()

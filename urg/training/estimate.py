@@ -14,7 +14,8 @@ _GIB = 2**30
 
 
 def describe(config: TrainConfig) -> str:
-    """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes nothing."""
+    """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes
+    nothing."""
     from urg.training.plan import Plan, open_data, training_rows
 
     shards = open_data(config)
@@ -41,7 +42,8 @@ def describe(config: TrainConfig) -> str:
 
 
 def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
-    """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its weights."""
+    """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its
+    weights."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
@@ -56,11 +58,13 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
         try:
             shape = AutoConfig.from_pretrained(str(base))
         except (OSError, ValueError) as error:
-            known = "has no readable config.json" if Path(base).is_dir() else "is no folder, and the hub has not answered"
+            known = (
+                "has no readable config.json" if Path(base).is_dir() else "is no folder, and the hub has not answered"
+            )
             raise UserError(f"model.base {base} {known}: name a T5 folder.") from error
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(shape)
-    return model.num_parameters(), shape.d_model, shape.num_layers + shape.num_decoder_layers
+    return model.num_parameters(), shape.d_model, shape.num_layers + (shape.num_decoder_layers or shape.num_layers)
 
 
 def memory_per_worker(
@@ -68,8 +72,9 @@ def memory_per_worker(
 ) -> dict[str, float]:
     """GiB a worker, by part: weights, gradients, optimizer, activations. An estimate: plan for a quarter more.
 
-    Weights and gradients in the training dtype; fp32 master and two moments (12 bytes a parameter) over the workers that ZeRO
-    spreads them on. Activations: about 34 values a token, layer and width without checkpointing, 2 with it (Korthikanti et al. 2022).
+    Weights and gradients in the training dtype; fp32 master and two moments (12 bytes a parameter) over the workers
+    that ZeRO spreads them on. Activations: about 34 values a token, layer and width without checkpointing, 2 with it
+    (Korthikanti et al. 2022).
     """
     stage, workers = config.engine.zero_stage, config.engine.workers
     size = 2 if config.engine.dtype == "bf16" else 4
@@ -77,6 +82,8 @@ def memory_per_worker(
     return {
         "weights": parameters * size / (workers if stage == 3 else 1) / _GIB,
         "gradients": parameters * size / (workers if stage >= 2 else 1) / _GIB,
-        "optimizer": 0.0 if config.engine.offload_optimizer else parameters * 12 / (workers if stage >= 1 else 1) / _GIB,
+        "optimizer": 0.0
+        if config.engine.offload_optimizer
+        else parameters * 12 / (workers if stage >= 1 else 1) / _GIB,
         "activations": encoder_tokens * layers * width * saved * size / 2 / _GIB,
     }

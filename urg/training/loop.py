@@ -1,6 +1,7 @@
 """The training loop of one worker: one `while step < steps`, over an explicit state.
 
-Every random choice is keyed by (seed, step, worker), so that a resumed run repeats an uninterrupted one bit for bit, dropout included.
+Every random choice is keyed by (seed, step, worker), so that a resumed run repeats an uninterrupted one bit for bit,
+dropout included.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from urg.training.window import Window
 MAX_SKIPPED_IN_A_ROW = 20
 
 
-def train_worker(job: Job) -> None:
-    """The function that Ray Train runs on each worker."""
+def train_worker(settings: dict[str, Job]) -> None:
+    """The function that Ray Train runs on each worker; `settings["job"]` says what to do."""
     import ray.train
 
     context = ray.train.get_context()
-    trainer = Trainer(job, context.get_world_rank(), context.get_world_size())
+    trainer = Trainer(settings["job"], context.get_world_rank(), context.get_world_size())
     try:
         trainer.fit()
         trainer.tracker.close("FINISHED")
@@ -103,7 +104,8 @@ class Trainer:
         return self.rank == 0 and (step == 1 or step % self.config.eval.every == 0)
 
     def _log_gradient_ratio(self, batch: Batch, counts: Counts, step: int) -> None:
-        """Log γ·‖∇rank‖ / ‖∇ce‖ on a micro-batch, with a forward pass of its own: how much of the gradient ranking has."""
+        """Log γ·‖∇rank‖ / ‖∇ce‖ on a micro-batch, with a forward pass of its own: how much of the gradient ranking
+        has."""
         if self.config.engine.zero_stage == 3 or self.config.loss.gamma == 0:
             return  # under ZeRO-3 no worker holds a parameter whole
         output = self.engine.module(batch.tokens_S, batch.layout, batch.target_BT, with_last=False)
@@ -116,7 +118,8 @@ class Trainer:
         """Stop a run whose gradients stay non-finite; the last checkpoint is left as it is."""
         if self.engine.skipped_steps >= self.skipped_before + MAX_SKIPPED_IN_A_ROW:
             raise RuntimeError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps since the last log had non-finite gradients; lower optim.lr or use dtype fp32."
+                f"{MAX_SKIPPED_IN_A_ROW} steps since the last log had non-finite gradients: lower optim.lr, "
+                "or train in engine.dtype fp32."
             )
 
     def _log_window(self) -> None:

@@ -1,4 +1,5 @@
-"""What a run will do, from its configuration and data alone: steps, learning rates, and how a step's rows are counted."""
+"""What a run will do, from its configuration and data alone: steps, learning rates, and how a step's rows are
+counted."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def prepare_process(config: TrainConfig) -> None:
 
 
 def seed_everything(*key: int) -> None:
-    """Seed torch, on CPU and GPU, by a key such as (seed, step, worker, micro-batch): no state to save, exact on resume."""
+    """Seed torch, on CPU and GPU, by a key such as (seed, step, worker, micro-batch): no state to save, exact on
+    resume."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -65,4 +66,4 @@ def set_dropout(model: URG, rate: float) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = rate
         elif isinstance(getattr(module, "dropout", None), float):  # T5Attention keeps a number
-            module.dropout = rate
+            setattr(module, "dropout", rate)  # noqa: B010

@@ -40,8 +40,8 @@ class Window:
     def close(self) -> dict[str, float]:
         """Means a step over all workers, and start anew. Collective, and the only place that waits for the device.
 
-        Keys: each loss term; `tokens` (real ones, encoder and decoder), `tokens_per_s`, `useful_tokens` (share of the computed
-        tokens that are real), `step_seconds`.
+        Keys: each loss term; `tokens` (real ones, encoder and decoder), `tokens_per_s`, `useful_tokens` (share of the
+        computed tokens that are real), `step_seconds`.
         """
         names = sorted(self._terms)
         counts = torch.tensor([self._real, self._computed], dtype=torch.float64, device=self._device)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,14 @@ import pytest
 
 from urg.config import TrainConfig
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """Ray in this process, with room for two workers and their driver."""
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, ray_started: None) -> Path:
     """Twenty-two rows of the sample to train on, prepared: a number that no batch size here divides."""
-    from data_pipeline.prepare import PrepareConfig, SampleSize, prepare
+    from data_pipeline.config import PrepareConfig, SampleSize
+    from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("data")
     with contextlib.redirect_stdout(io.StringIO()):

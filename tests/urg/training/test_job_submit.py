@@ -66,7 +66,17 @@ def _wait_until_healthy(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
-    prepare = ["python", "-m", "data_pipeline.prepare", "--sample.train", "16", "--sample.dev", "4", "--sample.test", "4"]
+    prepare = [
+        "python",
+        "-m",
+        "data_pipeline.prepare",
+        "--sample.train",
+        "16",
+        "--sample.dev",
+        "4",
+        "--sample.test",
+        "4",
+    ]
     shape = [f"--model.scratch.{key}=16" for key in ("d_model", "d_ff")] + ["--model.scratch.d_kv=4"]
     options = ["--name=job", f"--storage={tmp_path / 'runs'}", "--data.label=rougeL", "--eval.metric=rougeL"]
     options += ["--steps=2", "--eval.max_new_tokens=4", "--eval.rows=2", "--engine.workers=2", "--batch.micro=2"]

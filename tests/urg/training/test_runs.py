@@ -41,7 +41,7 @@ def _worker_pids() -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def test_two_workers_equal_one_with_twice_the_accumulation(make_config: Make, ray_here: None) -> None:
+def test_two_workers_equal_one_with_twice_the_accumulation(make_config: Make, ray_started: None) -> None:
     dropout_free = {"model__dropout": 0.0}
     one = make_config("one", **dropout_free, batch__accumulation=2)
     two = make_config("two", **dropout_free, engine__workers=2)
@@ -55,7 +55,7 @@ def test_two_workers_equal_one_with_twice_the_accumulation(make_config: Make, ra
         torch.testing.assert_close(weight, weights[1][name], atol=2e-4, rtol=2e-3)
 
 
-def test_a_killed_worker_leaves_no_trace_in_the_weights(make_config: Make, ray_here: None) -> None:
+def test_a_killed_worker_leaves_no_trace_in_the_weights(make_config: Make, ray_started: None) -> None:
     """SIGKILL in the middle of an epoch, dropout on: the final weights are those of an undisturbed run, bit for bit."""
     calm, hit = (make_config(name, engine__workers=2, engine__dtype="bf16", steps=9) for name in ("calm", "hit"))
     train(calm)
@@ -80,7 +80,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(make_config: Make, ray_h
 
 
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(
-    make_config: Make, ray_here: None, capsys: pytest.CaptureFixture[str]
+    make_config: Make, ray_started: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from data_pipeline.errors import UserError
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(
     ids=str,
 )
 def test_every_zero_stage_learns_and_exports_a_model_that_loads(
-    make_config: Make, ray_here: None, options: dict[str, object]
+    make_config: Make, ray_started: None, options: dict[str, object]
 ) -> None:
     from urg.ensemble import Ensemble
 

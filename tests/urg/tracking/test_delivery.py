@@ -3,8 +3,8 @@ import threading
 import pytest
 
 from data_pipeline.errors import UserError
-from urg.delivery import Sender
-from urg.journal import Journal
+from urg.tracking.delivery import Sender
+from urg.tracking.journal import Journal
 
 
 class FakeServer:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from data_pipeline import sample_words
-from data_pipeline.sample_kinds import draw_task
-from data_pipeline.sample_tasks import Task
+from data_pipeline.sample import words as sample_words
+from data_pipeline.sample.kinds import draw_task
+from data_pipeline.sample.tasks import Task
 
 MIX = {"copy": 0.15, "vote": 0.25, "restore": 0.60}
 """Share of each exercise: copy a clean text; restore a text from damaged copies by what most of them say; restore it

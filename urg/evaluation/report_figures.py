@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from urg.comparison import Comparison
+    from urg.evaluation.comparison import Comparison
 
 Floats = NDArray[np.float64]
 BINS = 10

@@ -1,4 +1,5 @@
-"""Send to MLflow what runs logged while it was away: python -m urg.replay --spool RUN_FOLDER/tracking --uri URI."""
+"""Send to MLflow what runs logged while it was away: python -m urg.tracking.replay --spool RUN_FOLDER/tracking --uri
+URI."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from urg.journal import Journal, RunCard, read_cards
+from urg.tracking.journal import Journal, RunCard, read_cards
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def replay(config: ReplayConfig) -> None:
 
 
 def _replay_run(uri: str, spool: Path, card: RunCard) -> None:
-    from urg.delivery import drain
     from urg.tracking import MlflowRun, absolute_uri
+    from urg.tracking.delivery import drain
 
     journal, run = Journal(spool, card.key), MlflowRun(absolute_uri(uri, spool), card, spool, reopen=False)
     try:

@@ -4,9 +4,10 @@
         tracker.log_params(config)
         tracker.log_metrics({"loss": 1.5}, step=10)
 
-A caller never waits for the server. Whatever is logged is appended to a file (urg.journal), and a thread (urg.delivery)
-sends what is in the file. The server may be away at the beginning, in the middle, or all the time: the file keeps
-everything, over the end of the process too, and the next Tracker of the run, or `python -m urg.replay`, sends it.
+A caller never waits for the server. Whatever is logged is appended to a file (urg.tracking.journal), and a thread
+(urg.tracking.delivery) sends what is in the file. The server may be away at the beginning, in the middle, or all the
+time: the file keeps everything, over the end of the process too, and the next Tracker of the run, or `python -m
+urg.tracking.replay`, sends it.
 
 Once and only once: sending is at-least-once (an event leaves the file after the server has confirmed it), and a check
 makes it once. A point is (metric, step); before points are sent to a run that may have them (continued, or after
@@ -28,10 +29,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from data_pipeline.errors import UserError
-from urg.delivery import EVENTS_PER_SEND, Sender
-from urg.journal import Event, Journal, RunCard, find_card, read_cards
-from urg.loggable import NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT, clean_name, clean_number, clean_text, flatten, redact
-from urg.system_metrics import start_sampling
+from urg.tracking.delivery import EVENTS_PER_SEND, Sender
+from urg.tracking.journal import Event, Journal, RunCard, find_card, read_cards
+from urg.tracking.loggable import (
+    NAME_LIMIT,
+    PARAM_LIMIT,
+    TAG_LIMIT,
+    clean_name,
+    clean_number,
+    clean_text,
+    flatten,
+    redact,
+)
+from urg.tracking.system_metrics import start_sampling
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -164,7 +174,7 @@ class Tracker:
         done = self._sender.close(timeout)
         if not done:
             spool = self._journal.path.parent
-            mend = f"python -m urg.replay --spool {spool} --uri URI"
+            mend = f"python -m urg.tracking.replay --spool {spool} --uri URI"
             _log.warning("%s has not got everything: the rest is kept; send it with: %s", self._run.name, mend)
         return done
 
@@ -190,7 +200,7 @@ def _text_event(op: str, key: str, value: object, limit: int) -> Event:
 
 
 class MlflowRun:
-    """The run on the server: the Destination (urg.delivery) of the journal's events.
+    """The run on the server: the Destination (urg.tracking.delivery) of the journal's events.
 
     reopen: set an ended run to RUNNING again when it is continued.
     """

@@ -1,6 +1,6 @@
 import threading
 
-from urg.system_metrics import sample, start_sampling
+from urg.tracking.system_metrics import sample, start_sampling
 
 
 def test_sample_has_plausible_values():

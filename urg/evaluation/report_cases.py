@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
-    from urg.comparison import Comparison, Result
+    from urg.evaluation.comparison import Comparison, Result
     from urg.systems import Answer
 
 SHOWN_CHARACTERS = 1500  # of a text; the whole stands in predictions.parquet

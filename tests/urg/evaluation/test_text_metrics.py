@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.quality import bleu, rouge
-from urg.text_metrics import TextMetrics, corpus_bleu
+from urg.evaluation.text_metrics import TextMetrics, corpus_bleu
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 
 from data_pipeline.shards import TokenizedExample
 from tests.urg.made_up import StubEnsemble, random_rows, row
-from urg.comparison import Comparison, compare
-from urg.report import report_page
-from urg.report_cases import SHOWN_CHARACTERS, choose_cases
-from urg.report_figures import figures, ranks, scored_candidates
-from urg.results import Provenance
+from urg.evaluation.comparison import Comparison, compare
+from urg.evaluation.report import report_page
+from urg.evaluation.report_cases import SHOWN_CHARACTERS, choose_cases
+from urg.evaluation.report_figures import figures, ranks, scored_candidates
+from urg.evaluation.results import Provenance
+from urg.evaluation.text_metrics import TextMetrics
 from urg.systems import Setup, build_systems
-from urg.text_metrics import TextMetrics
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)> & </div> "quoted"'
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urg.comparison import METRICS, Comparison, Result, gaps
+from urg.evaluation.comparison import METRICS, Comparison, Result, gaps
 
 if TYPE_CHECKING:
     import pyarrow

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from data_pipeline.sample_kinds import KINDS
-from data_pipeline.sample_tasks import WORDINGS, Part, Task
-from data_pipeline.sample_words import DAYS, EVENTS, NAMES, PETS, PLACES, THINGS, TOWNS
+from data_pipeline.sample.kinds import KINDS
+from data_pipeline.sample.tasks import WORDINGS, Part, Task
+from data_pipeline.sample.words import DAYS, EVENTS, NAMES, PETS, PLACES, THINGS, TOWNS
 
 
 @dataclass(frozen=True)

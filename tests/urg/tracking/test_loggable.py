@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urg.loggable import NAME_LIMIT, clean_name, clean_number, clean_text, flatten, redact
+from urg.tracking.loggable import NAME_LIMIT, clean_name, clean_number, clean_text, flatten, redact
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from urg.comparison import METRICS, WIDE_COVERAGE, Comparison, Gap, Result
+from urg.evaluation.comparison import METRICS, WIDE_COVERAGE, Comparison, Gap, Result
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from data_pipeline.errors import UserError
-from urg.journal import Journal, RunCard, find_card, read_cards
+from urg.tracking.journal import Journal, RunCard, find_card, read_cards
 
 
 def events(n, start=0):
@@ -44,7 +44,7 @@ def test_a_killed_process_loses_nothing(tmp_path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from urg.journal import Journal
+from urg.tracking.journal import Journal
 journal = Journal(Path(sys.argv[1]), "key")
 for step in range(10):
     journal.append([{"op": "metric", "key": "loss", "step": step}])

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from urg.replay import ReplayConfig, replay
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
+from urg.tracking.replay import ReplayConfig, replay
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -228,7 +228,7 @@ def test_replay_sends_what_a_closed_run_left(uri, tmp_path, caplog, capsys):
     run.log_metrics({"loss": 1.0}, 0)
     run.log_artifact(tmp_path / "report.html")
     assert not run.close("KILLED", timeout=2)
-    assert f"python -m urg.replay --spool {spool}" in caplog.text
+    assert f"python -m urg.tracking.replay --spool {spool}" in caplog.text
 
     with pytest.raises(UserError, match="does not answer"):
         replay(ReplayConfig(spool, dead_uri()))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from urg.rank_metrics import (
+from urg.evaluation.rank_metrics import (
     EQUAL_LABELS,
     EQUAL_SCORES,
     FEW_LABELS,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from urg.rank_metrics import FEW_LABELS, RANK_METRICS, rank_metrics, why_undefined
+from urg.evaluation.rank_metrics import FEW_LABELS, RANK_METRICS, rank_metrics, why_undefined
+from urg.evaluation.text_metrics import NO_REFERENCE, NO_WORDS, ROUGE, TEXT_METRICS, TextMetrics, corpus_bleu
 from urg.systems.protocol import KINDS, Answer, Kind, System
-from urg.text_metrics import NO_REFERENCE, NO_WORDS, ROUGE, TEXT_METRICS, TextMetrics, corpus_bleu
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from data_pipeline.sample_words import (
+from data_pipeline.sample.words import (
     COLOURS,
     COUNTED,
     DAYS,

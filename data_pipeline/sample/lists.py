@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from data_pipeline.sample_tasks import Part, Task
-from data_pipeline.sample_words import COLOURS, NAMES, ORDINALS, THINGS, TOWNS
+from data_pipeline.sample.tasks import Part, Task
+from data_pipeline.sample.words import COLOURS, NAMES, ORDINALS, THINGS, TOWNS
 
 
 def order(rng: Random) -> Task:

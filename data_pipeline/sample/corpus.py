@@ -17,12 +17,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from data_pipeline.sample_kinds import KINDS, draw_task
-from data_pipeline.sample_models import MODELS
-from data_pipeline.sample_pretraining import pretraining_pairs
-from data_pipeline.sample_tasks import Task
+from data_pipeline.sample.kinds import KINDS, draw_task
+from data_pipeline.sample.models import MODELS
+from data_pipeline.sample.pretraining import pretraining_pairs
+from data_pipeline.sample.tasks import Task
 
 __all__ = [
     "SAMPLE_LABEL",
@@ -35,7 +34,7 @@ __all__ = [
     "write_sample",
 ]
 
-BASE_MODEL = Path(__file__).parent / "sample_base"
+BASE_MODEL = Path(__file__).parent / "base"
 """The small T5 that ships with the project, pre-trained by `python -m urg.pretrain`; its tokenizer is the sample's."""
 
 SAMPLE_LABEL = "rougeL"
@@ -188,7 +187,3 @@ def main(config: SampleConfig) -> None:
     rows = {split: getattr(config, split) for split in SPLITS}
     for split, path in write_sample(config.output, rows, config.seed).items():
         print(f"{rows[split]:>6} generated rows  {path}")
-
-
-if __name__ == "__main__":
-    run_command(main, SampleConfig)

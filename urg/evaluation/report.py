@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from urg.comparison import Comparison, Gap, Result, gaps
-from urg.report_cases import cases_html
-from urg.report_figures import Figure, figures
-from urg.report_style import CSS, JS
-from urg.result_table import NONE, best, cell, columns, heading
+from urg.evaluation.comparison import Comparison, Gap, Result, gaps
+from urg.evaluation.report_cases import cases_html
+from urg.evaluation.report_figures import Figure, figures
+from urg.evaluation.report_style import CSS, JS
+from urg.evaluation.table import NONE, best, cell, columns, heading
 
 if TYPE_CHECKING:
-    from urg.results import Provenance
+    from urg.evaluation.results import Provenance
 
 HEADLINE = {"urg_rank": "URG top-1 pick", "urg": "URG fused text", "oracle": "Oracle pick"}
 

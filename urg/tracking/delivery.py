@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from data_pipeline.errors import UserError
-from urg.journal import Event, Journal
+from urg.tracking.journal import Event, Journal
 
 INTERVAL = 1.0
 """Seconds between two looks into the journal."""

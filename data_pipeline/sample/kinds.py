@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from random import Random
 
-from data_pipeline.sample_lists import order, select
-from data_pipeline.sample_tasks import Task, lookup, moves, notes, sums
+from data_pipeline.sample.lists import order, select
+from data_pipeline.sample.tasks import Task, lookup, moves, notes, sums
 
 KINDS: dict[str, Callable[[Random], Task]] = {
     "lookup": lookup,
