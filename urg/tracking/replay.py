@@ -37,8 +37,9 @@ def replay(config: ReplayConfig) -> None:
 
 
 def _replay_run(uri: str, spool: Path, card: RunCard) -> None:
-    from urg.tracking import MlflowRun, absolute_uri
+    from urg.tracking import absolute_uri
     from urg.tracking.delivery import drain
+    from urg.tracking.mlflow_run import MlflowRun
 
     journal, run = Journal(spool, card.key), MlflowRun(absolute_uri(uri, spool), card, spool, reopen=False)
     try:

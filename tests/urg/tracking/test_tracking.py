@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
 from urg.tracking.replay import ReplayConfig, replay
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

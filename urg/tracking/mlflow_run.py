@@ -1,0 +1,242 @@
+"""One run on an MLflow server or database: all of the project's MLflow calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from urg.tracking.delivery import EVENTS_PER_SEND
+from urg.tracking.journal import Event, RunCard
+from urg.tracking.loggable import (
+    NAME_LIMIT,
+    TAG_LIMIT,
+    redact,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+KEY_TAG = "urg.run_key"
+ENTITIES_PER_CALL = {"metrics": EVENTS_PER_SEND, "params": 100, "tags": 100}  # MLflow's limits of log_batch
+CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7 with back-off, takes minutes; we retry ourselves
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the login in the address
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_log = logging.getLogger(__name__)
+
+
+class MlflowRun:
+    """The run on the server: the Destination (urg.tracking.delivery) of the journal's events.
+
+    reopen: set an ended run to RUNNING again when it is continued.
+    """
+
+    def __init__(self, uri: str, card: RunCard, spool: Path, *, reopen: bool = True) -> None:
+        self.name = f"MLflow at {redact(uri)}"
+        self._uri, self._card, self._spool, self._reopen = uri, card, spool, reopen
+        self._client: MlflowClient | None = None
+        self._steps: dict[str, set[int]] = {}  # per metric: the steps that the run has, once that was asked for
+        self._is_new = False  # no point is there but those in _steps
+        self._params: dict[str, str] = {}
+        self._failed: list[Event] = []
+
+    @property
+    def run_id(self) -> str:
+        """The server's id, or `pending-<key>` before the first connection."""
+        return self._card.run_id or f"pending-{self._card.key}"
+
+    def connect(self) -> None:
+        """Find the run or make it; writes its id into the spool's card."""
+        if self._client is not None:
+            return
+        client = _make_client(self._uri)
+        run = self._find(client)
+        if run is None:
+            run = self._create(client)
+            self._is_new = True
+        elif self._reopen and run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        self._params = dict(run.data.params)
+        self._card = replace(self._card, run_id=run.info.run_id)
+        self._card.write(self._spool)
+        self._client = client
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Write the events into the run. May be called again with the same ones."""
+        try:
+            self._send_metrics([event for event in events if event["op"] == "metric"])
+        except Exception:
+            self._steps.clear()  # they may have been stored before it failed: ask before they are sent again
+            self._is_new = False
+            raise
+        self._send_params({event["key"]: event["value"] for event in events if event["op"] == "param"})
+        self._send_tags({event["key"]: event["value"] for event in events if event["op"] == "tag"})
+        for event in events:
+            if event["op"] == "artifact":
+                self._store(event)
+            elif event["op"] == "status":
+                self._connected.set_terminated(self.run_id, status=event["value"])
+
+    def explain(self, error: Exception) -> str:
+        """The error as one line of at most 300 characters, without the login of a URL."""
+        return redact(" ".join(str(error).split()))[:300] or type(error).__name__
+
+    def is_hopeless(self, error: Exception) -> bool:
+        """Whether the uri, the login or the database file is wrong."""
+        if self._uri.startswith("sqlite:") or isinstance(error, ImportError):
+            return "locked" not in str(error)  # by another process that writes to the same file
+        code = getattr(error, "error_code", "")
+        return code in ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+    def retry_failed(self) -> None:
+        """Store again the artifacts that could not be stored, with a warning for each that still cannot."""
+        failed, self._failed = self._failed, []
+        for event in failed:
+            self._store(event, last=True)
+
+    def failed(self) -> Sequence[Event]:
+        """The artifacts that are not stored."""
+        return self._failed
+
+    @property
+    def _connected(self) -> MlflowClient:
+        if self._client is None:
+            raise RuntimeError("connect() comes before send()")
+        return self._client
+
+    def _find(self, client: MlflowClient) -> Run | None:
+        """The run of the card, by its id or by the tag that we gave it; None where the server does not have it."""
+        if self._card.run_id:
+            if run := _get_run(client, self._card.run_id):
+                return run
+            _log.warning("%s does not have the run %s (any more): a new one is made.", self.name, self._card.run_id)
+        experiment = client.get_experiment_by_name(self._card.experiment)
+        if experiment is None:
+            return None
+        tag = f"tags.`{KEY_TAG}` = '{self._card.key}'"
+        found = client.search_runs([experiment.experiment_id], tag, max_results=1)
+        return found[0] if found else None
+
+    def _create(self, client: MlflowClient) -> Run:
+        experiment = _experiment_id(client, self._card.experiment, self._uri)
+        start, tags = int(self._card.start_time * 1000), {KEY_TAG: self._card.key}
+        return client.create_run(experiment, start_time=start, tags=tags, run_name=self._card.run_name)
+
+    def _send_metrics(self, events: Sequence[Event]) -> None:
+        from mlflow.entities import Metric
+
+        points = []
+        for event in events:
+            steps = self._known_steps(event["key"])
+            if event["step"] not in steps:
+                steps.add(event["step"])
+                points.append(Metric(event["key"], event["value"], event["time"], event["step"]))
+        self._send_batch("metrics", points)
+
+    def _known_steps(self, key: str) -> set[int]:
+        if key not in self._steps:
+            history = [] if self._is_new else self._connected.get_metric_history(self.run_id, key)
+            self._steps[key] = {metric.step for metric in history}
+        return self._steps[key]
+
+    def _send_params(self, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        new = {key: value for key, value in params.items() if key not in self._params}
+        changed = {key: value for key, value in params.items() if self._params.get(key, value) != value}
+        self._send_batch("params", [Param(key, value) for key, value in new.items()])
+        self._params.update(new)
+        if changed:
+            names = ", ".join(sorted(changed))
+            _log.warning("The run %s began with other values of %s: see its tags changed/….", self.run_id, names)
+            self._send_tags({f"changed/{key}"[:NAME_LIMIT]: value[:TAG_LIMIT] for key, value in changed.items()})
+
+    def _send_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._send_batch("tags", [RunTag(key, value) for key, value in tags.items()])
+
+    def _send_batch(self, kind: str, entities: Sequence[Any]) -> None:
+        """log_batch in parts. An entity that the server refuses is left out with a warning, and the others go on."""
+        from mlflow.exceptions import MlflowException
+
+        size = ENTITIES_PER_CALL[kind]
+        for part in (entities[i : i + size] for i in range(0, len(entities), size)):
+            try:
+                self._connected.log_batch(self.run_id, synchronous=True, **{kind: part})
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE" or not _get_run(self._connected, self.run_id):
+                    raise  # a run that was deleted, too: it may be restored
+                if len(part) == 1:
+                    _log.warning("%s refuses %s (%s): it is left out.", self.name, part[0].key, self.explain(error))
+                else:
+                    self._send_batch(kind, part[: len(part) // 2])
+                    self._send_batch(kind, part[len(part) // 2 :])
+
+    def _store(self, event: Event, *, last: bool = False) -> None:
+        """Store an artifact. What fails, for whatever reason of its own storage, must not hold up the metrics."""
+        path, folder = Path(event["path"]), event["folder"] or None
+        store = self._connected.log_artifacts if path.is_dir() else self._connected.log_artifact
+        try:
+            store(self.run_id, str(path), folder)
+        except Exception as error:
+            if last:
+                _log.warning("%s: the artifact %s could not be stored: %s", self.name, path, self.explain(error))
+            if path.exists() or not last:
+                self._failed.append(event)
+
+
+def _make_client(uri: str) -> MlflowClient:
+    """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of the migrations
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+def _get_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run; None where it does not exist or was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """The experiment's id; made where it is missing, beside a SQLite database with an absolute folder for artifacts.
+
+    (MLflow's own default is a folder `mlruns` in the current one, and each Ray worker has its own.)
+    """
+    from mlflow.exceptions import MlflowException
+
+    folder = None
+    if uri.startswith("sqlite:///"):
+        folder = f"{(Path(uri.removeprefix('sqlite:///')).parent / 'mlartifacts').as_uri()}/{quote(name, safe='')}"
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=folder))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)  # another process was quicker
+    if experiment is None:
+        raise RuntimeError(f"MLflow has an experiment {name!r} and does not find it.")
+    return str(experiment.experiment_id)
