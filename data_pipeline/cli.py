@@ -59,7 +59,7 @@ def parse_config(
         arguments = _resolve_presets(list(sys.argv[1:] if argv is None else argv), presets)
         values = parser.parse_args(arguments)
         values.pop("config", None)
-        return config_class(**vars(parser.instantiate_classes(values)))
+        return config_class(**vars(parser.instantiate(values)))
     except (ArgumentError, UserError, ValueError) as error:
         _exit_with(error, hint=f"python -m {parser.prog} --help")
 

@@ -52,7 +52,7 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout rate in training, 0 to 1 (exclusive)."""
     chunk_tokens: int = 16384
-    """Padded tokens that the encoder takes in one chunk; bounds memory, changes no result."""
+    """Padded tokens that the encoder takes in one chunk; bounds memory, changes no result. ZeRO-3 takes all at once."""
 
     def __post_init__(self) -> None:
         _require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")

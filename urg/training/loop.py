@@ -201,7 +201,7 @@ class Trainer:
         stored = checkpoints.load_state(folder)
         if stored["world"] != self.world:
             raise RuntimeError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
-        self.engine.load(folder / "state")
+        self.engine.load(folder)
         state = TrainState.from_json(stored)
         if self.rank == 0:
             self.log.line(f"resuming from {folder} at step {state.step}")

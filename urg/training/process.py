@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import sys
 import warnings
 
 import torch
@@ -52,7 +53,8 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
         model = URG.from_pretrained(BASE_MODEL if config.model.base == "sample" else config.model.base)
         model.settings = settings
         model.resize_to(vocab_size)
-    model.chunk_tokens = config.model.chunk_tokens
+    # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.
+    model.chunk_tokens = sys.maxsize if config.engine.zero_stage == 3 else config.model.chunk_tokens
     set_dropout(model, config.model.dropout)
     if config.engine.activation_checkpointing:
         model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
