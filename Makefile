@@ -33,10 +33,9 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 	@echo "== 1/3 prepare: generate the sample and tokenize it"
 	@$(PY) -m data_pipeline.prepare --config sample
 	@echo "== 2/3 train: two workers, DeepSpeed ZeRO-2, bf16"
-	@$(PY) -m urg.train --config sample
+	@$(PY) -m urg.train --config sample --storage $(RUNS)
 	@echo "== 3/3 evaluate: every system on the test split"
-	@$(PY) -m urg.evaluate --config sample
-	@echo "curves: make ui"
+	@$(PY) -m urg.evaluate --model $(RUNS)/sample/model --shards data/sample --output $(RUNS)/sample/evaluation --num_beams 1
 
 # pytest's own exit code is kept beside the environment: make would turn it into 2.
 test: $(INSTALLED)  ## all tests but the benchmarks

@@ -46,17 +46,12 @@ def _sample_folder(config: PrepareConfig, root: Path) -> Path:
     folder = root / "sources" / f"sample-{_key([size.train, size.dev, size.test, size.seed, _sample_version()])}"
     if folder.is_dir():
         return folder
-    from data_pipeline.sample import generate_rows
+    from data_pipeline.sample import write_sample
 
     print(f"generating the sample: {size.train} + {size.dev} + {size.test} rows")
 
-    def write(staged: Path) -> None:
-        for split in ("train", "dev", "test"):
-            with (staged / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for row in generate_rows(split, getattr(size, split), size.seed):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    return _made(folder, root, write)
+    rows = {split: getattr(size, split) for split in ("train", "dev", "test")}
+    return _made(folder, root, lambda staged: write_sample(staged, rows, size.seed))
 
 
 def _sample_version() -> str:

@@ -332,3 +332,45 @@ class PretrainConfig:
     """Steps between two lines of progress."""
     shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
     """The model's shape."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated, on what, and where the results go."""
+
+    shards: str
+    """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set)."""
+    output: str
+    """Folder for metrics.json, predictions.parquet and report.html; made if absent, files of these names replaced."""
+    model: str | None = None
+    """Folder of a trained URG. Null: single models, floors and oracle only."""
+    split: str = "test"
+    """Name of the split."""
+    label: str | None = None
+    """The score that a pick is judged by, higher is better. Null: the one that the model was trained to rank by."""
+    bertscore_model: str | None = None
+    """Hub id or folder of BERTScore's encoder; null: no BERTScore. LLM-Blender uses bert-base-multilingual-cased."""
+    rows: int | None = None
+    """Use the first so many rows only; null for all."""
+    num_beams: int = 4
+    """Beams when fusing; 1 is greedy."""
+    max_new_tokens: int | None = None
+    """Longest fused text, in tokens; null: the model's default."""
+    batch_size: int = 16
+    """Rows that the model ranks and fuses at once."""
+    device: str = "cpu"
+    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda."""
+    seed: int = 0
+    """Seeds the random system."""
+    cases: int = 9
+    """Rows that the report shows with all their candidates; 0 for none."""
+    track: bool = True
+    """Add the results to the MLflow run that trained the model, where its run folder is at hand."""
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "num_beams", "max_new_tokens", "batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1.")
+        if self.cases < 0:
+            raise ValueError(f"cases={self.cases}: must be 0 (none) or more.")

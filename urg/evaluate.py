@@ -16,12 +16,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
+from urg.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet, TokenizedExample
@@ -30,46 +31,6 @@ if TYPE_CHECKING:
     from urg.evaluation.results import Provenance
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.parquet", "report.html"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is evaluated, on what, and where the results go."""
-
-    shards: str
-    """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set)."""
-    output: str
-    """Folder for metrics.json, predictions.parquet and report.html; made if absent, files of these names replaced."""
-    model: str | None = None
-    """Folder of a trained URG. Null: single models, floors and oracle only."""
-    split: str = "test"
-    """Name of the split."""
-    label: str | None = None
-    """The score that a pick is judged by, higher is better. Null: the one that the model was trained to rank by."""
-    bertscore_model: str | None = None
-    """Hub id or folder of BERTScore's encoder; null: no BERTScore. LLM-Blender uses bert-base-multilingual-cased."""
-    rows: int | None = None
-    """Use the first so many rows only; null for all."""
-    num_beams: int = 4
-    """Beams when fusing; 1 is greedy."""
-    max_new_tokens: int | None = None
-    """Longest fused text, in tokens; null: the model's default."""
-    batch_size: int = 16
-    """Rows that the model ranks and fuses at once."""
-    device: str = "cpu"
-    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda."""
-    seed: int = 0
-    """Seeds the random system."""
-    cases: int = 9
-    """Rows that the report shows with all their candidates; 0 for none."""
-
-    def __post_init__(self) -> None:
-        for key in ("rows", "num_beams", "max_new_tokens", "batch_size"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: must be at least 1.")
-        if self.cases < 0:
-            raise ValueError(f"cases={self.cases}: must be 0 (none) or more.")
 
 
 def main(config: EvaluateConfig) -> None:
@@ -98,6 +59,7 @@ def evaluate(config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble] 
     provenance = Provenance(data, model, asdict(config), notes(data, model))
     _write(output, comparison, provenance, config)
     _show(output, comparison, provenance, config)
+    _track(output, comparison, config)
     return comparison
 
 
@@ -234,6 +196,18 @@ def _show(output: Path, comparison: Comparison, provenance: Provenance, config: 
     print(f"report    file://{output / REPORT_FILE}   (open it in a browser; it needs no network)")
     if config.model is not None:
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")
+
+
+def _track(output: Path, comparison: Comparison, config: EvaluateConfig) -> None:
+    """Add the means, table and report to the MLflow run that trained the model, where there is one."""
+    from urg.evaluation.track import add_to_training_run
+
+    if config.model is None or not config.track:
+        return
+    files = [output / METRICS_FILE, output / REPORT_FILE]
+    run_id = add_to_training_run(Path(config.model), config.split, comparison, files)
+    if run_id:
+        print(f"MLflow    added to run {run_id}; see it with: make ui")
 
 
 class Progress:

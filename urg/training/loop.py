@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from data_pipeline.shards import Split
 from urg.batching import Batch, GlobalBatches, collate, micro_batches
+from urg.model_card import CARD_FILE, model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
 from urg.progress import RunLog
 from urg.tracking import Tracker, last_run
@@ -70,6 +71,7 @@ class Trainer:
                 self._log_window()
             if step % self.config.eval.every == 0 or step == self.plan.steps:
                 self._evaluate_and_checkpoint()
+        self.tracker.log_artifact(self.job.run / "model" / CARD_FILE)
 
     def _train_step(self) -> None:
         """One optimizer step over one global batch."""
@@ -150,7 +152,7 @@ class Trainer:
         improved = self.state.best_metric is None or score > self.state.best_metric
         if improved:
             self.state.best_metric, self.state.best_step = score, self.state.step
-        folder = self._write_checkpoint()
+        folder = self._write_checkpoint(metrics)
         if self.rank == 0:
             self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, self.state.step)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -165,7 +167,7 @@ class Trainer:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
 
-    def _write_checkpoint(self) -> Path:
+    def _write_checkpoint(self, metrics: dict[str, float]) -> Path:
         """Write state and model of all workers; the manifest last. The same path on every worker."""
         name = [str(checkpoints.new_folder(self.job.run, self.state.step))] if self.rank == 0 else [None]
         dist.broadcast_object_list(name)
@@ -178,6 +180,8 @@ class Trainer:
             (folder / "model").mkdir()
             model.save_pretrained(folder / "model", weights)
             self.shards.tokenizer().save_pretrained(folder / "model")
+            card = model_card(self.config, self.shards.manifest, self.state.step, metrics)
+            (folder / "model" / CARD_FILE).write_text(card)
         dist.barrier()
         if self.rank == 0:
             checkpoints.commit(folder, self.state.to_json(), self.world)
@@ -220,6 +224,8 @@ class Trainer:
             tags=self.job.tags,
             spool=spool,
         )
+        for artifact in (self.job.run / "config.yaml", self.shards.folder / "manifest.json"):
+            tracker.log_artifact(artifact)
         tracker.log_params(self.config)
         tracker.log_params({"global_batch": self.config.global_batch, "steps_planned": self.plan.steps})
         return tracker

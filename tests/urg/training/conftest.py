@@ -23,7 +23,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_started: None) -> Path:
 
     root = tmp_path_factory.mktemp("data")
     with contextlib.redirect_stdout(io.StringIO()):
-        return prepare(PrepareConfig(output=str(root), tokenizer="train", vocab_size=600, sample=SampleSize(22, 6, 6, 0)))
+        return prepare(
+            PrepareConfig(output=str(root), tokenizer="train", vocab_size=600, sample=SampleSize(22, 6, 6, 0))
+        )
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""The card that goes with every exported model: what it is, what it was trained on, and how it did on the dev split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from urg.config import TrainConfig
+
+CARD_FILE = "README.md"
+
+
+def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
+    """The model card as Markdown. manifest: the prepared set's; dev: metrics of the dev split at `step`."""
+    base = config.model.base or "random weights"
+    split = manifest["splits"][config.data.train_split]
+    generated = "generated (simulated models)" if manifest["generated"] else "answers of real models"
+    loss = config.loss
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items())
+    return f"""---
+library_name: urg
+tags: [text2text-generation, ensembling, reranking]
+---
+# {config.name}
+
+A URG model (Unified Ranking and Generation, Lv et al. 2024): it ranks the candidate answers to an instruction by one
+decoder step, and writes one answer from the best {config.model.k}. Started from {base}; {step} steps of
+{config.global_batch} rows.
+
+```python
+from urg import Ensemble
+Ensemble.from_pretrained("<this folder>").rank_and_fuse(instruction, candidates)
+```
+
+- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["config_hash"]}`; candidates ranked by the
+  score `{config.data.label}`. Its licence and biases are those of the data and of the base model.
+- Loss: γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale, β={loss.beta}, m={loss.m}, τ={loss.tau}.
+- It says nothing of whether an answer is true: it prefers what the label prefers.
+
+Dev split at step {step}:
+
+| metric | value |
+|---|---|
+{rows}
+"""
