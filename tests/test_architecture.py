@@ -24,8 +24,6 @@ HEAVY = ("ray", "deepspeed", "mlflow", "torch", "transformers", "datasets")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 _COMMAND = re.compile(r"^(if __name__ == .__main__.:|run_command\()", re.M)
 COMMANDS = [path for path in MODULES if _COMMAND.search(path.read_text())]
-    path for path in MODULES if re.search(r"^(if __name__ == .__main__.:|run_command\()", path.read_text(), re.M)
-]
 
 
 def name_of(path):
