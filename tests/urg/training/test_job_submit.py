@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +20,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[3]
 RAY = Path(sys.executable).with_name("ray")
+
+
+TOKEN = secrets.token_hex(16)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, as in an activated virtual environment, for a cluster that asks for a token."""
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    own["PATH"] = f"{RAY.parent}{os.pathsep}{own['PATH']}"
+    return own | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 
 def _free_ports(count: int) -> list[int]:
@@ -38,9 +49,8 @@ def head(tmp_path: Path) -> Iterator[str]:
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=3"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
     command += ["--disable-usage-stats"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_until_healthy(address, process)
@@ -59,7 +69,10 @@ def _wait_until_healthy(address: str, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "the Ray head has ended"
         try:
             urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
-            return
+        except urllib.error.HTTPError as error:
+            if error.code == 401:  # it is up, and wants its token
+                return
+            raise
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise AssertionError("the Ray head did not come up")
@@ -86,7 +99,7 @@ def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
         ["python", "-m", "urg.train", f"--data.shards={data}", *options, *shape],
     ):
         submit = [RAY, "job", "submit", f"--address={head}", "--working-dir", str(ROOT), "--", *entry]
-        done = subprocess.run(submit, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
+        done = subprocess.run(submit, capture_output=True, text=True, timeout=180, cwd=tmp_path, env=_environment())
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 2/2" in done.stdout
     assert (tmp_path / "runs" / "job" / "model" / "model.safetensors").is_file()

@@ -125,7 +125,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(make_config: Make, sh
 
     import yaml
 
-    config = make_config("driver", steps=9, engine__dtype="bf16")
+    config = make_config("driver", steps=80, engine__dtype="bf16", eval__every=10)
     file = tmp_path / "driver.yaml"
     file.write_text(yaml.safe_dump({**dataclasses.asdict(config), "optim": {"lr": 0.01}}))
     command = [sys.executable, "-m", "urg.train", "--config", str(file)]
@@ -134,7 +134,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(make_config: Make, sh
     assert calm.returncode == 0, calm.stderr[-2000:]
     process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     run = Path(config.storage) / "driver"
-    while not ((run / "train.log").exists() and "step 5/" in (run / "train.log").read_text()):
+    while not ((run / "train.log").exists() and "step 15/" in (run / "train.log").read_text()):
         time.sleep(0.05)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
