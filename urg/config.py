@@ -316,19 +316,19 @@ class PretrainConfig:
 
     output: Path
     """Folder for model and tokenizer."""
-    steps: int = 9000
+    steps: int = 2000
     """Optimizer steps."""
-    batch: int = 32
+    batch: int = 96
     """Generated examples a step."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
     vocab_size: int = 1280
     """Pieces of the tokenizer."""
     seed: int = 0
     """Seeds text and weights."""
-    threads: int = 2
+    threads: int = 1
     """Torch threads."""
-    log_every: int = 100
+    log_every: int = 50
     """Steps between two lines of progress."""
     shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
     """The model's shape."""
