@@ -54,10 +54,11 @@ def main(config: TrainConfig) -> None:
 def train(config: TrainConfig) -> Path:
     """Run or resume a training run; returns the folder of its best model. Raises UserError for what the user can
     mend."""
-    from urg.training.plan import Plan, open_data, training_rows
+    from urg.training.plan import Plan, open_data, require_base, training_rows
 
     config = _with_absolute_paths(config)
     shards = open_data(config)
+    require_base(config)
     plan = Plan.of(config, training_rows(config, shards.split(config.data.train_split)))
     run = Path(config.storage) / config.name
     identity = {"config": _flat(dataclasses.asdict(config)), "data": shards.manifest["config_hash"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import yaml
 
@@ -16,9 +15,10 @@ _GIB = 2**30
 def describe(config: TrainConfig) -> str:
     """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes
     nothing."""
-    from urg.training.plan import Plan, open_data, training_rows
+    from urg.training.plan import Plan, open_data, require_base, training_rows
 
     shards = open_data(config)
+    require_base(config)
     split = shards.split(config.data.train_split)
     plan = Plan.of(config, training_rows(config, split))
     parameters, width, layers = model_size(config, len(shards.tokenizer()))
@@ -47,21 +47,18 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
-    from data_pipeline.sample import BASE_MODEL
+    from urg.training.plan import base_model
 
-    if config.model.base is None:
+    base = base_model(config)
+    if base is None:
         shape = T5Config(
             vocab_size=vocab_size, feed_forward_proj="gated-gelu", **dataclasses.asdict(config.model.scratch)
         )
     else:
-        base = BASE_MODEL if config.model.base == "sample" else config.model.base
         try:
-            shape = AutoConfig.from_pretrained(str(base))
+            shape = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:
-            known = (
-                "has no readable config.json" if Path(base).is_dir() else "is no folder, and the hub has not answered"
-            )
-            raise UserError(f"model.base {base} {known}: name a T5 folder.") from error
+            raise UserError(f"model.base {base} has no readable config.json: name a T5 folder or hub id.") from error
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(shape)
     return model.num_parameters(), shape.d_model, shape.num_layers + (shape.num_decoder_layers or shape.num_layers)

@@ -4,11 +4,14 @@ counted."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.sample import BASE_MODEL
 from data_pipeline.shards import ShardSet, Split
+from data_pipeline.tokenization import require_hub
 from urg.batching import GlobalBatches
 from urg.config import OptimConfig, TrainConfig
 from urg.objective import Counts
@@ -51,6 +54,28 @@ def open_data(config: TrainConfig) -> ShardSet:
         split = shards.split(name)
         split.has_label(config.data.label)
     return shards
+
+
+def base_model(config: TrainConfig) -> str | None:
+    """The folder or hub id to start from; None for random weights. `sample` is the small model that ships with us."""
+    return str(BASE_MODEL) if config.model.base == "sample" else config.model.base
+
+
+def require_base(config: TrainConfig) -> None:
+    """Raise UserError where the base model cannot be had: here, once, and not in every worker."""
+    from transformers import AutoConfig
+
+    base = base_model(config)
+    if base is None:
+        return
+    if Path(base).is_dir():
+        if not any(Path(base).glob("*.safetensors")):
+            raise UserError(f"model folder {base} has no weights (*.safetensors): download or export the model again.")
+        return
+    try:
+        AutoConfig.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError):
+        require_hub(f"the model {base}")
 
 
 def training_rows(config: TrainConfig, split: Split) -> int:

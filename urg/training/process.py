@@ -10,10 +10,10 @@ import warnings
 
 import torch
 
-from data_pipeline.sample import BASE_MODEL
 from data_pipeline.shards import ShardSet
 from urg.config import TrainConfig
 from urg.model import URG, Settings
+from urg.training.plan import base_model
 
 
 def prepare_process(config: TrainConfig) -> None:
@@ -47,10 +47,11 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
         label=config.data.label,
         generated_data=bool(shards.manifest["generated"]),
     )
-    if config.model.base is None:
+    base = base_model(config)
+    if base is None:
         model = URG.from_scratch(vocab_size, settings, **dataclasses.asdict(config.model.scratch))
     else:
-        model = URG.from_pretrained(BASE_MODEL if config.model.base == "sample" else config.model.base)
+        model = URG.from_pretrained(base)
         model.settings = settings
         model.resize_to(vocab_size)
     # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.

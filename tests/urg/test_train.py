@@ -1,0 +1,138 @@
+"""`urg.train` up to where workers start: what it refuses, in one sentence, and what a dry run shows."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from urg.config import TrainConfig
+from urg.train import main, train
+
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared set of the sample, made without Ray."""
+    from data_pipeline import plan, ray_session
+    from data_pipeline.config import PrepareConfig, SampleSize
+    from data_pipeline.prepare import prepare
+
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
+        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
+        return prepare(PrepareConfig(output=str(root), sample=SampleSize(24, 4, 4, 0)))
+
+
+@pytest.fixture
+def make(shards: Path, tmp_path: Path) -> Make:
+    """make(key__subkey=value, …): a run on `shards`."""
+    from data_pipeline.cli import parse_config
+
+    def build(**overrides: Any) -> TrainConfig:
+        values = {"data.shards": shards, "data.label": "rougeL", "eval.metric": "rougeL", "storage": tmp_path / "runs"}
+        values |= {key.replace("__", "."): value for key, value in overrides.items()}
+        return parse_config(TrainConfig, argv=[f"--{key}={value}" for key, value in values.items()])
+
+    return build
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, tmp_path: Path, capsys: Any) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    main(make(dry_run="true", epochs=2, batch__micro=2, batch__accumulation=2, engine__workers=2))
+    shown = capsys.readouterr().out
+    assert "steps       6 of 8 rows" in shown
+    assert "2 × 1 CPU, ZeRO-2, bf16" in shown
+    assert "parameters  " in shown
+    assert "GiB a worker" in shown
+    assert "gamma: 5.0" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_parameter_count_and_memory_follow_from_the_shape(make: Make) -> None:
+    from urg.model import URG, Settings
+    from urg.training.estimate import memory_per_worker, model_size
+
+    config = make(engine__workers=4, engine__zero_stage=3)
+    parameters, width, layers = model_size(config, 500)
+    shape = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4}
+    assert parameters == sum(p.numel() for p in URG.from_scratch(500, Settings(), **shape).parameters())
+    assert (width, layers) == (128, 4)
+    spread = memory_per_worker(config, 4 * 2**30, 1, 1, 0)
+    assert spread == {"weights": 2.0, "gradients": 2.0, "optimizer": 12.0, "activations": 0.0}
+    alone = memory_per_worker(make(engine__zero_stage=0, engine__dtype="fp32"), 2**30, 1, 1, 0)
+    assert alone == {"weights": 4.0, "gradients": 4.0, "optimizer": 12.0, "activations": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ({"data__shards": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data__label": "bartscore"}, "bartscore"),
+        ({"data__train_split": "exam"}, "exam"),
+        ({"storage": "s3://bucket/runs"}, "give a folder"),
+        ({"resume": "/nowhere/checkpoint-1"}, "cannot resume"),
+    ],
+)
+def test_what_cannot_be_used_is_named(make: Make, override: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(make(**override))
+
+
+def test_an_altered_shard_is_named_before_anything_is_written(make: Make, shards: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    shard = min(copy.glob("train*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=shard.name):
+        train(make(data__shards=copy))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_model_that_is_not_there_is_one_sentence(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no weights"):
+        train(make(model__base=tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="give a local folder"):
+        train(make(model__base="google/flan-t5-large"))
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="choose another --storage"):
+        train(make(storage=tmp_path / "file" / "runs"))
+
+
+def test_an_unknown_key_ends_with_code_2_and_one_line() -> None:
+    command = [sys.executable, "-m", "urg.train", "--config", "sample", "--loss.gama", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--loss.gama" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("preset", ["sample", "scratch", "flan-t5-large", "flan-t5-xl"])
+def test_every_preset_is_a_valid_configuration(preset: str) -> None:
+    from data_pipeline.cli import parse_config
+    from urg.config import PRESETS
+
+    config = parse_config(TrainConfig, presets=PRESETS, argv=["--config", preset])
+    expected = {"sample": 16, "scratch": 8, "flan-t5-large": 128, "flan-t5-xl": 32}
+    assert config.global_batch == expected[preset]
