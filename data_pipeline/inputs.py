@@ -99,7 +99,7 @@ def _train_tokenizer(
     _made(folder, root, lambda staged: save_tokenizer(tokenizer, staged))
 
 
-def _made(folder: Path, root: Path, write: Callable[[Path], None]) -> Path:
+def _made(folder: Path, root: Path, write: Callable[[Path], object]) -> Path:
     """`folder`, filled by `write` in a staging folder and renamed into place."""
     with staging(root) as staged, writing(root):
         write(staged)
