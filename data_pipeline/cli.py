@@ -13,6 +13,7 @@ docstrings. Unknown keys, bad values and `UserError`s end with one line on stder
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,12 +57,28 @@ def parse_config(
     parser.add_argument("--config", action="config", help=_config_help(presets))
     parser.add_class_arguments(config_class)
     try:
-        arguments = _resolve_presets(list(sys.argv[1:] if argv is None else argv), presets)
+        arguments = _resolve_presets(_plain_flags(list(sys.argv[1:] if argv is None else argv), config_class), presets)
         values = parser.parse_args(arguments)
         values.pop("config", None)
         return config_class(**vars(parser.instantiate(values)))
     except (ArgumentError, UserError, ValueError) as error:
         _exit_with(error, hint=f"python -m {parser.prog} --help")
+
+
+def _plain_flags(arguments: list[str], config_class: type) -> list[str]:
+    """`--dry-run` or `--dry_run` alone mean `--dry_run=true`, for every top-level field that is a bool."""
+    flags = {field.name for field in dataclasses.fields(config_class) if field.type in (bool, "bool")}
+    plain = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        key, _, value = argument.partition("=")
+        name = key.removeprefix("--").replace("-", "_")
+        if not key.startswith("--") or name not in flags:
+            plain.append(argument)
+        elif value or not following.startswith("--"):
+            plain.append(f"--{name}" + (f"={value}" if value else ""))
+        else:
+            plain.append(f"--{name}=true")
+    return plain
 
 
 def _exit_with(error: Exception, hint: str = "") -> NoReturn:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
-from data_pipeline.config import PRESETS, PrepareConfig
+from data_pipeline.config import PRESETS, SAMPLE, PrepareConfig
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Job
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 def main(config: PrepareConfig) -> None:
     """Prepare shards: read JSON lines, check every row, tokenize each candidate, write Parquet and a manifest."""
     prepare(config)
-    print(f"next: python -m urg.train --data.shards {Path(config.output).expanduser().absolute()}")
+    ours = config.input == SAMPLE and config.tokenizer == SAMPLE
+    root = Path(config.output).expanduser().absolute()
+    options = "--config sample" if ours else "--config scratch --data.label <score>"
+    print(f"next: python -m urg.train {options} --data.shards {root}")
 
 
 def prepare(config: PrepareConfig) -> Path:

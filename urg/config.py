@@ -106,7 +106,7 @@ class OptimConfig:
     lr: float = 8e-5
     """Peak learning rate."""
     min_lr_ratio: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
+    """Floor of the learning rate, as a share of the peak."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -139,6 +139,11 @@ class DataConfig:
     """Name of the split for model selection."""
     limit: int | None = None
     """Use the first so many training rows only."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all."
+        )
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")
         _require(bool(valid), "name", self.name, "must be a plain folder name.")
+        _require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
         _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1.")
         _require(self.epochs > 0, "epochs", self.epochs, "must be positive.")
         _require(
@@ -304,10 +310,15 @@ class EnsembleConfig:
     """Queries taken at once."""
     device: str | None = None
     """`cpu` or `cuda`; null for a GPU where there is one."""
-    dtype: str = "float32"
-    """float32 or bfloat16."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of weights and activations; ranking is in float32 always."""
     rank_only: bool = False
     """Only rank, write no text."""
+
+    def __post_init__(self) -> None:
+        for key in ("k", "num_beams", "max_new_tokens", "batch_size"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, key, value, "must be at least 1.")
 
 
 @dataclass(frozen=True)

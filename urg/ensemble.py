@@ -60,6 +60,18 @@ class Fused:
     """Indices of the K candidates that were fused, best first."""
 
 
+def resolve_device(name: str | None) -> torch.device:
+    """A torch device; None takes a GPU where there is one. Raises UserError for one that is not there."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: choose cpu, or cuda where there is a GPU.") from error
+    return device
+
+
 class Ensemble:
     """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of
     candidates."""
@@ -87,8 +99,7 @@ class Ensemble:
 
         if not (Path(folder) / SETTINGS_FILE).is_file():
             raise UserError(f"{folder} is no URG model (no {SETTINGS_FILE}): name the model folder of a training run.")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = URG.from_pretrained(folder).to(device=device, dtype=getattr(torch, dtype))
+        model = URG.from_pretrained(folder).to(device=resolve_device(device), dtype=getattr(torch, dtype))
         return cls(model, load_tokenizer(folder), batch_size)
 
     def rank(self, instruction: str, candidates: Sequence[str], input: str = "") -> Ranking:
@@ -148,14 +159,15 @@ class Ensemble:
 
     def _candidate_ids(self, query: Query) -> list[Any]:
         """The encoder's input for each candidate of a query."""
+        from data_pipeline.schema import encodable
         from data_pipeline.tokenization import encode_texts, question_text
 
         if not query.candidates:
             raise UserError("a query has no candidates: give at least one answer to rank.")
         settings = self.model.settings
-        text = question_text(query.instruction, query.input)
+        text = encodable(question_text(query.instruction, query.input))
         (question, _), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
-        answers = encode_texts(list(query.candidates), self.tokenizer, settings.response_tokens)
+        answers = encode_texts(list(map(encodable, query.candidates)), self.tokenizer, settings.response_tokens)
         return [self.template.candidate_ids(question, answer) for answer, _ in answers]
 
     def _fuse(self, queries: Sequence[Query], k: int | None, options: dict[str, Any]) -> list[Fused]:
@@ -203,11 +215,12 @@ def _process(ensemble: Ensemble, config: EnsembleConfig, lines: Iterable[bytes],
 def _parse(line: bytes, number: int) -> tuple[str, Query | str]:
     """(id, query), or (id, what is wrong with the row). A row without an id gets its line number."""
     from data_pipeline.cleaning import parse_line
+    from data_pipeline.schema import encodable
 
     row_id = str(number)
     try:
         row = parse_line(line)
-        row_id = str(row.get("id", number))
+        row_id = encodable(str(number if row.get("id") is None else row["id"]))
         candidates = row.get("candidates")
         if not isinstance(candidates, list) or not candidates:
             raise RowError("no_candidates", "the row has no candidates: give a list with at least one answer.")

@@ -142,7 +142,7 @@ def _data_facts(shards: ShardSet, split: str, rows: Sequence[TokenizedExample], 
     sizes = [len(row.texts) for row in rows]
     return {
         "shards": str(shards.folder),
-        "config_hash": shards.manifest.get("config_hash"),
+        "data_key": shards.manifest.get("key"),
         "split": split,
         "label": label,
         "rows": len(rows),
@@ -205,7 +205,11 @@ def _track(output: Path, comparison: Comparison, config: EvaluateConfig) -> None
     if config.model is None or not config.track:
         return
     files = [output / METRICS_FILE, output / REPORT_FILE]
-    run_id = add_to_training_run(Path(config.model), config.split, comparison, files)
+    try:
+        run_id = add_to_training_run(Path(config.model), config.split, comparison, files)
+    except UserError as error:
+        print(f"note: not added to MLflow: {error}")
+        return
     if run_id:
         print(f"MLflow    added to run {run_id}; see it with: make ui")
 

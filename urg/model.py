@@ -90,10 +90,11 @@ class URG(nn.Module):
     def _encode_chunk(self, tokens_S: Tensor, place_CL: Tensor, mask_CL: Tensor) -> Tensor:
         """Padded candidates [C, L] → the states of their real tokens, in the order of `mask_CL`."""
         device, padded = tokens_S.device, not bool(mask_CL.all())
-        place_CL, mask_CL = place_CL.to(device), mask_CL.to(device)
-        ids_CL = tokens_S[place_CL]
-        states_CLD = self.t5.encoder(input_ids=ids_CL, attention_mask=mask_CL if padded else None).last_hidden_state
-        return states_CLD[mask_CL] if padded else states_CLD.flatten(0, 1)
+        ids_CL = tokens_S[place_CL.to(device)]
+        mask = mask_CL.to(device) if padded else None
+        states_SD = self.t5.encoder(input_ids=ids_CL, attention_mask=mask).last_hidden_state.flatten(0, 1)
+        # The indices are found on the CPU: a boolean index would make an accelerator report its size.
+        return states_SD[mask_CL.flatten().nonzero().squeeze(1).to(device)] if padded else states_SD
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""

@@ -32,7 +32,7 @@ from urg import Ensemble
 Ensemble.from_pretrained("<this folder>").rank_and_fuse(instruction, candidates)
 ```
 
-- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["config_hash"]}`; candidates ranked by the
+- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["key"]}`; candidates ranked by the
   score `{config.data.label}`. Its licence and biases are those of the data and of the base model.
 - Loss: γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale, β={loss.beta}, m={loss.m}, τ={loss.tau}.
 - It says nothing of whether an answer is true: it prefers what the label prefers.

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
+from data_pipeline.errors import UserError
 from urg.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def main(config: PretrainConfig) -> None:
     from data_pipeline.train_tokenizer import save_tokenizer
     from urg.model import URG, Settings
 
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {config.output} ({error.strerror}): choose another --output.") from error
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     tokenizer = _tokenizer(config)

@@ -2,7 +2,9 @@
 
 One decoder step from the start token attends to all real tokens of all candidates of a query together;
     s_i = mean over layers, heads and the tokens of candidate i of the softmaxed cross-attention,
-always in fp32. The step has a single query a head, so keys and values are never projected:
+always in fp32 (but for projections under ZeRO-3, which lends weights in their own dtype only).
+
+The step has a single query a head, so keys and values are never projected:
     q · (W_k h) = (W_kᵀ q) · h        and        Σ α (W_v h) = W_v (Σ α h),
 which turns two products over all tokens and layers into two over one token a layer. T5 scales q·k by 1 and has no
 position bias in cross-attention, so the scores are equivariant to the order of the candidates.

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 # What may differ when a run is resumed: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
-    "resume",
+    "data.shards",  # compared by what it holds
     "dry_run",
-    "storage",
-    "keep_checkpoints",
-    "tracking.",
     "engine.max_failures",
     "engine.timeout_s",
+    "keep_checkpoints",
+    "storage",
+    "tracking.",
 )
 
 
@@ -48,7 +48,8 @@ def main(config: TrainConfig) -> None:
         return
     model = train(config)
     print(f"model: {model}")
-    print(f"next:  python -m urg.evaluate --model {model} --shards {config.data.shards} --label {config.data.label}")
+    shards, output = config.data.shards, model.with_name("evaluation")
+    print(f"next:  python -m urg.evaluate --model {model} --shards {shards} --output {output}")
 
 
 def train(config: TrainConfig) -> Path:
@@ -58,16 +59,18 @@ def train(config: TrainConfig) -> Path:
 
     config = _with_absolute_paths(config)
     shards = open_data(config)
+    # Pinned: a later `prepare` under the same root must not change the data of a run.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(shards.folder)))
     require_base(config)
     plan = Plan.of(config, training_rows(config, shards.split(config.data.train_split)))
     run = Path(config.storage) / config.name
-    identity = {"config": _flat(dataclasses.asdict(config)), "data": shards.manifest["config_hash"]}
+    identity = {"config": _flat(dataclasses.asdict(config)), "data": shards.manifest["key"]}
     resume_from = _prepare_run_folder(config, run, identity)
     if _steps_done(run) >= plan.steps:
         print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
         return run / "model"
     print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
-    _fit(config, run, resume_from, str(shards.manifest["config_hash"]))
+    _fit(config, run, resume_from, str(shards.manifest["key"]))
     return run / "model"
 
 
@@ -77,20 +80,36 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
         raise UserError(
             f"storage {config.storage}: give a folder, on several nodes one that they share (NFS, EFS, FSx, Filestore)."
         )
-    data = dataclasses.replace(config.data, shards=str(Path(config.data.shards).expanduser().absolute()))
-    base = config.model.base
-    if base and Path(base).expanduser().is_dir():
-        base = str(Path(base).expanduser().absolute())
-    storage = str(Path(config.storage).expanduser().absolute())
-    return dataclasses.replace(config, data=data, storage=storage, model=dataclasses.replace(config.model, base=base))
+    return dataclasses.replace(
+        config,
+        storage=str(Path(config.storage).expanduser().absolute()),
+        resume=config.resume
+        if config.resume in ("auto", "never")
+        else str(Path(config.resume).expanduser().absolute()),
+        data=dataclasses.replace(config.data, shards=str(Path(config.data.shards).expanduser().absolute())),
+        model=dataclasses.replace(config.model, base=_absolute_if_folder(config.model.base)),
+        eval=dataclasses.replace(config.eval, bertscore_model=_absolute_if_folder(config.eval.bertscore_model)),
+    )
+
+
+def _absolute_if_folder(name: str | None) -> str | None:
+    """A local folder by its absolute path; a hub id as it is."""
+    return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().is_dir() else name
 
 
 def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
     """Make or check the run's folder; returns the checkpoint that `--resume PATH` names."""
     from urg.training import checkpoints
 
+    resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
+    if resume_from is not None:
+        state = checkpoints.load_state(resume_from)
+        if state["world"] != config.engine.workers:
+            raise UserError(
+                f"checkpoint {resume_from} was written by {state['world']} workers: set engine.workers to as many."
+            )
     stored = run / "run.json"
-    if stored.exists():
+    if stored.exists() and any(run.glob(f"{checkpoints.PREFIX}*")):
         if config.resume == "never":
             raise UserError(f"run folder {run} exists: choose another --name, or --resume auto to continue it.")
         _require_same_run(run, json.loads(stored.read_text()), identity)
@@ -102,16 +121,14 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
         raise UserError(
             f"cannot write to the run folder {run} ({error.strerror}): choose another --storage."
         ) from error
-    if config.resume in ("auto", "never"):
-        return None
-    folder = Path(config.resume).expanduser().absolute()
-    checkpoints.load_state(folder)
-    return folder
+    return resume_from
 
 
 def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
-    old, new = stored["config"], wanted["config"]
+    old, new = ({**side["config"]} for side in (stored, wanted))
+    for side in (old, new):  # `auto` and `never` start a run alike
+        side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith(FREE_ON_RESUME))
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
     if stored["data"] != wanted["data"]:
@@ -136,8 +153,9 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: st
     from urg.progress import follow
     from urg.tracking import absolute_uri
     from urg.training import checkpoints
-    from urg.training.state import Job
+    from urg.training.state import REFUSAL, Job
 
+    (run / REFUSAL).unlink(missing_ok=True)
     note = checkpoints.set_aside_broken_snapshot(run)
     if note:
         print(note)
@@ -154,6 +172,8 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: st
         finally:
             finished.set()
             follower.join(timeout=5)
+    if (run / REFUSAL).exists():
+        raise UserError((run / REFUSAL).read_text())
 
 
 def _trainer(job: Job) -> TorchTrainer:

@@ -2,7 +2,7 @@
 
 A row of the sample asks a question and shows the answers of simulated models. Here nobody asks and no model answers: a
 true text is damaged word by word, once or several times, and has to be restored. Its facts come from a share of all
-facts that no split of the sample can draw (`sample_kinds.draw_task`), but sentences and words are of the same kind, as
+facts that no split of the sample can draw (`kinds.draw_task`), but sentences and words are of the same kind, as
 the language of a real base model is that of its later use.
 """
 

@@ -102,11 +102,18 @@ def test_bad_rows_are_reported_in_place_and_nothing_is_lost(run: Callable[..., l
     objects = json.dumps({"id": "b", "input": "Where?", "candidates": [{"text": "x"}, {"text": "y"}]}).encode()
     bad = [b"{", b'"x"', b'{"candidates": ["x"]}', b'{"instruction": "x", "candidates": []}', b"\xff\xfe"]
     bad.append(b'{"instruction": "x", "candidates": [{"no": 1}]}')
-    rows = run([good, *bad, objects])
-    assert [row["id"] for row in rows] == ["a", "2", "3", "4", "5", "6", "7", "b"]
-    assert ["error" in row for row in rows] == [False] + [True] * 6 + [False]
+    lone_surrogate = rb'{"id": null, "instruction": "x \ud800", "candidates": ["\ud800", "y"]}'
+    rows = run([good, *bad, objects, lone_surrogate])
+    assert [row["id"] for row in rows] == ["a", "2", "3", "4", "5", "6", "7", "b", "9"]
+    assert ["error" in row for row in rows] == [False] + [True] * 6 + [False] * 2
     assert all(f"line {number}: " in row["error"] for number, row in enumerate(rows[1:7], start=2))
     assert {"text", "scores", "order", "used"} <= rows[0].keys()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(folder: Path, device: str) -> None:
+    with pytest.raises(UserError, match="choose cpu"):
+        Ensemble.from_pretrained(folder, device=device)
 
 
 def test_rank_only_writes_no_text(run: Callable[..., list[dict[str, Any]]]) -> None:

@@ -120,6 +120,15 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(make: Make, tmp_pat
         train(make(storage=tmp_path / "file" / "runs"))
 
 
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry_run", "--dry_run=true", "--dry-run=true"])
+def test_a_flag_needs_no_value(flag: str) -> None:
+    from data_pipeline.cli import parse_config
+
+    plain = ["--eval.metric", "rougeL"]
+    assert parse_config(TrainConfig, argv=[flag, *plain]).dry_run
+    assert parse_config(TrainConfig, argv=[*plain, flag]).dry_run
+
+
 def test_an_unknown_key_ends_with_code_2_and_one_line() -> None:
     command = [sys.executable, "-m", "urg.train", "--config", "sample", "--loss.gama", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,10 @@ def add_to_training_run(model: Path, split: str, comparison: Comparison, files: 
         return None
     config = yaml.safe_load(settings.read_text(encoding="utf-8"))
     uri = absolute_uri(config["tracking"]["uri"] or "", Path(config["storage"]))
+    step = json.loads((model / "urg.json").read_text(encoding="utf-8"))["steps"]
     with Tracker(
         uri, config["tracking"]["experiment"], config["name"], last_run(spool), spool=spool, system_interval=None
     ) as tracker:
-        step = config["steps"] or 0
         for result in comparison.results:
             if result.name in SYSTEMS:
                 tracker.log_metrics({f"{split}/{result.name}/{k}": v for k, v in result.means.items()}, step)

@@ -1,5 +1,5 @@
-"""Send to MLflow what runs logged while it was away: python -m urg.tracking.replay --spool RUN_FOLDER/tracking --uri
-URI."""
+"""Send to MLflow what runs logged while it was away: python -m urg.tracking.replay --spool RUN_FOLDER/mlflow-spool
+--uri URI."""
 
 from __future__ import annotations
 

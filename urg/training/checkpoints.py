@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there: a manifest with sizes and checksums is written last, and verified before a
-load.
+"""Checkpoints that are whole or not there: a manifest with sizes and checksums is written last, and verified on load.
 
     <run>/checkpoint-00000100-<attempt>/
-        state/            DeepSpeed's state, a part a worker (pickled: loaded only from the run's own folder, after
-        verification) model/            the model as a Hugging Face folder (safetensors, fp32) train_state.json  step,
+        state/            DeepSpeed's state, a part a worker (pickled: loaded only after verification, never from
+        elsewhere) model/            the model as a Hugging Face folder (safetensors, fp32) train_state.json  step,
         cursor, best metric manifest.json     size and sha256 of every file above; written last
 
 The attempt id keeps two attempts at the same step apart. A folder without a manifest is an interrupted write.
@@ -105,21 +104,22 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def set_aside_broken_snapshot(run: Path) -> str | None:
-    """Rename Ray Train's snapshot where it is not valid JSON, since a run cannot start over one; returns a line about
-    it.
+    """Rename Ray Train's snapshot where no run can start over it (cut short, or naming lost folders); a line about it.
 
     Ray does not write it atomically. Nothing is lost: what to resume from is read from our manifests.
     """
     snapshot = run / "checkpoint_manager_snapshot.json"
     try:
-        json.loads(snapshot.read_text())
-        return None
+        named = [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
+        if all((run / name).is_dir() for name in named):
+            return None
     except FileNotFoundError:
         return None
-    except ValueError:
-        aside = snapshot.with_name(f"{snapshot.name}.broken-{uuid.uuid4().hex[:6]}")
-        snapshot.rename(aside)
-        return f"Ray's snapshot of this run was cut short and has been set aside as {aside.name}."
+    except (ValueError, KeyError, TypeError):
+        pass
+    aside = snapshot.with_name(f"{snapshot.name}.broken-{uuid.uuid4().hex[:6]}")
+    snapshot.rename(aside)
+    return f"Ray's snapshot of this run was unusable and has been set aside as {aside.name}."
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -71,13 +71,14 @@ class Engine:
         return float(norm) if norm is not None else float("nan")
 
     def full_weights(self) -> dict[str, Tensor]:
-        """The fp32 weights by name, on the CPU, gathered from all workers."""
+        """The fp32 weights by name, on the CPU, gathered from all workers; only on rank 0, {} elsewhere."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
         for name, parameter in self.module.named_parameters():
             whole = safe_get_full_fp32_param(parameter)
-            weights[name] = (parameter if whole is None else whole).detach().float().cpu().clone()
+            if torch.distributed.get_rank() == 0:
+                weights[name] = (parameter if whole is None else whole).detach().to("cpu", torch.float32, copy=True)
         return weights
 
     def save(self, folder: Path) -> None:
@@ -85,7 +86,7 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. DeepSpeed unpickles: only ever the run's own, verified checkpoint."""
+        """Read what `save` wrote. DeepSpeed unpickles: only ever a verified checkpoint of the user's own."""
         path, _ = self._engine.load_checkpoint(str(folder), tag="state")
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}.")

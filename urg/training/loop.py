@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
+from data_pipeline.errors import UserError
 from data_pipeline.shards import Split
 from urg.batching import Batch, GlobalBatches, collate, micro_batches
 from urg.model_card import CARD_FILE, model_card
@@ -22,25 +23,29 @@ from urg.tracking import Tracker, last_run
 from urg.training import checkpoints
 from urg.training.dev import DevSet
 from urg.training.engine import Engine, gradient_norms
+from urg.training.guard import NonFiniteGuard
 from urg.training.plan import Plan, counts_of, open_data, training_rows
 from urg.training.process import build_model, prepare_process, seed_everything
-from urg.training.state import Job, TrainState
+from urg.training.state import REFUSAL, Job, TrainState
 from urg.training.window import Window
-
-MAX_SKIPPED_IN_A_ROW = 20
 
 
 def train_worker(settings: dict[str, Job]) -> None:
     """The function that Ray Train runs on each worker; `settings["job"]` says what to do."""
     import ray.train
 
-    context = ray.train.get_context()
-    trainer = Trainer(settings["job"], context.get_world_rank(), context.get_world_size())
+    job, context = settings["job"], ray.train.get_context()
     try:
-        trainer.fit()
-        trainer.tracker.close("FINISHED")
+        trainer = Trainer(job, context.get_world_rank(), context.get_world_size())
+    except UserError as error:  # the same on every worker: no retry would help
+        (job.run / REFUSAL).write_text(str(error))
+        return
+    tracker = trainer.start_tracking()
+    try:
+        trainer.fit(tracker)
+        tracker.close("FINISHED")
     except BaseException:
-        trainer.tracker.close("FAILED")
+        tracker.close("FAILED")
         raise
 
 
@@ -58,12 +63,12 @@ class Trainer:
         self.engine = Engine(build_model(self.config, self.shards), self.config, world)
         self.dev = DevSet(self.config, self.shards, rank, world)
         self.state = self._resume()
-        self.tracker = self._start_tracking()
-        self.window = Window(self.engine.device, self.config.model.chunk_tokens)
-        self.skipped_before = self.engine.skipped_steps
+        self.window = Window(self.engine.device, self.engine.module.chunk_tokens)
+        self.non_finite = NonFiniteGuard(self.engine.skipped_steps)
 
-    def fit(self) -> None:
+    def fit(self, tracker: Tracker) -> None:
         """Train until the last step, evaluating and checkpointing on the way."""
+        self.tracker = tracker
         while self.state.step < self.plan.steps:
             self._train_step()
             step = self.state.step
@@ -93,9 +98,8 @@ class Trainer:
             self.window.add(terms, batch, passes=2 if needs_last(self.config.loss) else 1)
             self.engine.step(self.plan.lr(step, self.config.optim))
         self.state.step, self.state.cursor = step, after
-        self.state.seconds += time.perf_counter() - started
-        self.window.end_step()
-        self._guard_against_non_finite()
+        self.window.end_step(time.perf_counter() - started)
+        self.non_finite.check(self.engine.skipped_steps)
 
     def _batch(self, rows: np.ndarray, fillers: int) -> Batch:
         """The tensors of these rows. fillers: 1 where the worker had no row left and takes one with weight 0."""
@@ -116,18 +120,9 @@ class Trainer:
         ratio = self.config.loss.gamma * norms["rank"] / max(norms["ce"], 1e-12)
         self.tracker.log_metrics({"train/grad_ratio_rank_to_ce": ratio}, step)
 
-    def _guard_against_non_finite(self) -> None:
-        """Stop a run whose gradients stay non-finite; the last checkpoint is left as it is."""
-        if self.engine.skipped_steps >= self.skipped_before + MAX_SKIPPED_IN_A_ROW:
-            raise RuntimeError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps since the last log had non-finite gradients: lower optim.lr, "
-                "or train in engine.dtype fp32."
-            )
-
     def _log_window(self) -> None:
         """Log the means since the last log: the only place where the loop waits for the accelerator."""
         values = self.window.close()
-        self.skipped_before = self.engine.skipped_steps
         if self.rank != 0:
             return
         step, terms = self.state.step, {k: v for k, v in values.items() if k in ("rank", "kl", "ce", "ce_last")}
@@ -148,7 +143,7 @@ class Trainer:
         from ray.train import Checkpoint
 
         metrics = self.dev.evaluate(self.engine.module, self.engine.device)
-        score = metrics[self.config.eval.metric]
+        score = metrics.get(self.config.eval.metric, float("-inf"))  # undefined on these rows: never an improvement
         improved = self.state.best_metric is None or score > self.state.best_metric
         if improved:
             self.state.best_metric, self.state.best_step = score, self.state.step
@@ -162,7 +157,7 @@ class Trainer:
             if improved:
                 checkpoints.publish(folder / "model", self.job.run / "model")
         ray.train.report(
-            {**metrics, "step": self.state.step, "score": score},
+            {**metrics, "step": self.state.step, "score": max(score, -1e30)},
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
@@ -204,7 +199,7 @@ class Trainer:
         folder = Path(found[0])
         stored = checkpoints.load_state(folder)
         if stored["world"] != self.world:
-            raise RuntimeError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
+            raise UserError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
         self.engine.load(folder)
         state = TrainState.from_json(stored)
         if self.rank == 0:
@@ -213,7 +208,7 @@ class Trainer:
                 checkpoints.publish(folder / "model", self.job.run / "model")
         return state
 
-    def _start_tracking(self) -> Tracker:
+    def start_tracking(self) -> Tracker:
         """MLflow from rank 0; a tracker that is off elsewhere."""
         uri, spool = self.job.tracking_uri if self.rank == 0 else "off", self.job.run / "mlflow-spool"
         tracker = Tracker(

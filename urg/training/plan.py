@@ -50,6 +50,7 @@ class Plan:
 def open_data(config: TrainConfig) -> ShardSet:
     """The prepared set of a run, verified. Raises UserError for a missing or altered set, split or label."""
     shards = ShardSet.open(config.data.shards)
+    shards.tokenizer()
     for name in (config.data.train_split, config.data.dev_split):
         split = shards.split(name)
         split.has_label(config.data.label)

@@ -10,6 +10,9 @@ from typing import Any
 from urg.batching import Cursor
 from urg.config import TrainConfig
 
+REFUSAL = "refused.txt"
+"""File in the run folder where workers say why they cannot train, for the driver to show."""
+
 
 @dataclass
 class TrainState:
@@ -20,7 +23,6 @@ class TrainState:
     best_metric: float | None = None
     best_step: int = 0
     tokens: int = 0
-    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As it is written to train_state.json."""

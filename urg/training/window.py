@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,7 +18,7 @@ class Window:
         self._reset()
 
     def _reset(self) -> None:
-        self._started, self._steps = time.perf_counter(), 0
+        self._seconds, self._steps = 0.0, 0
         self._terms: dict[str, Tensor] = {}
         self._real, self._computed = 0, 0
 
@@ -33,9 +31,10 @@ class Window:
         self._computed += sum(lengths[chunk[0]] * len(chunk) for chunk in chunks) + passes * batch.target_BT.numel()
         self._real += sum(lengths) + passes * batch.target_tokens
 
-    def end_step(self) -> None:
-        """Count an optimizer step."""
+    def end_step(self, seconds: float) -> None:
+        """Count an optimizer step and the time that it took; evaluation and checkpoints are not in it."""
         self._steps += 1
+        self._seconds += seconds
 
     def close(self) -> dict[str, float]:
         """Means a step over all workers, and start anew. Collective, and the only place that waits for the device.
@@ -48,7 +47,7 @@ class Window:
         sums = torch.stack([self._terms[name] for name in names])
         dist.all_reduce(counts)
         dist.all_reduce(sums)
-        seconds, steps = time.perf_counter() - self._started, max(1, self._steps)
+        seconds, steps = max(1e-9, self._seconds), max(1, self._steps)
         real, computed = counts.tolist()
         values = {name: total / steps for name, total in zip(names, sums.tolist(), strict=True)}
         self._reset()

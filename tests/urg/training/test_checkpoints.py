@@ -82,7 +82,8 @@ def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:
 def test_a_broken_ray_snapshot_is_set_aside_and_a_good_one_left(tmp_path: Path) -> None:
     snapshot = tmp_path / "checkpoint_manager_snapshot.json"
     assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
-    snapshot.write_text(json.dumps({"a": 1}))
+    _checkpoint(tmp_path, 5).rename(tmp_path / "checkpoint-5")
+    snapshot.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint-5"}]}))
     assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
     assert snapshot.exists()
     snapshot.write_text('{"a":')

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -36,9 +37,9 @@ def _final(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _worker_pids() -> list[int]:
-    """Processes of Ray Train workers on this machine."""
-    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker|ray::TrainWorker"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+    """Processes of this session's Ray Train workers."""
+    ours = psutil.Process().children(recursive=True)
+    return [process.pid for process in ours if "TrainWorker" in " ".join(process.cmdline())]
 
 
 def test_two_workers_equal_one_with_twice_the_accumulation(make_config: Make, ray_started: None) -> None:
