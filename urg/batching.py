@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_pipeline.shards import TokenizedExample
 from data_pipeline.tokenization import Template
-from urg.layout import Layout
+from urg.layout import Layout, round_up
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def pack(sequences: list[list[np.ndarray]]) -> tuple[Tensor, Layout]:
 def collate(examples: Sequence[TokenizedExample], template: Template, label: str | None, fillers: int = 0) -> Batch:
     """Examples → tensors. The last `fillers` examples get weight 0. label: name of the score to rank by, or None."""
     tokens_S, layout = pack(candidate_tokens(examples, template))
-    size = (len(examples), max(1, max(len(row.target_ids) for row in examples)))
+    size = (len(examples), round_up(max(1, max(len(row.target_ids) for row in examples))))
     target_BT = torch.full(size, template.pad_id, dtype=torch.int64)
     mask_BT = torch.zeros(size, dtype=torch.bool)
     quality_BN = torch.full(tuple(layout.tokens_BN.shape), float("nan"))

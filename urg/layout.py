@@ -68,16 +68,25 @@ class Layout:
         return [length for row in self.lengths for length in row]
 
     def longest(self, k: int) -> int:
-        """The most tokens that any k candidates of one query have: the width of what is gathered for fusing."""
-        return max(sum(sorted(row, reverse=True)[:k]) for row in self.lengths)
+        """A width that holds any k candidates of one query, for what is gathered for fusing; rounded up."""
+        widest = max(sum(sorted(row, reverse=True)[:k]) for row in self.lengths)
+        return min(round_up(widest, 64), self.token_BL.shape[1])
 
 
-def plan_chunks(lengths: list[int], budget: int) -> list[list[int]]:
-    """Candidate indices, longest first, in chunks of at most `budget` padded tokens (a longer one stands alone)."""
-    chunks: list[list[int]] = []
+def plan_chunks(lengths: list[int], budget: int) -> list[tuple[int, list[int]]]:
+    """(padded length, candidate indices), longest first, in chunks of at most `budget` padded tokens.
+
+    A candidate that is longer than the budget stands alone.
+    """
+    chunks: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if chunks and lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) <= budget:
-            chunks[-1].append(index)
+        if chunks and chunks[-1][0] * (len(chunks[-1][1]) + 1) <= budget:
+            chunks[-1][1].append(index)
         else:
-            chunks.append([index])
+            chunks.append((round_up(lengths[index]), [index]))
     return chunks
+
+
+def round_up(size: int, multiple: int = 8) -> int:
+    """The next multiple: few distinct shapes, for which kernels are compiled once (oneDNN) and suit tensor cores."""
+    return -(-size // multiple) * multiple

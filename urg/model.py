@@ -77,9 +77,9 @@ class URG(nn.Module):
         lengths = layout.candidate_lengths
         starts = torch.tensor([0, *lengths]).cumsum(0)
         chunks, places = [], []
-        for members in plan_chunks(lengths, self.chunk_tokens):
+        for padded_length, members in plan_chunks(lengths, self.chunk_tokens):
             length_C = torch.tensor([lengths[i] for i in members])
-            position_L = torch.arange(int(length_C[0]))
+            position_L = torch.arange(padded_length)
             mask_CL = position_L < length_C[:, None]
             place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
             places.append(place_CL[mask_CL])

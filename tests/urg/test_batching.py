@@ -75,8 +75,9 @@ def test_collate_packs_candidates_and_pads_targets() -> None:
     batch = collate(rows, TEMPLATE, "quality")
     assert batch.tokens_S.tolist() == [3, 9, 8, 1, 4, 5, 1, 3, 9, 8, 1, 4, 1, 3, 9, 8, 1, 4, 5, 6, 1]
     assert batch.layout.lengths == ((7, 6), (8,))
-    assert batch.target_BT.tolist() == [[7, 1], [1, 0]]
-    assert batch.target_mask_BT.tolist() == [[True, True], [True, False]]
+    assert batch.target_BT.tolist() == [[7, 1] + [0] * 6, [1] + [0] * 7]  # eight columns: few distinct shapes
+    assert batch.target_mask_BT.sum(1).tolist() == [2, 1]
+    assert batch.target_mask_BT[:, 0].all()
     assert batch.target_tokens == 3
     torch.testing.assert_close(
         batch.quality_BN, torch.tensor([[0.5, float("nan")], [0.25, float("nan")]]), equal_nan=True

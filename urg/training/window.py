@@ -28,7 +28,7 @@ class Window:
             self._terms[name] = self._terms.get(name, torch.zeros((), device=self._device)) + term.detach().float()
         lengths = batch.layout.candidate_lengths
         chunks = plan_chunks(lengths, self._chunk_tokens)
-        self._computed += sum(lengths[chunk[0]] * len(chunk) for chunk in chunks) + passes * batch.target_BT.numel()
+        self._computed += sum(length * len(chunk) for length, chunk in chunks) + passes * batch.target_BT.numel()
         self._real += sum(lengths) + passes * batch.target_tokens
 
     def end_step(self, seconds: float) -> None:
