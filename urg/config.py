@@ -341,6 +341,10 @@ class PretrainConfig:
     """Torch threads."""
     log_every: int = 50
     """Steps between two lines of progress."""
+    start: Path | None = None
+    """A folder that this command made, to go on from; null: random weights and a new tokenizer."""
+    rank: bool = False
+    """Also learn to rank copies of a text by how much they are damaged (ROUGE-L against the clean text)."""
     shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
     """The model's shape."""
 

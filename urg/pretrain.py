@@ -31,8 +31,8 @@ def main(config: PretrainConfig) -> None:
     """Pre-train a small T5 on generated text by copying and restoring damaged sentences."""
     import torch
 
-    from data_pipeline.sample.pretraining import pretraining_examples
-    from data_pipeline.tokenization import Template
+    from data_pipeline.sample.pretraining import pretraining_examples, ranking_examples
+    from data_pipeline.tokenization import Template, load_tokenizer
     from data_pipeline.train_tokenizer import save_tokenizer
     from urg.model import URG, Settings
 
@@ -42,19 +42,22 @@ def main(config: PretrainConfig) -> None:
         raise UserError(f"cannot write to {config.output} ({error.strerror}): choose another --output.") from error
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    tokenizer = _tokenizer(config)
+    tokenizer = load_tokenizer(config.start) if config.start else _tokenizer(config)
     template = Template.from_tokenizer(tokenizer)
     shape = asdict(config.shape)
-    model = URG.from_scratch(len(tokenizer), Settings(generated_data=True), **shape, dropout_rate=0.0)
+    if config.start:
+        model = URG.from_pretrained(config.start)
+    else:
+        model = URG.from_scratch(len(tokenizer), Settings(generated_data=True), **shape, dropout_rate=0.0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
-    examples = pretraining_examples(config.seed)
+    examples = ranking_examples(config.seed) if config.rank else pretraining_examples(config.seed)
     started, running = time.perf_counter(), torch.zeros((), device=device)
     for step in range(1, config.steps + 1):
         optimizer.param_groups[0]["lr"] = config.lr * _schedule(step, config.steps)
-        batch = _collate(list(islice(examples, config.batch)), tokenizer, template).to(device)
-        loss = _loss(model, batch)
+        batch = _collate(list(islice(examples, config.batch)), tokenizer, template, config.rank).to(device)
+        loss = _loss(model, batch, config.rank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,10 +91,13 @@ def _tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
     return train_tokenizer(texts(), config.vocab_size)
 
 
-def _collate(examples: list[PretrainingExample], tokenizer: PreTrainedTokenizerFast, template: Template) -> Batch:
+def _collate(
+    examples: list[PretrainingExample], tokenizer: PreTrainedTokenizerFast, template: Template, rank: bool
+) -> Batch:
     """Pre-training examples in the shape of URG's rows."""
     import numpy as np
 
+    from data_pipeline.quality.rouge import rouge
     from data_pipeline.shards import TokenizedExample
     from data_pipeline.tokenization import encode_texts
     from urg.batching import collate
@@ -106,15 +112,16 @@ def _collate(examples: list[PretrainingExample], tokenizer: PreTrainedTokenizerF
         own = tuple(next(responses) for _ in example.responses)
         target = np.append(target, tokenizer.eos_token_id).astype(np.int32)
         names = tuple(str(i) for i in range(len(own)))
+        scores = {"rougeL": np.array(rouge(example.responses, [example.target] * len(own))["rougeL"])} if rank else {}
         rows.append(
-            TokenizedExample("", "", "", example.target, names, example.responses, {}, None, passage, own, target)
+            TokenizedExample("", "", "", example.target, names, example.responses, scores, None, passage, own, target)
         )
-    return collate(rows, template, None)
+    return collate(rows, template, "rougeL" if rank else None)
 
 
-def _loss(model: URG, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the targets, given all sources."""
-    from urg.losses import token_cross_entropy
+def _loss(model: URG, batch: Batch, rank: bool) -> Tensor:
+    """Mean cross-entropy of the targets, given all sources; with `rank`, ListNet on the sources' damage added."""
+    from urg.losses import rank_loss, token_cross_entropy
     from urg.model import gather
 
     hidden_SD = model.encode(batch.tokens_S, batch.layout)
@@ -122,7 +129,11 @@ def _loss(model: URG, batch: Batch) -> Tensor:
     width = max(len(row) for row in batch.layout.lengths)
     states_BLD, mask_BL, _ = gather(hidden_SD, batch.layout, everything_BN, everything_BN, width)
     loss_BT = token_cross_entropy(model.decode(states_BLD, mask_BL, batch.target_BT), batch.target_BT)
-    return loss_BT[batch.target_mask_BT].mean()
+    restoring = loss_BT[batch.target_mask_BT].mean()
+    if not rank:
+        return restoring
+    scores_BN = model.rank(hidden_SD, batch.layout)
+    return restoring + rank_loss(scores_BN, batch.layout.tokens_BN, batch.quality_BN, "listnet", "log").mean()
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -42,6 +42,16 @@ def pretraining_examples(seed: int) -> Iterator[PretrainingExample]:
         yield _example(exercise, task, rng)
 
 
+def ranking_examples(seed: int) -> Iterator[PretrainingExample]:
+    """Endless examples with four to six copies of a text, damaged more or less: to restore, and to rank by damage."""
+    rng = Random(f"{seed}/pretraining/ranking")
+    while True:
+        _, task = draw_task("pretraining", rng)
+        target = task.reference()
+        copies = tuple(_damaged(target, task.context, rng.uniform(0.0, 0.7), rng) for _ in range(rng.randint(4, 6)))
+        yield PretrainingExample(task.context, copies, target)
+
+
 def pretraining_pairs(seed: int) -> Iterator[tuple[tuple[str, ...], str]]:
     """Endless (source texts, target text); each source is encoded alone, and the decoder attends to all of them.
 

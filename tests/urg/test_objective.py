@@ -1,0 +1,115 @@
+"""The objective's counts, switches and selection; eq. 11 itself is in test_equation_11.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from urg.batching import Batch
+from urg.config import LossConfig
+from urg.layout import Layout
+from urg.model import Output
+from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
+
+
+def _batch(quality: list[list[float]], weights: list[float]) -> Batch:
+    rows, n = len(quality), len(quality[0])
+    layout = Layout.of([[2] * n for _ in range(rows)])
+    target = torch.full((rows, 3), 2)
+    mask = torch.tensor(weights).bool().unsqueeze(1).expand(rows, 3)
+    tokens = torch.zeros(rows * n * 2, dtype=torch.int64)
+    return Batch(tokens, layout, target, mask, torch.tensor(quality), torch.tensor(weights), int(mask.sum()))
+
+
+def _output(rows: int, n: int, with_last: bool = True) -> Output:
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.randn((2, rows, 3, 7), generator=generator)
+    scores = torch.rand((rows, n), generator=generator)
+    return Output(scores / scores.sum(1, keepdim=True) / 2, p, q if with_last else None, torch.ones(rows).bool())
+
+
+def test_counts_leave_out_rows_without_a_last_candidate() -> None:
+    tokens, candidates = np.array([4, 6, 0]), np.array([5, 3, 12])
+    assert Counts.of(tokens, candidates, k=3, reduction="mean") == Counts(3, 10, 4)
+    assert Counts.of(tokens, candidates, k=3, reduction="sum") == Counts(3, 3, 3)
+    assert Counts.of(np.array([0]), np.array([1]), k=3, reduction="mean") == Counts(1, 1, 1)
+
+
+def test_micro_batches_add_up_to_the_whole() -> None:
+    quality = [[0.1, 0.9, 0.5], [0.3, 0.2, 0.8]]
+    whole, output, counts = _batch(quality, [1.0, 1.0]), _output(2, 3), Counts(2, 6, 6)
+    together = loss_terms(output, whole, LossConfig(), counts)
+    parts = []
+    for row in range(2):
+        one = slice(row, row + 1)
+        own = Output(output.scores_BN[one], output.p_logits_BTV[one], output.q_logits_BTV[one], output.has_last_B[one])
+        parts.append(loss_terms(own, _batch([quality[row]], [1.0]), LossConfig(), counts))
+    for name, term in together.items():
+        torch.testing.assert_close(term, parts[0][name] + parts[1][name])
+
+
+def test_a_filler_row_changes_nothing() -> None:
+    config, counts = LossConfig(), Counts(1, 3, 3)
+    nan = float("nan")
+    output = _output(2, 3)
+    filled = loss_terms(output, _batch([[0.1, 0.9, 0.5], [nan] * 3], [1.0, 0.0]), config, counts)
+    own = Output(output.scores_BN[:1], output.p_logits_BTV[:1], output.q_logits_BTV[:1], output.has_last_B[:1])
+    alone = loss_terms(own, _batch([[0.1, 0.9, 0.5]], [1.0]), config, counts)
+    for name, term in alone.items():
+        torch.testing.assert_close(term, filled[name])
+
+
+@pytest.mark.parametrize(
+    ("config", "terms"),
+    [
+        (LossConfig(), {"ce", "rank", "ce_last", "kl"}),
+        (LossConfig(gamma=0), {"ce", "ce_last", "kl"}),
+        (LossConfig(beta=0), {"ce", "rank", "ce_last"}),
+        (LossConfig(second_ce=False), {"ce", "rank", "kl"}),
+        (LossConfig(beta=0, second_ce=False), {"ce", "rank"}),
+    ],
+)
+def test_what_is_switched_off_is_left_out(config: LossConfig, terms: set[str]) -> None:
+    output = _output(1, 3, with_last=needs_last(config))
+    found = loss_terms(output, _batch([[0.1, 0.9, 0.5]], [1.0]), config, Counts(1, 3, 3))
+    assert set(found) == terms
+    weights = {"rank": config.gamma, "kl": config.beta}
+    expected = sum(weights.get(name, 1.0) * float(term) for name, term in found.items())
+    assert float(total_loss(found, config)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_tau_squared_multiplies_the_kl_alone() -> None:
+    batch, output, counts = _batch([[0.1, 0.9, 0.5]], [1.0]), _output(1, 3), Counts(1, 3, 3)
+    plain = loss_terms(output, batch, LossConfig(tau=3.0), counts)
+    scaled = loss_terms(output, batch, LossConfig(tau=3.0, kl_tau_squared=True), counts)
+    torch.testing.assert_close(scaled["kl"], 9 * plain["kl"])
+    torch.testing.assert_close(scaled["ce"], plain["ce"])
+
+
+def test_selection_follows_its_setting() -> None:
+    nan, rows = float("nan"), np.array([7, 9])
+    batch = _batch([[0.2, nan, 0.9], [nan, nan, nan]], [1.0, 1.0])
+    assert guide(batch, LossConfig(), 0, 1, rows) is None
+    gold = guide(batch, LossConfig(selection="gold"), 0, 1, rows)
+    assert gold is not None
+    assert gold[0].tolist() == pytest.approx([0.2, float("-inf"), 0.9])
+    assert gold[1].isnan().all(), "a row without a label goes by prediction"
+    schedule = LossConfig(selection="schedule", schedule_steps=10)
+    first, last = (guide(batch, schedule, 0, step, rows) for step in (0, 10))
+    assert first is not None
+    assert last is not None
+    assert not first[0].isnan().any()
+    assert last.isnan().all()
+
+
+def test_random_selection_depends_on_seed_step_and_row_alone() -> None:
+    config, batch = LossConfig(selection="random"), _batch([[0.1, 0.2, 0.3]] * 2, [1.0, 1.0])
+    both = guide(batch, config, 0, 5, np.array([3, 8]))
+    swapped = guide(batch, config, 0, 5, np.array([8, 3]))
+    later = guide(batch, config, 0, 6, np.array([3, 8]))
+    assert both is not None
+    assert swapped is not None
+    assert later is not None
+    assert torch.equal(both, swapped.flip(0))
+    assert not torch.equal(both, later)
