@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 		|| { echo "error: $$python is $$("$$python" -V 2>&1); Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	test -x $(PY) || { echo "creating $(VENV) with $$("$$python" -V)"; "$$python" -m venv $(VENV); }
 	@echo "installing requirements.lock into $(VENV)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -e .
 	@touch $@
 
