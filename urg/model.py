@@ -6,6 +6,7 @@ Knows torch and transformers, nothing of training or data. Letters as in layout.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 
 from data_pipeline.errors import UserError
 from urg.layout import Layout, plan_chunks
@@ -172,6 +174,8 @@ class URG(nn.Module):
 
         Raises UserError, one sentence, where there is no such model.
         """
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         try:
             t5, info = AutoModelForSeq2SeqLM.from_pretrained(str(name), use_safetensors=True, output_loading_info=True)
             stored = Path(name) / SETTINGS_FILE

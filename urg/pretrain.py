@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
@@ -42,7 +42,7 @@ def main(config: PretrainConfig) -> None:
         raise UserError(f"cannot write to {config.output} ({error.strerror}): choose another --output.") from error
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(config.start) if config.start else _tokenizer(config)
+    tokenizer: Any = load_tokenizer(config.start) if config.start else _tokenizer(config)
     template = Template.from_tokenizer(tokenizer)
     shape = asdict(config.shape)
     if config.start:

@@ -93,7 +93,9 @@ def test_the_command_starts_ray_itself_and_prints_plain_lines(
     command += ["--tokenizer", str(tokenizer_folder), "--lengths.response", "9"]
     first = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=Path(__file__).parents[2])
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.splitlines()[-1] == f"next: python -m urg.train --data.shards {root}"
+    assert first.stdout.splitlines()[-1] == (
+        f"next: python -m urg.train --config scratch --data.label <score> --data.shards {root}"
+    )
     assert f"prepared: {ShardSet.open(root).folder}" in first.stdout
     assert ShardSet.open(root).lengths.response == 9
 
@@ -294,7 +296,8 @@ def test_rows_lost_on_the_way_are_never_committed(
 def test_the_sample_is_generated_once_and_marked(
     without_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    config = PrepareConfig(output=str(tmp_path / "out"), vocab_size=300, sample=SampleSize(30, 4, 5, seed=1))
+    size = SampleSize(30, 4, 5, seed=1)
+    config = PrepareConfig(output=str(tmp_path / "out"), tokenizer="train", vocab_size=300, sample=size)
     main(config)
     shards = ShardSet.open(tmp_path / "out")
     assert [len(shards.split(name)) for name in shards.splits] == [30, 4, 5]
