@@ -5,6 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 RUNS ?= runs
+PORT ?= 5000
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -47,8 +48,8 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m mypy
 	$(PY) -m pytest -q -m "not slow and not faults and not benchmark" $(PYTEST_ARGS)
 
-ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:5000
-	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port 5000 --workers 1
+ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:$(PORT)
+	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: $(INSTALLED)  ## write requirements.lock from what is installed
 	@$(PY) .ci/lock.py > requirements.lock.new && mv requirements.lock.new requirements.lock

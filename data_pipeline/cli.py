@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -69,7 +70,7 @@ def _plain_flags(arguments: list[str], config_class: type) -> list[str]:
     """`--dry-run` or `--dry_run` alone mean `--dry_run=true`, for every top-level field that is a bool."""
     flags = {field.name for field in dataclasses.fields(config_class) if field.type in (bool, "bool")}
     plain = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in pairwise([*arguments, "--"]):
         key, _, value = argument.partition("=")
         name = key.removeprefix("--").replace("-", "_")
         if not key.startswith("--") or name not in flags:

@@ -216,7 +216,8 @@ def _find_set(folder: Path) -> Path:
         newest = folder
     if not (newest / MANIFEST).is_file():
         raise UserError(
-            f"There is no prepared data in {newest}; make it with: python -m data_pipeline.prepare --output {folder}"
+            f"There is no prepared data in {newest}; make it with: "
+            f"python -m data_pipeline.prepare --input ROWS.jsonl --tokenizer MODEL --output {folder}"
         )
     return newest
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_pipeline.errors import UserError
     from urg.ensemble import Ensemble, Fused, Query, Ranking
 
-__all__ = ["Ensemble", "Fused", "Query", "Ranking"]
+__all__ = ["Ensemble", "Fused", "Query", "Ranking", "UserError"]
 __version__ = "0.1.0"
 
 

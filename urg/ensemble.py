@@ -60,6 +60,13 @@ class Fused:
     """Indices of the K candidates that were fused, best first."""
 
 
+def _query(instruction: str, candidates: Sequence[str], input: str) -> Query:
+    """A query of a list of candidates; one text alone is not taken for a list of letters."""
+    if isinstance(candidates, str):
+        raise UserError("candidates must be a list of texts, not one text.")
+    return Query(instruction, tuple(candidates), input)
+
+
 def resolve_device(name: str | None) -> torch.device:
     """A torch device; None takes a GPU where there is one. Raises UserError for one that is not there."""
     import torch
@@ -104,11 +111,11 @@ class Ensemble:
 
     def rank(self, instruction: str, candidates: Sequence[str], input: str = "") -> Ranking:
         """Rank the candidates of one query."""
-        return self.rank_batch([Query(instruction, tuple(candidates), input)])[0]
+        return self.rank_batch([_query(instruction, candidates, input)])[0]
 
     def rank_and_fuse(self, instruction: str, candidates: Sequence[str], input: str = "", **options: Any) -> Fused:
         """Rank, and write one answer from the best K. options: k, num_beams, max_new_tokens."""
-        return self.rank_and_fuse_batch([Query(instruction, tuple(candidates), input)], **options)[0]
+        return self.rank_and_fuse_batch([_query(instruction, candidates, input)], **options)[0]
 
     def fuse(self, instruction: str, candidates: Sequence[str], input: str = "", **options: Any) -> str:
         """The text of `rank_and_fuse`."""
@@ -164,6 +171,8 @@ class Ensemble:
 
         if not query.candidates:
             raise UserError("a query has no candidates: give at least one answer to rank.")
+        if not all(isinstance(text, str) for text in query.candidates):
+            raise UserError("a query's candidates must be a list of texts.")
         settings = self.model.settings
         text = encodable(question_text(query.instruction, query.input))
         (question, _), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
@@ -181,9 +190,11 @@ class Ensemble:
 def main(config: EnsembleConfig) -> None:
     """Rank and fuse the candidates of each row of a JSON-lines file."""
     if not config.input.is_file():
-        raise UserError(f"--input {config.input}: there is no such file.")
+        raise UserError(f"--input {config.input}: give a file of JSON lines; there is none of this name.")
     if config.input.stat().st_size == 0:
         raise UserError(f"--input {config.input} is empty: give JSON lines, a row each.")
+    if config.output.resolve() == config.input.resolve():
+        raise UserError(f"--output {config.output} is the input itself: choose another file.")
     ensemble = Ensemble.from_pretrained(config.model, config.device, config.dtype, config.batch_size)
     staged = config.output.with_name(config.output.name + ".part")
     try:
@@ -194,6 +205,10 @@ def main(config: EnsembleConfig) -> None:
     except OSError as error:
         raise UserError(f"cannot write {config.output} ({error.strerror}): choose another --output.") from error
     print(f"{rows} rows: {rows - bad} answered, {bad} with an error, in {config.output}", file=sys.stderr)
+    if bad == rows:
+        raise UserError(
+            f"no row of {config.input} could be answered, see the errors in {config.output}: is it JSON lines?"
+        )
 
 
 def _process(ensemble: Ensemble, config: EnsembleConfig, lines: Iterable[bytes], out: IO[str]) -> tuple[int, int]:

@@ -103,8 +103,10 @@ def model_facts(folder: str | None) -> dict[str, Any]:
     if folder is None:
         return {}
     path = Path(folder).expanduser().absolute()
+    if not (path / "urg.json").is_file():
+        raise UserError(f"{path} is no URG model (no urg.json): name the model folder of a training run by --model")
     try:
-        settings = json.loads((path / "urg.json").read_text(encoding="utf-8")) if (path / "urg.json").is_file() else {}
+        settings = json.loads((path / "urg.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path / 'urg.json'} is no JSON ({error}); export the model again") from error
     steps = int(settings.get("steps") or 0)

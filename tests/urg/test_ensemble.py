@@ -74,6 +74,10 @@ def test_a_long_text_is_cut_and_an_empty_batch_is_empty(ensemble: Ensemble) -> N
     assert ensemble.rank_and_fuse_batch([]) == []
     with pytest.raises(UserError, match="no candidates"):
         ensemble.rank("Where?", [])
+    with pytest.raises(UserError, match="not one text"):
+        ensemble.rank("Where?", "abc")
+    with pytest.raises(UserError, match="list of texts"):
+        ensemble.rank("Where?", [1, 2])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("content", [{}, {"config.json": "{}"}], ids=["empty folder", "no weights"])
@@ -125,8 +129,14 @@ def test_input_and_output_that_cannot_be_used_are_one_sentence(folder: Path, tmp
     empty, blocked = tmp_path / "empty.jsonl", tmp_path / "file"
     empty.touch()
     blocked.write_text("{}")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="none of this name"):
         main(EnsembleConfig(str(folder), tmp_path / "none.jsonl", tmp_path / "out.jsonl"))
+    own = tmp_path / "own.jsonl"
+    own.write_text("[]\n")
+    with pytest.raises(UserError, match="is the input itself"):
+        main(EnsembleConfig(str(folder), own, own))
+    with pytest.raises(UserError, match="is it JSON lines"):
+        main(EnsembleConfig(str(folder), own, tmp_path / "out.jsonl"))
     with pytest.raises(UserError, match="is empty"):
         main(EnsembleConfig(str(folder), empty, tmp_path / "out.jsonl"))
     with pytest.raises(UserError, match="choose another --output"):

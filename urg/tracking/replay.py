@@ -16,7 +16,7 @@ class ReplayConfig:
     """What to send, and where to."""
 
     spool: Path
-    """The folder `tracking` of a run."""
+    """The folder `mlflow-spool` of a run."""
     uri: str = ""
     """MLflow's uri. Empty: the environment variable MLFLOW_TRACKING_URI, which keeps a login out of `ps`."""
 
@@ -31,7 +31,7 @@ def replay(config: ReplayConfig) -> None:
         raise UserError("No MLflow server is named: give --uri, or set MLFLOW_TRACKING_URI.")
     cards = read_cards(spool)
     if not cards:
-        raise UserError(f"{spool} holds nothing that was logged: give the folder `tracking` of a run.")
+        raise UserError(f"{spool} holds nothing that was logged: give the folder `mlflow-spool` of a run.")
     for card in cards:
         _replay_run(uri, spool, card)
 
