@@ -78,6 +78,17 @@ def _wait_until_healthy(address: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the Ray head did not come up")
 
 
+def _submit(address: str, entry: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Submit and wait for the end; a head that is up may still lack the agent that starts jobs."""
+    command = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(ROOT), "--", *entry]
+    for _ in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd, env=_environment())
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(2)
+    return done
+
+
 def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
     prepare = [
         "python",
@@ -98,8 +109,7 @@ def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
         [*prepare, f"--output={data}"],
         ["python", "-m", "urg.train", f"--data.shards={data}", *options, *shape],
     ):
-        submit = [RAY, "job", "submit", f"--address={head}", "--working-dir", str(ROOT), "--", *entry]
-        done = subprocess.run(submit, capture_output=True, text=True, timeout=180, cwd=tmp_path, env=_environment())
+        done = _submit(head, entry, tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 2/2" in done.stdout
     assert (tmp_path / "runs" / "job" / "model" / "model.safetensors").is_file()
