@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,8 +46,9 @@ def make(shards: Path, tmp_path: Path) -> Make:
     return build
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, tmp_path: Path, capsys: Any) -> None:
-    before = sorted(tmp_path.rglob("*"))
+def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, shards: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.rmtree(shards / ".cache", ignore_errors=True)
+    before = sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")])
     main(make(dry_run="true", epochs=2, batch__micro=2, batch__accumulation=2, engine__workers=2))
     shown = capsys.readouterr().out
     assert "steps       6 of 8 rows" in shown
@@ -54,7 +56,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, tmp_path: Path,
     assert "parameters  " in shown
     assert "GiB a worker" in shown
     assert "gamma: 5.0" in shown
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")]) == before
 
 
 def test_the_parameter_count_and_memory_follow_from_the_shape(make: Make) -> None:
@@ -88,8 +90,6 @@ def test_what_cannot_be_used_is_named(make: Make, override: dict[str, str], sent
 
 
 def test_an_altered_shard_is_named_before_anything_is_written(make: Make, shards: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     shard = min(copy.glob("train*.parquet"))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import yaml
 
 from data_pipeline.errors import UserError
+from data_pipeline.tokenization import Template
 from urg.config import TrainConfig
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import ShardSet
 
 _GIB = 2**30
 
@@ -15,14 +20,15 @@ _GIB = 2**30
 def describe(config: TrainConfig) -> str:
     """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes
     nothing."""
-    from urg.training.plan import Plan, open_data, require_base, training_rows
+    from data_pipeline.shards import ShardSet
+    from urg.training.plan import Plan, require_base
 
-    shards = open_data(config)
+    shards = ShardSet.open(config.data.shards)
     require_base(config)
-    split = shards.split(config.data.train_split)
-    plan = Plan.of(config, training_rows(config, split))
+    rows, row_tokens = _training_split(shards, config)
+    plan = Plan.of(config, min(rows, config.data.limit or rows))
     parameters, width, layers = model_size(config, len(shards.tokenizer()))
-    tokens = int(split.encoder_tokens[: plan.rows].mean() * config.batch.micro)
+    tokens = round(row_tokens * config.batch.micro)
     memory = memory_per_worker(config, parameters, width, layers, tokens)
     device = "GPU" if config.engine.use_gpu else f"{config.engine.cpus_per_worker} CPU"
     lines = [
@@ -39,6 +45,20 @@ def describe(config: TrainConfig) -> str:
         "dry run: nothing was written.",
     ]
     return "\n".join(lines)
+
+
+def _training_split(shards: ShardSet, config: TrainConfig) -> tuple[int, float]:
+    """(rows, mean encoder tokens a row) by the manifest alone: reading the split itself would write its cache."""
+    splits, name, label = shards.manifest["splits"], config.data.train_split, config.data.label
+    if name not in splits:
+        raise UserError(f"{shards.folder} has no split {name}; it has {', '.join(splits)}.")
+    facts = splits[name]
+    if label not in facts["scores"]:
+        raise UserError(
+            f"split {name} has no score {label}; it has {', '.join(facts['scores']) or 'none'}: see data.label."
+        )
+    tokens = Template.candidate_length(facts["tokens"]["question"]["mean"], facts["tokens"]["response"]["mean"])
+    return facts["rows"], tokens * facts["candidates"]["total"] / max(1, facts["rows"])
 
 
 def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:

@@ -89,6 +89,22 @@ def _submit(address: str, entry: list[str], cwd: Path) -> subprocess.CompletedPr
     return done
 
 
+def _require_tracked(runs: Path) -> None:
+    """MLflow has what a run must leave there."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("urg").experiment_id])
+    assert run.info.status == "FINISHED"
+    terms = {f"train/{name}" for name in ("rank", "kl", "ce", "ce_last", "loss", "lr", "tokens_per_s", "useful_tokens")}
+    assert terms | {"train/grad_ratio_rank_to_ce", "dev/rougeL", "dev/label"} <= run.data.metrics.keys()
+    assert run.data.params["loss.gamma"] == "5.0"
+    assert run.data.params["global_batch"] == "4"
+    assert {"git_commit", "data"} <= run.data.tags.keys()
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "manifest.json", "README.md"} <= artifacts
+
+
 def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
     prepare = [
         "python",
@@ -113,4 +129,4 @@ def test_a_submitted_job_prepares_and_trains(head: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 2/2" in done.stdout
     assert (tmp_path / "runs" / "job" / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    _require_tracked(tmp_path / "runs")

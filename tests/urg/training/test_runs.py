@@ -96,6 +96,18 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(
     assert before == sorted((path, path.stat().st_mtime) for path in Path(make_config().storage).rglob("*.safetensors"))
 
 
+def test_a_new_run_can_start_from_a_checkpoint_of_another(make_config: Make, ray_started: None) -> None:
+    """`--resume PATH`: the first three steps of one run and the last three of another are one run of six."""
+    whole = make_config("whole")
+    train(whole)
+    first = min((Path(whole.storage) / "whole").glob("checkpoint-*"))
+    rest = make_config("rest", resume=first)
+    train(rest)
+    assert sorted(_losses(Path(rest.storage) / "rest")) == [4, 5, 6]
+    for name, weight in _final(Path(whole.storage) / "whole").items():
+        assert torch.equal(weight, _final(Path(rest.storage) / "rest")[name]), name
+
+
 @pytest.mark.parametrize(
     "options",
     [
