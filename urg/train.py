@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> Path:
     require_base(config)
     plan = Plan.of(config, training_rows(config, shards.split(config.data.train_split)))
     run = Path(config.storage) / config.name
-    identity = {"config": _flat(dataclasses.asdict(config)), "data": shards.manifest["key"]}
+    identity = {"config": _flat(config), "data": shards.manifest["key"]}
     resume_from = _prepare_run_folder(config, run, identity)
     if _steps_done(run) >= plan.steps:
         print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
@@ -236,15 +236,11 @@ def _yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts → dotted keys; values as JSON would give them back."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """Dotted keys; values as JSON would give them back."""
+    from urg.tracking.loggable import flatten
+
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config)}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.sample.kinds import KINDS, draw_task
 from data_pipeline.sample.models import MODELS
-from data_pipeline.sample.pretraining import pretraining_pairs
 from data_pipeline.sample.tasks import Task
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "SampleConfig",
     "compare",
     "generate_rows",
-    "pretraining_pairs",
     "score_texts",
     "write_sample",
 ]

@@ -10,7 +10,6 @@ The attempt id keeps two attempts at the same step apart. A folder without a man
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_writing import file_sha256
 
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
@@ -49,7 +49,7 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
             return f"{path} is missing or has another size than its manifest says."
-        if _sha256(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             return f"{path} has been altered: its checksum differs from the manifest's."
     return None
 
@@ -123,12 +123,7 @@ def set_aside_broken_snapshot(run: Path) -> str | None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _recency(folder: Path) -> tuple[int, float]:
