@@ -45,10 +45,12 @@ def _free_ports(count: int) -> list[int]:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
     """A Ray head of its own, on loopback; yields its Jobs address."""
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client, agent, agent_grpc, metrics = _free_ports(6)
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=3"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
-    command += ["--disable-usage-stats"]
+    # The agent starts jobs; its default port may be taken by another Ray of this machine, that of the other tests say.
+    command += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"]
+    command += [f"--metrics-export-port={metrics}", "--disable-usage-stats"]
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
