@@ -12,10 +12,10 @@ INSTALLED := $(VENV)/.installed
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check ui clean lock
+.PHONY: help install demo test check ui bench-data clean lock
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## create the virtual environment
 
@@ -50,6 +50,9 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 
 ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:$(PORT)
 	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
+
+bench-data: $(INSTALLED)  ## time and memory of preparing 110,000 rows (half an hour)
+	$(PY) -m data_pipeline.benchmark
 
 lock: $(INSTALLED)  ## write requirements.lock from what is installed
 	@$(PY) .ci/lock.py > requirements.lock.new && mv requirements.lock.new requirements.lock
