@@ -1,0 +1,107 @@
+"""The models that answer: how each is reached and asked. Light to import, checked on construction."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from data_pipeline.errors import UserError
+
+Messages = list[dict[str, str]]
+
+_OURS = ("model", "messages", "stream", "n")  # parameters that would change what an answer is
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible address, and how to ask it."""
+
+    name: str
+    """What the model is called in our data."""
+    base_url: str
+    """The address up to and without `/chat/completions`, such as https://api.openai.com/v1."""
+    model: str
+    """What the endpoint calls the model."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key, in capitals; null = no key. Never the key itself."""
+    system: str = ""
+    """System prompt; empty = none."""
+    template: str = "{question}"
+    """The user's message. {instruction} and {input} stand for the row's texts, {question} for both, one per line."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Passed on as they are: temperature, max_tokens, seed, …"""
+    requests_per_minute: float | None = None
+    """Requests sent in a minute at most, retries counted; null = no limit."""
+    concurrency: int = 4
+    """Questions under way at a time, 1 or more."""
+    timeout_s: float = 120.0
+    """Seconds until a request is given up that has not been answered in full."""
+    retries: int = 5
+    """Further attempts at a question after 429, 5xx, timeout, lost connection or broken JSON; waits double from 1 s."""
+    give_up_after: int = 5
+    """Questions in a row, all attempts used up, after which the endpoint counts as down and the rest is not asked."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_address(self.name, self.base_url)
+        check_template(self.name, self.template)
+        if not self.model:
+            raise UserError(f"model of {self.name} is empty; give the name that the endpoint knows it by.")
+        # The value is not shown: it may be the key itself, put in the wrong place.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise UserError(
+                f"api_key_env of {self.name} is not the name of an environment variable in capitals; give one such as "
+                "OPENAI_API_KEY, never the key itself."
+            )
+        for name in (name for name in _OURS if name in self.parameters):
+            raise UserError(f"parameters of {self.name} hold {name}, which is set by the project; leave it out.")
+        for name, least in {"concurrency": 1, "retries": 0, "give_up_after": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} of {self.name} is {getattr(self, name)}; give {least} or more.")
+        for name in ("timeout_s", "requests_per_minute"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{name} of {self.name} is {value}; give a number above 0.")
+
+    def messages(self, instruction: str, input: str = "") -> Messages:
+        """The chat that asks this question: the system prompt, where there is one, and the filled template."""
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return [*opening, {"role": "user", "content": fill_template(self.template, instruction, input)}]
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` where `name` cannot name a model: empty, or with a comma, which separates a pair's."""
+    if not name.strip() or "," in name or not name.isprintable():
+        raise UserError(f"name is {name!r}; give each model a printable name without a comma.")
+
+
+def check_template(name: str, template: str) -> None:
+    """Raise `UserError` where `template` of the model `name` has no place for the question."""
+    if not re.search(r"\{(question|instruction|input)\}", template):
+        raise UserError(f"template of {name} has neither {{question}}, {{instruction}} nor {{input}}; add one of them.")
+
+
+def _check_address(name: str, base_url: str) -> None:
+    """Raise `UserError` unless `base_url` is http(s)://host[:port][/path], which has no place for a secret."""
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    else:
+        sound = sound and not (parts.username or parts.password or parts.query or parts.fragment)
+    if not sound:
+        raise UserError(
+            f"base_url of {name} is not of the form https://host/path (no login, no ?, no #); give such an address, "
+            "and a key by api_key_env."
+        )
+
+
+def fill_template(template: str, instruction: str, input: str = "") -> str:
+    """`template` with the question in its places; what looks like a place within the question is left alone."""
+    from data_pipeline.tokenization import question_text
+
+    texts = {"question": question_text(instruction, input), "instruction": instruction, "input": input}
+    return re.sub(r"\{(question|instruction|input)\}", lambda place: texts[place[1]], template)
