@@ -63,9 +63,7 @@ def build_manifest(
     Raises RuntimeError where input is not kept + rejected: rows were lost: a bug, nothing may be committed.
     """
     splits = {name: _split_entry(survey, name, reports.get(name, [])) for name in survey.places}
-    counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
-    totals = _totals(counts)
-    _require_complete(counts, splits)
+    counts, totals = counts_and_totals(survey, splits)
     saved = load_tokenizer(folder / TOKENIZER)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -93,6 +91,16 @@ def build_manifest(
         "quarantine": {"file": QUARANTINE, "sha256": file_sha256(folder / QUARANTINE)},
         "splits": splits,
     }
+
+
+def counts_and_totals(survey: Survey, splits: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """input, kept and rejected by reason: of each split, and of all. splits: by name {rows: how many were written}.
+
+    Raises RuntimeError where input is not kept + rejected, or what was kept is not what was written.
+    """
+    counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
+    _require_complete(counts, splits)
+    return counts, _totals(counts)
 
 
 def _split_entry(survey: Survey, name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

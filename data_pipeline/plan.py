@@ -145,7 +145,7 @@ def _in_order(
         resources = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
         answers = blocks.map(_OnJson, fn_constructor_args=(work,), compute=pool, **resources)
     answers.context.execution_options.preserve_order = True
-    answers.context.enable_progress_bars = sys.stderr.isatty()
+    answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False
     for row in answers.iter_rows():
         if row["os_error"]:

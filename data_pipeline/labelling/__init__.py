@@ -1,1 +1,1 @@
-"""What `python -m data_pipeline.label` does: scores on actor pools, verdicts of a judge, labelled rows and a manifest."""
+"""Behind `python -m data_pipeline.label`: scores on actor pools, verdicts of a judge, labelled rows, a manifest."""

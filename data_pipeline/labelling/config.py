@@ -26,7 +26,7 @@ Two answers to the same request are to be compared.
 {second}
 
 Which answer is the better one? Judge whether it does what the request asks, and whether it is right, helpful and \
-clear; neither the order of the two nor their length counts. Reply with exactly one of these four lines and nothing else:
+clear; neither the order of the two nor their length counts. Reply with exactly one of these four lines, nothing else:
 A is better
 B is better
 Same good

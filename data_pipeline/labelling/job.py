@@ -1,11 +1,11 @@
 """One labelling: its files, the passes over them, and the names under which finished work is found again.
 
-    <output>/                  the labelled set: <split>-00000-of-00003.jsonl …, records/, and manifest.json
-    .<output>.work/            beside it while it is made: what is finished stays there when a run is killed
-        scores-<key>/          a pass's scores, a file a shard
-        verdicts-<key>/        the judge's
-        judge.jsonl            every answer of the judge
-        output/                the set, renamed into place at the end
+<output>/                  the labelled set: <split>-00000-of-00003.jsonl …, records/, and manifest.json
+.<output>.work/            beside it while it is made: what is finished stays there when a run is killed
+    scores-<key>/          a pass's scores, a file a shard
+    verdicts-<key>/        the judge's
+    judge.jsonl            every answer of the judge
+    output/                the set, renamed into place at the end
 """
 
 from __future__ import annotations

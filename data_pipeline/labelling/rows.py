@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.cleaning import Rules, clean, parse_line
-from data_pipeline.cleaning import Repairs as _Repairs
+from data_pipeline.cleaning import Repairs, Rules, clean, parse_line
 from data_pipeline.labelling.scoring import write_whole
 from data_pipeline.schema import Example, encodable, parse_row
 from data_pipeline.shard_writing import file_sha256
@@ -51,7 +50,7 @@ class ShardLabeller:
         return {"split": task["split"], "shard": shard, **self._statistics(rows)}
 
     def _statistics(self, rows: Sequence[Row]) -> dict[str, Any]:
-        examples = [clean(parse_row(row), self.rules, _Repairs()) for row in rows]
+        examples = [clean(parse_row(row), self.rules, Repairs()) for row in rows]
         values: dict[str, dict[str, list[float]]] = {field: {} for field in self.fields}
         candidates: dict[str, int] = {}
         for example in examples:

@@ -1,7 +1,7 @@
 """BARTScore: how probable a sequence-to-sequence model finds the reference, given the text.
 
-Source: Yuan et al. 2021, all weights equal: the mean over the tokens of the reference of log p(token | those before, x).
-Direction text x → reference ("recall" in the paper), as LLM-Blender has it; natural logarithm, so ≤ 0, higher is better.
+Source: Yuan et al. 2021, all weights equal: the mean over the reference's tokens of log p(token | text, tokens before).
+Direction text → reference (the paper's "recall"), as LLM-Blender has it; natural logarithm, so ≤ 0, higher is better.
 """
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+"""Labels for every candidate: `python -m data_pipeline.label --input ROWS --output FOLDER --metrics bertscore,bleu`.
+
+Every line is checked first; bad rows go to the quarantine. Then each metric that needs a model takes the rows, shard by
+shard, through a pool of actors which hold that model; scores that a row has already are kept. The judge's questions go
+out from here. At the end the scores are put into the rows, and the set appears in one step, its manifest written last.
+
+What is finished when a run is killed stays beside the output and is found by the same command run again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_pipeline.cli import run_command
+from data_pipeline.labelling.config import LabelConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def main(config: LabelConfig) -> None:
+    """Label candidates: scores by metric models on actor pools, comparisons by a judge; rows that prepare reads."""
+    label(config)
+
+
+def label(config: LabelConfig) -> Path:
+    """Make the labelled set that `config` describes, or find it already there; its folder. Prints what it does.
+
+    Raises `UserError` for input without a valid row, a model or an endpoint that does not work, an output in use.
+    """
+    from data_pipeline.commit import locked, writing
+    from data_pipeline.labelling.job import find_job, is_done
+    from data_pipeline.labelling.stages import build
+
+    job = find_job(config)
+    if is_done(job):
+        print(f"nothing to do: {job.output} already holds these rows with these labels")
+        return job.output
+    with locked(job.work), writing(job.output):
+        build(job)
+    return job.output
+
+
+if __name__ == "__main__":
+    run_command(main, LabelConfig)

@@ -1,0 +1,128 @@
+"""The stages of a labelling: check the rows, score them, have them judged, write them. Finished work is found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.labelling.job import UNSPLIT, LabelJob, Pass
+from data_pipeline.labelling.judge import Judge, Pair, judged
+from data_pipeline.labelling.progress import progress
+from data_pipeline.labelling.report import RECORDS, build_manifest, next_command, summary
+from data_pipeline.labelling.rows import ShardLabeller
+from data_pipeline.labelling.scoring import ShardScorer, read_examples, write_whole
+from data_pipeline.manifest import write_manifest
+from data_pipeline.plan import Actors, on_actors, survey_input
+
+Task = Mapping[str, Any]
+JOURNAL = "judge.jsonl"
+
+
+def build(job: LabelJob) -> None:
+    """Make the set in job.work (which must be locked) and rename it to job.output."""
+    from data_pipeline.ray_session import ray_session
+
+    staged = job.work / "output"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / RECORDS).mkdir(parents=True)
+    with ray_session():
+        print(f"reading {len(job.files)} file{'s' * (len(job.files) > 1)}", flush=True)
+        survey = survey_input(job.files, {UNSPLIT: 1.0}, job.config.rules(), staged / RECORDS)
+        survey.require_rows()
+        tasks = job.tasks(survey)
+        counts: dict[str, Counter[str]] = {}
+        for each in job.passes():
+            counts |= score(job, each, tasks)
+        pairs = judge(job, tasks) if job.judge_folder else Counter()
+        reports = list(on_actors(tasks, _labeller(job, staged), Actors(job.config.actors, job.config.cpus_per_actor)))
+    manifest = build_manifest(job, survey, counts, pairs, reports)
+    if job.judge_folder:
+        shutil.copyfile(job.work / JOURNAL, staged / RECORDS / JOURNAL)
+    write_manifest(manifest, staged)
+    os.rename(staged, job.output)  # onto nothing, or an empty folder
+    shutil.rmtree(job.work, ignore_errors=True)
+    print("\n".join([*summary(manifest, job), f"next: {next_command(manifest, job)}"]))
+
+
+def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter[str]]:
+    """One pass over the shards that it has not scored yet; by field what became of each candidate."""
+    folder = job.work / each.folder
+    folder.mkdir(exist_ok=True)
+    todo = [task for task in tasks if not _path(folder, task).exists()]
+    config, rows = job.config, sum(map(_rows, tasks))
+    done = rows - sum(map(_rows, todo))
+    print(f"{each.name}: {rows} rows" + (f", {done} of them done before" if done else ""), flush=True)
+    scorer = ShardScorer(_paths(job), config.rules(), each.fields, each.models, config.overwrite, str(folder))
+    actors = Actors(
+        config.actors, config.cpus_per_actor, config.num_gpus if any(m.name for m in each.models.values()) else 0
+    )
+    with progress(each.name, rows, "rows", done) as advance:
+        for report in on_actors(todo, scorer, actors) if todo else ():
+            advance(report["rows"])
+    counts: dict[str, Counter[str]] = {}
+    for task in tasks:
+        for field, found in json.loads(_path(folder, task).read_text(encoding="utf-8"))["counts"].items():
+            counts.setdefault(field, Counter()).update(found)
+    return counts
+
+
+def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
+    """Have the pairs of all rows compared, and leave each shard's verdicts in job.judge_folder; counts of pairs."""
+    config, folder = job.config, job.work / job.judge_folder
+    assert config.judge is not None
+    folder.mkdir(exist_ok=True)
+    counts: Counter[str] = Counter()
+    asker = Judge(config.judge, config.judge_template, job.work / JOURNAL)
+    try:
+        pairs = _pairs(job, asker, tasks)
+        questions = sum(1 for _ in asker.open_questions(pairs()))
+        print(f"judge: {questions} questions to {config.judge.name}", flush=True)
+        with progress("judge", questions, "replies") as advance:
+            asker.ask(pairs, advance)
+        for task in tasks:
+            verdicts, found = judged(asker, read_examples(_paths(job), task, config.rules()), config.overwrite)
+            counts += found
+            write_whole(_path(folder, task), json.dumps({"verdicts": verdicts}))
+    finally:
+        asker.close()
+    return counts
+
+
+def _pairs(job: LabelJob, asker: Judge, tasks: Sequence[Task]) -> Callable[[], Iterator[Pair]]:
+    """All pairs to be compared, read shard by shard at each call."""
+
+    def pairs() -> Iterator[Pair]:
+        for task in tasks:
+            for example in read_examples(_paths(job), task, job.config.rules()):
+                yield from asker.pairs(example, job.config.overwrite)[0]
+
+    return pairs
+
+
+def _labeller(job: LabelJob, staged: Path) -> ShardLabeller:
+    """What writes the labelled shards."""
+    return ShardLabeller(
+        paths=_paths(job),
+        rules=job.config.rules(),
+        fields=[field for fields in job.config.fields().values() for field in fields],
+        scores=[str(job.work / each.folder) for each in job.passes()],
+        verdicts=str(job.work / job.judge_folder) if job.judge_folder else "",
+        output=str(staged),
+    )
+
+
+def _path(folder: Path, task: Task) -> Path:
+    return folder / f"{task['name']}.json"
+
+
+def _paths(job: LabelJob) -> list[str]:
+    return [str(path) for _, path in job.files]
+
+
+def _rows(task: Task) -> int:
+    return len(task["files"])
