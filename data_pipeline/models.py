@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +56,7 @@ class Endpoint:
                 f"api_key_env of {self.name} is not the name of an environment variable in capitals; give one such as "
                 "OPENAI_API_KEY, never the key itself."
             )
-        for name in (name for name in _OURS if name in self.parameters):
-            raise UserError(f"parameters of {self.name} hold {name}, which is set by the project; leave it out.")
+        _check_parameters(self.name, self.parameters)
         for name, least in {"concurrency": 1, "retries": 0, "give_up_after": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} of {self.name} is {getattr(self, name)}; give {least} or more.")
@@ -75,6 +75,16 @@ def check_name(name: str) -> None:
     """Raise `UserError` where `name` cannot name a model: empty, or with a comma, which separates a pair's."""
     if not name.strip() or "," in name or not name.isprintable():
         raise UserError(f"name is {name!r}; give each model a printable name without a comma.")
+
+
+def _check_parameters(name: str, parameters: dict[str, Any]) -> None:
+    """Raise `UserError` where the parameters are no JSON object, or hold what is not theirs to say."""
+    for key in (key for key in _OURS if key in parameters):
+        raise UserError(f"parameters of {name} hold {key}, which is set by the project; leave it out.")
+    try:
+        json.dumps(parameters, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"parameters of {name} cannot be sent as JSON ({error}); quote dates, leave NaN out.") from None
 
 
 def check_template(name: str, template: str) -> None:
