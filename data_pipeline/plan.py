@@ -141,9 +141,13 @@ def _in_order(
     if actors is None:
         answers = blocks.map(_OnJson(work))
     else:
-        pool = ray.data.ActorPoolStrategy(size=actors.count)
-        resources = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
-        answers = blocks.map(_OnJson, fn_constructor_args=(work,), compute=pool, **resources)
+        answers = blocks.map(
+            _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(size=actors.count),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
+        )
     answers.context.execution_options.preserve_order = True
     answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False

@@ -109,7 +109,7 @@ def find_job(config: LabelConfig) -> LabelJob:
     """Find the rows and the models that `config` names. Raises `UserError` where one is not there."""
     models = {name: model for name, model in config.metric_models().items() if METRICS[name].needs_model}
     for name, model in models.items():
-        require_model(name, model.name)
+        require_model(name, model.name, METRICS[name].kind)
         if model.weights and not Path(model.weights).expanduser().is_file():
             raise UserError(f"There is no file {model.weights} of weights for {name}; see weights.{name}.")
     by_split = find_split_files(config.input)

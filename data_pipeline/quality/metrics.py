@@ -29,13 +29,19 @@ Scorer = Callable[[Sequence[Item]], Scores]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. fields: the scores it gives. load: makes the scorer, once in each process."""
+    """One metric. fields: the scores it gives. load: makes the scorer, once in each process. kind: the class of
+    transformers that loads its model, "" where it has none."""
 
     fields: tuple[str, ...]
     load: Callable[[MetricModel], Scorer]
-    needs_reference: bool = True
-    needs_model: bool = True
+    kind: str = ""
     default_model: str = ""
+    needs_reference: bool = True
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether there is a model to name."""
+        return bool(self.kind)
 
 
 def _texts(items: Sequence[Item]) -> list[str]:
@@ -118,16 +124,21 @@ def _torch_dtype(name: str) -> object:
 
 
 METRICS: dict[str, Metric] = {
-    "rouge": Metric(ROUGE_NAMES, _rouge, needs_model=False),
-    "bleu": Metric(("bleu",), _bleu, needs_model=False),
-    "bertscore": Metric(("bertscore",), _bertscore, default_model="bert-base-multilingual-cased"),
-    "bartscore": Metric(("bartscore",), _bartscore, default_model="facebook/bart-large-cnn"),
-    "bleurt": Metric(("bleurt",), _bleurt),
-    "reference_logprob": Metric(("reference_logprob", "reference_logprob_sum"), _reference_logprob),
-    "candidate_logprob": Metric(
-        ("candidate_logprob", "candidate_logprob_sum"), _candidate_logprob, needs_reference=False
+    "rouge": Metric(ROUGE_NAMES, _rouge),
+    "bleu": Metric(("bleu",), _bleu),
+    "bertscore": Metric(("bertscore",), _bertscore, "AutoModel", "bert-base-multilingual-cased"),
+    "bartscore": Metric(("bartscore",), _bartscore, "AutoModelForSeq2SeqLM", "facebook/bart-large-cnn"),
+    "bleurt": Metric(("bleurt",), _bleurt, "AutoModelForSequenceClassification"),
+    "reference_logprob": Metric(
+        ("reference_logprob", "reference_logprob_sum"), _reference_logprob, "AutoModelForCausalLM"
     ),
-    "reward": Metric(("reward",), _reward, needs_reference=False),
+    "candidate_logprob": Metric(
+        ("candidate_logprob", "candidate_logprob_sum"),
+        _candidate_logprob,
+        "AutoModelForCausalLM",
+        needs_reference=False,
+    ),
+    "reward": Metric(("reward",), _reward, "AutoModelForSequenceClassification", needs_reference=False),
 }
 
 

@@ -29,8 +29,24 @@ class MetricModel:
     reads log-probabilities, memory is some times this × the vocabulary × 4 bytes."""
 
 
-def require_model(metric: str, name: str) -> None:
-    """Raise `UserError` where `name` cannot be a model: a path without a folder, a folder without a config.json."""
+def require_model(metric: str, name: str, kind: str) -> None:
+    """Raise `UserError` where `name` cannot be the metric's model: by its config alone, before anything is computed.
+
+    kind: the class of transformers that is to load it, such as AutoModelForSeq2SeqLM.
+    """
+    import transformers
+
+    _require_folder(metric, name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(_source(name))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _unloadable(metric, name, " ".join(str(error).split())[:200]) from error
+    if type(config) not in getattr(transformers, kind)._model_mapping:
+        raise _unloadable(metric, name, f"no {kind} is known for models of type {config.model_type}")
+
+
+def _require_folder(metric: str, name: str) -> None:
+    """Raise `UserError` for a path without a folder and for a folder without a config.json."""
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
@@ -59,12 +75,11 @@ def load_model(metric: str, auto_class: Any, model: MetricModel) -> tuple[Any, A
     """
     from transformers import AutoTokenizer
 
-    require_model(metric, model.name)
-    path = Path(model.name).expanduser()
-    source = str(path.absolute()) if path.is_dir() else model.name
+    _require_folder(metric, model.name)
+    source = _source(model.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
         loaded, info = auto_class.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise _unloadable(metric, model.name, " ".join(str(error).split())[:200]) from error
     missing = sorted(info["missing_keys"])
@@ -73,6 +88,12 @@ def load_model(metric: str, auto_class: Any, model: MetricModel) -> tuple[Any, A
     if model.weights:
         _replace_weights(loaded, model.weights)
     return tokenizer, loaded.eval().to(model.device)
+
+
+def _source(name: str) -> str:
+    """What transformers loads from: the folder's absolute path, or the hub id."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_dir() else name
 
 
 def _unloadable(metric: str, name: str, reason: str) -> UserError:

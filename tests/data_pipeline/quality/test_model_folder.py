@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.quality.model_folder import fingerprint, require_model
+
+KIND = "AutoModelForSeq2SeqLM"
+
+
+def test_what_cannot_be_a_model_is_refused_before_anything_runs(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no model folder /no/such for bleurt; name a folder"):
+        require_model("bleurt", "/no/such", KIND)
+    with pytest.raises(UserError, match=r"is no model folder for bartscore: it has no config\.json"):
+        require_model("bartscore", str(tmp_path), KIND)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no model folder"):
+        require_model("bartscore", str(tmp_path / "file"), KIND)
+    for content in ("", "{}", "[]", '{"model_type": "bleurt"}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"The bartscore model .* cannot be loaded"):
+            require_model("bartscore", str(tmp_path), KIND)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="no AutoModelForSeq2SeqLM is known for models of type bert"):
+        require_model("bartscore", str(tmp_path), KIND)
+    require_model("bertscore", str(tmp_path), "AutoModel")
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    one, two = (fingerprint(str(tmp_path / name)) for name in ("one", "two"))
+    assert one == two
+    (tmp_path / "two" / "model.safetensors").write_text("x")
+    assert fingerprint(str(tmp_path / "two")) != one
+    assert fingerprint(str(tmp_path / "one"), str(tmp_path / "two" / "model.safetensors")) != one
+    assert fingerprint("some/hub-id") != fingerprint("other/hub-id")
