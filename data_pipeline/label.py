@@ -4,7 +4,8 @@ Every line is checked first; bad rows go to the quarantine. Then each metric tha
 shard, through a pool of actors which hold that model; scores that a row has already are kept. The judge's questions go
 out from here. At the end the scores are put into the rows, and the set appears in one step, its manifest written last.
 
-What is finished when a run is killed stays beside the output and is found by the same command run again.
+What is finished when a run is killed stays beside the output and is found by the same command run again. On several
+nodes, input, output and model folders must be on storage that all of them share at the same path.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ def _in_order(
     if actors is None:
         answers = blocks.map(_OnJson(work))
     else:
+        _require_room(actors)
         answers = blocks.map(
             _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
             fn_constructor_args=(work,),
@@ -157,6 +158,18 @@ def _in_order(
         if row["user_error"]:
             raise UserError(row["user_error"])
         yield json.loads(row["answer"])
+
+
+def _require_room(actors: Actors) -> None:
+    """Raise `UserError` where this machine cannot hold one actor, which would wait for ever. A cluster may yet grow."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        return
+    there = ray.cluster_resources()
+    for kind, asked in {"CPU": actors.cpus, "GPU": actors.gpus}.items():
+        if asked > there.get(kind, 0):
+            raise UserError(f"One actor asks for {asked:g} {kind}, but there are {there.get(kind, 0):g}; ask for less.")
 
 
 def _quieten() -> None:

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import IO
 
@@ -133,17 +133,24 @@ class Judge:
     def _round(self, questions: Iterable[tuple[str, Messages]], progress: Callable[[int], None]) -> int:
         """Ask, and write each reply into the journal; how many there were."""
         answered = 0
-        for key, answer in ask_each(self._endpoint, questions):
+        given_up: list[Failure] = []
+
+        def going_on(_: object) -> bool:
+            return not given_up
+
+        # After it is given up, what is under way may still be answered, but nothing new is asked.
+        for key, answer in ask_each(self._endpoint, takewhile(going_on, questions)):
             if isinstance(answer, Failure):
-                if answer.reason == "not_asked":
-                    raise self._unreachable(answer)
                 self._failed[key] = answer
+                given_up += [answer] * (answer.reason == "not_asked")
                 continue
             self._journal.write(json.dumps({"key": key, "reply": answer}) + "\n")
             self._journal.flush()
             self._replies[key] = answer
             answered += 1
             progress(1)
+        if given_up:
+            raise self._unreachable(given_up[0])
         return answered
 
     def _unreachable(self, failure: Failure) -> UserError:

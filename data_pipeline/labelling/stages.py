@@ -25,11 +25,24 @@ JOURNAL = "judge.jsonl"
 
 def build(job: LabelJob) -> None:
     """Make the set in job.work (which must be locked) and rename it to job.output."""
-    from data_pipeline.ray_session import ray_session
-
     staged = job.work / "output"
     shutil.rmtree(staged, ignore_errors=True)
     (staged / RECORDS).mkdir(parents=True)
+    try:
+        manifest = _fill(job, staged)
+        os.rename(staged, job.output)  # onto nothing, or an empty folder
+        shutil.rmtree(job.work, ignore_errors=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if job.work.is_dir() and not any(job.work.glob("[!.]*")):  # nothing was finished: nothing to find again
+            shutil.rmtree(job.work, ignore_errors=True)
+    print("\n".join([*summary(manifest, job), f"next: {next_command(manifest, job)}"]))
+
+
+def _fill(job: LabelJob, staged: Path) -> dict[str, Any]:
+    """Write the whole set into `staged`, its manifest last; the manifest."""
+    from data_pipeline.ray_session import ray_session
+
     with ray_session():
         print(f"reading {len(job.files)} file{'s' * (len(job.files) > 1)}", flush=True)
         survey = survey_input(job.files, {UNSPLIT: 1.0}, job.config.rules(), staged / RECORDS)
@@ -44,9 +57,7 @@ def build(job: LabelJob) -> None:
     if job.judge_folder:
         shutil.copyfile(job.work / JOURNAL, staged / RECORDS / JOURNAL)
     write_manifest(manifest, staged)
-    os.rename(staged, job.output)  # onto nothing, or an empty folder
-    shutil.rmtree(job.work, ignore_errors=True)
-    print("\n".join([*summary(manifest, job), f"next: {next_command(manifest, job)}"]))
+    return manifest
 
 
 def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter[str]]:

@@ -294,7 +294,7 @@ def test_bad_input_is_one_clear_sentence(
     bart = save_bart(tmp_path / "bart")
     with pytest.raises(UserError, match=r"no file /no/such.pth of weights for bartscore; see weights\.bartscore"):
         label(config(path, "bartscore", models={"bartscore": bart}, weights={"bartscore": "/no/such.pth"}))
-    assert not (tmp_path / "labelled").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "bad.jsonl", "bart"]
 
 
 def test_a_label_that_no_row_can_have_is_told(
@@ -385,5 +385,8 @@ def test_a_model_that_breaks_in_an_actor_is_told_as_itself(
 ):
     broken = Path(save_regressor(tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"no weights")
+    path, models = write_rows("a.jsonl", make_rows(2)), {"reward": str(broken)}
     with pytest.raises(UserError, match=r"The reward model .*broken cannot be loaded"):
-        label(config(write_rows("a.jsonl", make_rows(2)), "reward", models={"reward": str(broken)}))
+        label(config(path, "reward", models=models))
+    with pytest.raises(UserError, match=r"One actor asks for 0\.5 GPU, but there are 0; ask for less"):
+        label(config(path, "reward", models=models, num_gpus=0.5))
