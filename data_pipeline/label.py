@@ -37,7 +37,7 @@ def label(config: LabelConfig) -> Path:
     if is_done(job):
         print(f"nothing to do: {job.output} already holds these rows with these labels")
         return job.output
-    with locked(job.work), writing(job.output):
+    with locked(job.work, "labels rows"), writing(job.output):
         build(job)
     return job.output
 
