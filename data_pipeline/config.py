@@ -54,8 +54,9 @@ class PrepareConfig:
     """What to read, how to clean, split and tokenize it, and where to put it."""
 
     input: str | dict[str, str] = SAMPLE
-    """JSON lines in MixInstruct's schema: a file, a glob, a folder (train*, dev*|val*, test* files give the splits), or
-    {split: file, glob or folder}; "sample" generates a corpus."""
+    """Rows in MixInstruct's schema: a file, a glob, a folder (train*, dev*|val*, test* files give the splits), a URL
+    (s3://, gs://, https://, …), hf:owner/name[@revision] of the Hugging Face hub, or {split: one of these}. JSON lines,
+    plain, .gz or .zst; Parquet; Arrow, as `datasets` saves it too. "sample" generates a corpus."""
     output: str = "data/prepared"
     """Root folder of prepared sets; each configuration gets a folder of its own below it."""
     tokenizer: str = SAMPLE
@@ -94,7 +95,7 @@ class TrainTokenizerConfig:
     """What to train on, how large, and where to put it."""
 
     input: str
-    """A JSON-lines file in MixInstruct's schema, a glob of them, or a folder; rows that cannot be read are skipped."""
+    """Rows in MixInstruct's schema, from any source that `prepare` reads; rows that cannot be read are skipped."""
     output: str
     """Folder for the tokenizer; it is created."""
     vocab_size: int = 2048

@@ -30,16 +30,19 @@ def label(config: LabelConfig) -> Path:
     Raises `UserError` for input without a valid row, a model or an endpoint that does not work, an output in use.
     """
     from data_pipeline.commit import locked, writing
-    from data_pipeline.labelling.job import find_job, is_done
+    from data_pipeline.labelling.job import find_job, is_done, sweep
     from data_pipeline.labelling.stages import build
 
-    job = find_job(config)
-    if is_done(job):
-        print(f"nothing to do: {job.output} already holds these rows with these labels")
-        return job.output
-    with locked(job.work, "labels rows"), writing(job.output):
-        build(job)
-    return job.output
+    with locked(config.work, "labels rows"), writing(config.folder):
+        try:
+            job = find_job(config)
+            if is_done(job):
+                print(f"nothing to do: {config.folder} already holds these rows with these labels")
+            else:
+                build(job)
+        finally:
+            sweep(config)
+    return config.folder
 
 
 if __name__ == "__main__":

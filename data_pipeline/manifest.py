@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.shard_writing import SCHEMA_VERSION, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
+from data_pipeline.sources import without_secrets
 from data_pipeline.survey import UNASSIGNED, Survey
 from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from data_pipeline.config import PrepareConfig
+    from data_pipeline.conversion import InputFile
 
 QUARANTINE = "quarantine.jsonl"
 # What these lead to counts by its content (files, tokenizer), not by where it lies or how it was made.
@@ -32,11 +34,11 @@ _BY_CONTENT = ("input", "output", "tokenizer", "vocab_size", "sample")
 class Job:
     """A configuration with everything found that it names: what decides the bytes of the set.
 
-    files: (split, or None where the id decides; file) in reading order; digests: the sha256 of each.
+    files: in reading order; digests: the sha256 of each one's plain lines.
     """
 
     config: PrepareConfig
-    files: Sequence[tuple[str | None, Path]]
+    files: Sequence[InputFile]
     digests: Sequence[str]
     tokenizer_name: str
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +53,7 @@ class Job:
     @property
     def key(self) -> str:
         """The name of the set's folder: configuration, tokenizer and content of the input."""
-        sources = [(split, path.name, digest) for (split, path), digest in zip(self.files, self.digests, strict=True)]
+        sources = [(file.split, file.path.name, digest) for file, digest in zip(self.files, self.digests, strict=True)]
         return _digest([self.config_hash, self.fingerprint, sources])[:16]
 
 
@@ -69,12 +71,9 @@ def build_manifest(
         "schema_version": SCHEMA_VERSION,
         "key": job.key,
         "config_hash": job.config_hash,
-        "config": asdict(job.config),
+        "config": _shown_config(job.config),
         "generated": survey.generated > 0,
-        "sources": [
-            {"split": split, "file": str(path), "bytes": path.stat().st_size, "sha256": digest}
-            for (split, path), digest in zip(job.files, job.digests, strict=True)
-        ],
+        "sources": [_source_entry(file, digest) for file, digest in zip(job.files, job.digests, strict=True)],
         "tokenizer": {
             "name": job.tokenizer_name,
             "fingerprint": tokenizer_fingerprint(saved),
@@ -101,6 +100,20 @@ def counts_and_totals(survey: Survey, splits: Mapping[str, Mapping[str, Any]]) -
     counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
     _require_complete(counts, splits)
     return counts, _totals(counts)
+
+
+def _source_entry(file: InputFile, digest: str) -> dict[str, Any]:
+    """One file of the input; bytes and sha256 are those of its plain lines."""
+    entry = {"split": file.split, "file": file.name, "format": file.format}
+    entry |= {"revision": file.revision} if file.revision else {}
+    return entry | {"bytes": file.path.stat().st_size, "sha256": digest}
+
+
+def _shown_config(config: PrepareConfig) -> dict[str, Any]:
+    """The configuration without what a URL may hold of passwords and signatures."""
+    names = config.input
+    shown = without_secrets(names) if isinstance(names, str) else {k: without_secrets(v) for k, v in names.items()}
+    return asdict(config) | {"input": shown}
 
 
 def _split_entry(survey: Survey, name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.cleaning import Rules, clean_line, id_digest, split_of
+from data_pipeline.conversion import InputFile
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.sources import ByteRange, read_lines, read_places
+from data_pipeline.lines import ByteRange, read_lines, read_places
 
 UNASSIGNED = "unassigned"
 """Where rejected rows are counted whose split would come from an id that could not be read."""
@@ -96,11 +96,11 @@ class Survey:
     places: the rows to keep, by split. input, rejected: counts by split, of rejected rows also by reason.
     """
 
-    def __init__(self, files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float]) -> None:
-        """files: (split, path) in order, split None where the id decides, by `fractions`."""
+    def __init__(self, files: Sequence[InputFile], fractions: Mapping[str, float]) -> None:
+        """files: in order; where their split is None the id decides, by `fractions`."""
         self.files = list(files)
         self.fractions = fractions
-        names = dict.fromkeys(split for split, _ in files if split) or dict.fromkeys(fractions)
+        names = dict.fromkeys(file.split for file in files if file.split) or dict.fromkeys(fractions)
         self.places = {name: Places() for name in names}
         self.input: Counter[str] = Counter()
         self.rejected: dict[str, Counter[str]] = {}
@@ -121,17 +121,17 @@ class Survey:
 
     def _problems(self, answer: Mapping[str, Any]) -> list[tuple[int, str, str, str, str]]:
         """Keep the good rows of an answer; return the others: line in the range, split, reason, message, raw text."""
-        split, path = self.files[answer["file"]]
+        source = self.files[answer["file"]]
         problems = []
         for number, reason, message, raw in answer["rejected"]:
-            problems.append((number, split or UNASSIGNED, reason, message, raw))
+            problems.append((number, source.split or UNASSIGNED, reason, message, raw))
         digests = bytes.fromhex(answer["digests"])
         rows = zip(answer["numbers"], answer["offsets"], answer["sizes"], strict=True)
         for row, (number, offset, size) in enumerate(rows):
             digest = digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES]
-            name = split or split_of(digest, self.fractions)
+            name = source.split or split_of(digest, self.fractions)
             if digest in self._seen:
-                raw = _excerpt(read_places([str(path)], [0], [offset], [size])[0])
+                raw = _excerpt(read_places([str(source.path)], [0], [offset], [size])[0])
                 problems.append((number, name, "duplicate_id", "a row with this id came before; it was kept", raw))
                 continue
             self._seen.add(digest)
@@ -148,7 +148,7 @@ class Survey:
     def _reject(
         self, file: int, line: int, split: str, reason: str, message: str, raw: str, *, quarantine: IO[str]
     ) -> None:
-        path = str(self.files[file][1])
+        path = self.files[file].name
         record = {"file": path, "line": line, "reason": reason, "message": message, "raw": raw}
         quarantine.write(json.dumps(record, ensure_ascii=True) + "\n")
         self.input[split] += 1
@@ -163,7 +163,7 @@ class Survey:
     def require_rows(self) -> None:
         """Raises `UserError`, with the counts by reason, where no row is left, or none for a split that files give."""
         for split, places in self.places.items():
-            own_files = any(name == split for name, _ in self.files)
+            own_files = any(file.split == split for file in self.files)
             if not (places if own_files else self.kept):
                 raise self._no_rows(f"split {split}" if own_files else "the input", [split] if own_files else None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data_pipeline.cleaning import LOG_SCALE_SCORES, Rules
 from data_pipeline.errors import UserError
@@ -38,8 +39,7 @@ class LabelConfig:
     """Which rows to label with which metrics, by which models, and where to put them."""
 
     input: str | dict[str, str]
-    """Rows in MixInstruct's schema, as data_pipeline.prepare takes them: a file, a glob, a folder, or {split: one of
-    these}."""
+    """Rows in MixInstruct's schema, from any source that data_pipeline.prepare takes, or {split: source}."""
     output: str
     """Folder for the labelled rows; it must not hold anything else."""
     metrics: str | list[str]
@@ -133,6 +133,16 @@ class LabelConfig:
 
     def _model_name(self, metric: str) -> str:
         return self.models.get(metric, METRICS[metric].default_model)
+
+    @property
+    def folder(self) -> Path:
+        """The output, absolute."""
+        return Path(self.output).expanduser().absolute()
+
+    @property
+    def work(self) -> Path:
+        """The folder beside the output where it is made, and where finished work outlives a killed run."""
+        return self.folder.parent / f".{self.folder.name}.work"
 
     def rules(self) -> Rules:
         """How rows are checked: names stay as they are, log-scale zeros are missing."""

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.conversion import InputFile, plain_lines
 from data_pipeline.errors import UserError
 from data_pipeline.labelling.config import LabelConfig
+from data_pipeline.lines import byte_ranges
 from data_pipeline.quality.metrics import METRICS
 from data_pipeline.quality.model_folder import MetricModel, fingerprint, require_model
 from data_pipeline.shard_writing import file_sha256
 from data_pipeline.shards import MANIFEST
-from data_pipeline.sources import byte_ranges, find_files, find_split_files
+from data_pipeline.sources import list_source, without_secrets
 
 if TYPE_CHECKING:
     from data_pipeline.survey import Survey
@@ -45,22 +48,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class LabelJob:
-    """A configuration with what it names found. files: (split or None, path); fingerprints: of metric models."""
+    """A configuration with what it names found. digests: of the files' lines; fingerprints: of the metrics' models."""
 
     config: LabelConfig
-    files: Sequence[tuple[str | None, Path]]
+    files: Sequence[InputFile]
     digests: Sequence[str]
     fingerprints: Mapping[str, str]
-
-    @property
-    def output(self) -> Path:
-        """The folder of the labelled set."""
-        return Path(self.config.output).expanduser().absolute()
-
-    @property
-    def work(self) -> Path:
-        """Where it is made."""
-        return self.output.parent / f".{self.output.name}.work"
 
     @property
     def key(self) -> str:
@@ -69,7 +62,7 @@ class LabelJob:
 
     @property
     def _rows_key(self) -> list[Any]:
-        sources = [(split, path.name, sha) for (split, path), sha in zip(self.files, self.digests, strict=True)]
+        sources = [(file.split, file.path.name, sha) for file, sha in zip(self.files, self.digests, strict=True)]
         config = self.config
         return [VERSION, sources, config.rows_per_shard, config.log_scale_scores, config.overwrite]
 
@@ -106,26 +99,24 @@ class LabelJob:
 
 
 def find_job(config: LabelConfig) -> LabelJob:
-    """Find the rows and the models that `config` names. Raises `UserError` where one is not there."""
+    """Find the rows and the models that `config` names; its work folder must be locked.
+
+    Raises `UserError` where one is not there.
+    """
     models = {name: model for name, model in config.metric_models().items() if METRICS[name].needs_model}
     for name, model in models.items():
         require_model(name, model.name, METRICS[name].kind)
         if model.weights and not Path(model.weights).expanduser().is_file():
             raise UserError(f"There is no file {model.weights} of weights for {name}; see weights.{name}.")
-    by_split = find_split_files(config.input)
-    files: list[tuple[str | None, Path]]
-    if by_split is None:
-        files = [(None, path) for path in find_files(str(config.input))]
-    else:
-        files = [(split, path) for split, paths in by_split.items() for path in paths]
-    byte_ranges([path for _, path in files], size=1 << 30)
+    files = [plain_lines(file, config.work) for file in list_source(config.input)]
+    byte_ranges([file.path for file in files], size=1 << 30)
     prints = {name: fingerprint(model.name, model.weights) for name, model in models.items()}
-    return LabelJob(config, files, [file_sha256(path) for _, path in files], prints)
+    return LabelJob(config, files, [file_sha256(file.path) for file in files], prints)
 
 
 def is_done(job: LabelJob) -> bool:
     """Whether the output holds this very set, whole. Raises `UserError` where it holds anything else."""
-    output = job.output
+    output = job.config.folder
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
@@ -145,9 +136,18 @@ def is_done(job: LabelJob) -> bool:
     return True
 
 
+def sweep(config: LabelConfig) -> None:
+    """Remove the work folder where a next run would miss nothing of it: the set is in place, or nothing was finished."""
+    finished = [*config.work.glob("scores-*/*.json"), *config.work.glob("judge.jsonl")]
+    if (config.folder / MANIFEST).is_file() or not any(path.stat().st_size for path in finished):
+        shutil.rmtree(config.work, ignore_errors=True)
+
+
 def settings(config: LabelConfig) -> dict[str, Any]:
-    """The configuration for the manifest. An endpoint's key is no part of it, only the name of its variable."""
-    return asdict(config)
+    """The configuration for the manifest, without what a URL may hold of passwords; keys are never a part of it."""
+    names = config.input
+    shown = without_secrets(names) if isinstance(names, str) else {k: without_secrets(v) for k, v in names.items()}
+    return asdict(config) | {"input": shown}
 
 
 def digest(value: object) -> str:

@@ -28,20 +28,20 @@ def build_manifest(
     pairs: Mapping[str, int],
     reports: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The manifest of the set in job.work/output.
+    """The manifest of the set in job.config.work/output.
 
     counts: by field what became of each candidate; pairs: the same for the judge's pairs; reports: what `ShardLabeller`
     returned, in order. Raises RuntimeError where rows were lost: a bug, nothing may be committed.
     """
     splits = {name: _split([each for each in reports if each["split"] == name]) for name in survey.places}
     by_split, totals = counts_and_totals(survey, splits)
-    quarantine = job.work / "output" / RECORDS / QUARANTINE
+    quarantine = job.config.work / "output" / RECORDS / QUARANTINE
     return {
         "key": job.key,
         "config": settings(job.config),
         "sources": [
-            {"split": split, "file": str(path), "sha256": sha}
-            for (split, path), sha in zip(job.files, job.digests, strict=True)
+            {"split": file.split, "file": file.name, "format": file.format, "revision": file.revision, "sha256": sha}
+            for file, sha in zip(job.files, job.digests, strict=True)
         ],
         "models": {
             name: {"model": model.name, "weights": model.weights, "fingerprint": job.fingerprints[name]}
@@ -110,8 +110,8 @@ def summary(manifest: Mapping[str, Any], job: LabelJob) -> list[str]:
     rejected = _listed(totals["rejected"])
     lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
     if rejected:
-        lines.append(f"rejected rows, with reasons: {job.output / RECORDS / QUARANTINE}")
-    return [*lines, f"labelled: {job.output}"]
+        lines.append(f"rejected rows, with reasons: {job.config.folder / RECORDS / QUARANTINE}")
+    return [*lines, f"labelled: {job.config.folder}"]
 
 
 def _counted(name: str, counts: Mapping[str, Any]) -> str:
@@ -143,7 +143,7 @@ def _table(labels: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 def next_command(manifest: Mapping[str, Any], job: LabelJob) -> str:
     """How to go on from here with the labelled set."""
     splits = [name for name, split in manifest["splits"].items() if split["rows"]]
-    source = str(job.output)
+    source = str(job.config.folder)
     if "train" not in splits and splits != [UNSPLIT]:  # a folder without a train split is one body of rows to prepare
         return "python -m data_pipeline.prepare " + " ".join(
             f"--input.{name} '{source}/{name}-*.jsonl'" for name in splits

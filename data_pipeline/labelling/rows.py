@@ -10,9 +10,9 @@ from typing import Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean, parse_line
 from data_pipeline.labelling.scoring import write_whole
+from data_pipeline.lines import read_places
 from data_pipeline.schema import Example, encodable, parse_row
 from data_pipeline.shard_writing import file_sha256
-from data_pipeline.sources import read_places
 
 Row = dict[str, Any]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning import Rules, clean_line
+from data_pipeline.lines import read_places
 from data_pipeline.quality.metrics import METRICS, Item, Metric, Scorer
 from data_pipeline.quality.model_folder import MetricModel
 from data_pipeline.schema import Candidate, Example
-from data_pipeline.sources import read_places
 from data_pipeline.tokenization import question_text
 
 # What becomes of a candidate's score, counted for each field.

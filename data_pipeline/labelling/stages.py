@@ -24,18 +24,12 @@ JOURNAL = "judge.jsonl"
 
 
 def build(job: LabelJob) -> None:
-    """Make the set in job.work (which must be locked) and rename it to job.output."""
-    staged = job.work / "output"
+    """Make the set in its work folder (which must be locked) and rename it into place; say what was made."""
+    staged = job.config.work / "output"
     shutil.rmtree(staged, ignore_errors=True)
     (staged / RECORDS).mkdir(parents=True)
-    try:
-        manifest = _fill(job, staged)
-        os.rename(staged, job.output)  # onto nothing, or an empty folder
-        shutil.rmtree(job.work, ignore_errors=True)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        if job.work.is_dir() and not any(job.work.glob("[!.]*")):  # nothing was finished: nothing to find again
-            shutil.rmtree(job.work, ignore_errors=True)
+    manifest = _fill(job, staged)
+    os.rename(staged, job.config.folder)  # onto nothing, or an empty folder
     print("\n".join([*summary(manifest, job), f"next: {next_command(manifest, job)}"]))
 
 
@@ -55,14 +49,14 @@ def _fill(job: LabelJob, staged: Path) -> dict[str, Any]:
         reports = list(on_actors(tasks, _labeller(job, staged), Actors(job.config.actors, job.config.cpus_per_actor)))
     manifest = build_manifest(job, survey, counts, pairs, reports)
     if job.judge_folder:
-        shutil.copyfile(job.work / JOURNAL, staged / RECORDS / JOURNAL)
+        shutil.copyfile(job.config.work / JOURNAL, staged / RECORDS / JOURNAL)
     write_manifest(manifest, staged)
     return manifest
 
 
 def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter[str]]:
     """One pass over the shards that it has not scored yet; by field what became of each candidate."""
-    folder = job.work / each.folder
+    folder = job.config.work / each.folder
     folder.mkdir(exist_ok=True)
     todo = [task for task in tasks if not _path(folder, task).exists()]
     config, rows = job.config, sum(map(_rows, tasks))
@@ -84,11 +78,11 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
 
 def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
     """Have the pairs of all rows compared, and leave each shard's verdicts in job.judge_folder; counts of pairs."""
-    config, folder = job.config, job.work / job.judge_folder
+    config, folder = job.config, job.config.work / job.judge_folder
     assert config.judge is not None
     folder.mkdir(exist_ok=True)
     counts: Counter[str] = Counter()
-    asker = Judge(config.judge, config.judge_template, job.work / JOURNAL)
+    asker = Judge(config.judge, config.judge_template, job.config.work / JOURNAL)
     try:
         pairs = _pairs(job, asker, tasks)
         questions = sum(1 for _ in asker.open_questions(pairs()))
@@ -121,8 +115,8 @@ def _labeller(job: LabelJob, staged: Path) -> ShardLabeller:
         paths=_paths(job),
         rules=job.config.rules(),
         fields=[field for fields in job.config.fields().values() for field in fields],
-        scores=[str(job.work / each.folder) for each in job.passes()],
-        verdicts=str(job.work / job.judge_folder) if job.judge_folder else "",
+        scores=[str(job.config.work / each.folder) for each in job.passes()],
+        verdicts=str(job.config.work / job.judge_folder) if job.judge_folder else "",
         output=str(staged),
     )
 
@@ -132,7 +126,7 @@ def _path(folder: Path, task: Task) -> Path:
 
 
 def _paths(job: LabelJob) -> list[str]:
-    return [str(path) for _, path in job.files]
+    return [str(file.path) for file in job.files]
 
 
 def _rows(task: Task) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -181,6 +182,18 @@ def test_prepare_reads_the_labelled_rows_as_they_are(
     assert shards.split("train").has_label("bleu") == 9
     with pytest.raises(UserError, match=r"has the score bertscore; .*python -m data_pipeline\.label --metrics bert"):
         shards.split("train").has_label("bertscore")
+
+
+def test_compressed_rows_are_labelled_too(
+    without_ray: None, config: Callable[..., LabelConfig], make_rows: Rows, write_rows: Write, tmp_path: Path
+):
+    path = write_rows("a.jsonl", make_rows(3))
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    folder = label(config(packed, "bleu"))
+    assert content(folder) == content(label(config(path, "bleu", output=str(tmp_path / "plain"))))
+    assert [source["file"] for source in manifest(folder)["sources"]] == [str(packed)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl.gz", "labelled", "plain"]
 
 
 def test_without_a_train_split_the_next_command_names_the_files(
