@@ -137,7 +137,7 @@ def is_done(job: LabelJob) -> bool:
 
 
 def sweep(config: LabelConfig) -> None:
-    """Remove the work folder where a next run would miss nothing of it: the set is in place, or nothing was finished."""
+    """Remove the work folder where a next run misses nothing of it: the set is in place, or nothing was finished."""
     finished = [*config.work.glob("scores-*/*.json"), *config.work.glob("judge.jsonl")]
     if (config.folder / MANIFEST).is_file() or not any(path.stat().st_size for path in finished):
         shutil.rmtree(config.work, ignore_errors=True)
