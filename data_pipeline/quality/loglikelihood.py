@@ -7,6 +7,7 @@ log p(reference | prompt) is the same for all candidates of a row, so it says no
 
 Each comes as the mean over tokens and, as <name>_sum, as the sum, which falls with length. The context is the prompt
 (and the candidate) each followed by a blank line: no chat template, so that figures of two models mean the same.
+MixInstruct's own `logprobs` is another score, whose model its card does not name; it is left alone.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 
+LATE_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+"""Model types that start counting positions after the padding index, so that two of them are never used."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -135,5 +137,8 @@ def _tied(model: Any) -> set[str]:
 
 def token_limit(tokenizer: Any, config: Any, at_most: int) -> int:
     """Tokens that a sequence may have: the least of what tokenizer and model name and of `at_most`."""
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), at_most]
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in LATE_POSITIONS:
+        positions -= 2
+    limits = [tokenizer.model_max_length, positions, at_most]
     return int(min(limit for limit in limits if limit))

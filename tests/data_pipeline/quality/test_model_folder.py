@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.quality.model_folder import fingerprint, require_model
+from data_pipeline.quality.model_folder import fingerprint, require_model, token_limit
 
 KIND = "AutoModelForSeq2SeqLM"
 
@@ -26,6 +27,14 @@ def test_what_cannot_be_a_model_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(UserError, match="no AutoModelForSeq2SeqLM is known for models of type bert"):
         require_model("bartscore", str(tmp_path), KIND)
     require_model("bertscore", str(tmp_path), "AutoModel")
+
+
+def test_the_least_limit_of_length_counts():
+    tokenizer, config = SimpleNamespace(model_max_length=10**30), SimpleNamespace(max_position_embeddings=514)
+    assert token_limit(tokenizer, SimpleNamespace(**vars(config), model_type="roberta"), 1024) == 512
+    assert token_limit(tokenizer, SimpleNamespace(**vars(config), model_type="bert"), 1024) == 514
+    assert token_limit(tokenizer, SimpleNamespace(), 1024) == 1024
+    assert token_limit(SimpleNamespace(model_max_length=77), SimpleNamespace(), 1024) == 77
 
 
 def test_a_fingerprint_is_of_the_content(tmp_path: Path):
