@@ -2,6 +2,7 @@
 
 <output>/                  the labelled set: <split>-00000-of-00003.jsonl …, records/, and manifest.json
 .<output>.work/            beside it while it is made: what is finished stays there when a run is killed
+    sources/               input that was no plain lines, as such
     scores-<key>/          a pass's scores, a file a shard
     verdicts-<key>/        the judge's
     judge.jsonl            every answer of the judge
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the set's layout and of how scores are computed: raised, finished work is not taken for today's
 UNSPLIT = "rows"  # the name of the files where the source has no splits
-JUDGE_PASS = "verdicts"
+JOURNAL = "judge.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class LabelJob:
         if not self.config.judges or judge is None:
             return ""
         facts = [judge.model, judge.base_url, judge.system, judge.parameters, self.config.judge_template]
-        return f"{JUDGE_PASS}-{digest([self._rows_key, facts])}"
+        return f"verdicts-{digest([self._rows_key, facts])}"
 
     def tasks(self, survey: Survey) -> list[dict[str, Any]]:
         """The shards: split, name (without its ending), and the places of their rows."""
@@ -138,7 +139,7 @@ def is_done(job: LabelJob) -> bool:
 
 def sweep(config: LabelConfig) -> None:
     """Remove the work folder where a next run misses nothing of it: the set is in place, or nothing was finished."""
-    finished = [*config.work.glob("scores-*/*.json"), *config.work.glob("judge.jsonl")]
+    finished = [*config.work.glob("scores-*/*.json"), *config.work.glob(JOURNAL)]
     if (config.folder / MANIFEST).is_file() or not any(path.stat().st_size for path in finished):
         shutil.rmtree(config.work, ignore_errors=True)
 

@@ -21,7 +21,6 @@ from data_pipeline.tokenization import question_text
 # What becomes of a candidate's score, counted for each field.
 COMPUTED, KEPT = "computed", "kept"
 NO_REFERENCE, EMPTY_TEXT, NOT_DEFINED = "no_reference", "empty_text", "not_defined"
-MISSING = (NO_REFERENCE, EMPTY_TEXT, NOT_DEFINED)
 
 Updates = list[list[dict[str, float]]]  # row → candidate → field → new score
 Counts = dict[str, Counter[str]]
@@ -59,7 +58,7 @@ class ShardScorer:
 
     def _score(self, name: str, fields: Sequence[str], examples: Sequence[Example], updates: Updates) -> Counts:
         """Put one metric's scores into `updates`; what became of each candidate, by field."""
-        metric, counts = METRICS[name], {each: Counter[str]() for each in fields}
+        metric, counts = METRICS[name], {each: Counter({COMPUTED: 0, KEPT: 0}) for each in fields}
         wanted: dict[Item, list[tuple[int, int, list[str]]]] = {}
         for row, example in enumerate(examples):
             prompt = question_text(example.instruction, example.input)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.labelling.job import UNSPLIT, LabelJob, Pass
+from data_pipeline.labelling.job import JOURNAL, UNSPLIT, LabelJob, Pass
 from data_pipeline.labelling.judge import Judge, Pair, judged
 from data_pipeline.labelling.progress import progress
 from data_pipeline.labelling.report import RECORDS, build_manifest, next_command, summary
@@ -20,7 +20,6 @@ from data_pipeline.manifest import write_manifest
 from data_pipeline.plan import Actors, on_actors, survey_input
 
 Task = Mapping[str, Any]
-JOURNAL = "judge.jsonl"
 
 
 def build(job: LabelJob) -> None:
@@ -77,7 +76,7 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
 
 
 def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
-    """Have the pairs of all rows compared, and leave each shard's verdicts in job.judge_folder; counts of pairs."""
+    """Have the pairs of all rows compared, and leave each shard's verdicts in the judge's folder; counts of pairs."""
     config, folder = job.config, job.config.work / job.judge_folder
     assert config.judge is not None
     folder.mkdir(exist_ok=True)

@@ -33,9 +33,7 @@ class PairScorer:
             )
         self._settings = model
         self._limit = token_limit(self.tokenizer, config, max_tokens)
-        self._fill = _fill(self.tokenizer)
-        if config.pad_token_id is None:
-            config.pad_token_id = self._fill  # decoders read the score at the last token that is no padding
+        self._padding: int | None = config.pad_token_id
 
     def pairs(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
         """The output for each pair (first, second); of pairs that are too long the longer text is cut."""
@@ -62,7 +60,8 @@ class PairScorer:
         import torch
 
         device = self._settings.device
-        ids_BL, mask_BL = padded([encoded["input_ids"][i] for i in batch], self._fill, device)
+        rows = [encoded["input_ids"][i] for i in batch]
+        ids_BL, mask_BL = padded(rows, self._fill(rows), device)
         more = {}
         if "token_type_ids" in encoded:
             more["token_type_ids"] = padded([encoded["token_type_ids"][i] for i in batch], 0, device)[0]
@@ -70,11 +69,17 @@ class PairScorer:
             logits_B1 = self._model(input_ids=ids_BL, attention_mask=mask_BL, **more).logits
         return logits_B1[:, 0].float().tolist()  # type: ignore[no-any-return]
 
+    def _fill(self, rows: Sequence[Sequence[int]]) -> int:
+        """What pads a batch: the model's own padding token, else one that is not in it.
 
-def _fill(tokenizer: Any) -> int:
-    """The token that pads."""
-    known = [tokenizer.pad_token_id, tokenizer.eos_token_id]
-    return int(next((token for token in known if token is not None), 0))
+        Decoders read the score at the last token that is no padding: padding by eos would make them skip a real one.
+        """
+        if self._padding is not None:
+            return self._padding
+        used = {token for row in rows for token in row}
+        fill = next((token for token in range(self._model.config.vocab_size) if token not in used), 0)
+        self._model.config.pad_token_id = fill
+        return fill
 
 
 class Bleurt:

@@ -48,10 +48,10 @@ def test_reward_reads_prompt_then_answer(regressor: str):
 
 @pytest.mark.parametrize("batch_tokens", [1, 10_000])
 def test_reward_takes_the_chat_template_and_the_last_token(chat_reward: str, batch_tokens: int):
-    """This tokenizer has no padding token and its model no pad_token_id: batches must be told apart all the same."""
-    assert "role" in TEMPLATE
+    """This model has no pad_token_id, its texts end in </s>: padding must be told from both."""
+    assert TEMPLATE.endswith("</s> {% endfor %}")
     texts = [f"user {p} </s> assistant {a} </s> " for p, a in zip(TEXTS, OTHERS, strict=True)]
-    expected = [alone(chat_reward, text.rsplit(" </s> ", 1)[0], add_special_tokens=False) for text in texts]
+    expected = [alone(chat_reward, text, add_special_tokens=False) for text in texts]
     assert Reward(MetricModel(chat_reward, batch_tokens=batch_tokens))(TEXTS, OTHERS) == pytest.approx(
         expected, abs=1e-5
     )
