@@ -82,7 +82,7 @@ def load_model(metric: str, auto_class: Any, model: MetricModel) -> tuple[Any, A
     try:
         loaded, info = auto_class.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+    except (*_unreadable(), KeyError, ImportError) as error:
         raise _unloadable(metric, model.name, " ".join(str(error).split())[:200]) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -105,20 +105,26 @@ def _unloadable(metric: str, name: str, reason: str) -> UserError:
     )
 
 
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What reading damaged weights raises."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    return OSError, EOFError, RuntimeError, TypeError, ValueError, AttributeError, UnpicklingError, SafetensorError
+
+
 def _replace_weights(model: Any, file: str) -> None:
     """Load a state dict into `model`. Raises `UserError` where it does not fit; nothing but tensors is unpickled."""
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(file).expanduser()
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         unfit = model.load_state_dict(state, strict=False)
-    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, pickle.UnpicklingError, SafetensorError) as e:
-        raise UserError(f"The weights {file} cannot be loaded ({' '.join(str(e).split())[:200]}).") from e
+    except _unreadable() as error:
+        raise UserError(f"The weights {file} cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
     absent = [name for name in unfit.missing_keys if name not in _tied(model)]
     if absent or unfit.unexpected_keys:
         odd = ", ".join([*absent, *unfit.unexpected_keys][:3])

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.quality.model_folder import fingerprint, require_model, token_limit
+from data_pipeline.quality.model_folder import MetricModel, fingerprint, load_model, require_model, token_limit
+from tests.data_pipeline.tiny_models import save_bart
 
 KIND = "AutoModelForSeq2SeqLM"
 
@@ -47,3 +48,17 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path):
     assert fingerprint(str(tmp_path / "two")) != one
     assert fingerprint(str(tmp_path / "one"), str(tmp_path / "two" / "model.safetensors")) != one
     assert fingerprint("some/hub-id") != fingerprint("other/hub-id")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no weights at all"])
+def test_damaged_weights_are_told_as_such(tmp_path: Path, damage: bytes):
+    from transformers import AutoModelForSeq2SeqLM
+
+    folder = save_bart(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    with pytest.raises(UserError, match=r"The bartscore model .* cannot be loaded \("):
+        load_model("bartscore", AutoModelForSeq2SeqLM, MetricModel(folder))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(damage)
+    with pytest.raises(UserError, match=r"The bartscore model .* cannot be loaded \("):
+        load_model("bartscore", AutoModelForSeq2SeqLM, MetricModel(folder))
