@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,19 +103,49 @@ def _worker_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return load_tokenizer(folder)
 
 
-def _in_order(tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Actors:
+    """A pool of processes that keep what `work` has loaded. count: how many; cpus, gpus: of each, fractions allowed."""
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def on_actors(
+    tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], dict[str, Any]], actors: Actors
+) -> Iterator[Any]:
+    """Run `work` on each task in a pool of actors, each of which has its own copy of it; the answers in order.
+
+    A worker's OSError and UserError are raised as themselves, here.
+    """
+    return _in_order(tasks, work, actors)
+
+
+def _in_order(
+    tasks: Sequence[Mapping[str, Any]],
+    work: Callable[[Mapping[str, Any]], dict[str, Any]],
+    actors: Actors | None = None,
+) -> Iterator[Any]:
     """Run `work` on each task as a Ray Data plan, one block a task; the answers in the tasks' order, as they come.
 
-    A worker's OSError (a full disk) and UserError are raised as themselves, here.
+    actors: the pool to run on; None: stateless tasks. A worker's OSError (a full disk) and UserError are raised as
+    themselves, here.
     """
     import ray
 
     _quieten()
     # Tasks and answers travel as JSON: as Arrow columns their lists would be guessed a type anew in every block.
     items = [{"task": json.dumps(task)} for task in tasks]
-    answers = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map(_OnJson(work))
+    blocks = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+    if actors is None:
+        answers = blocks.map(_OnJson(work))
+    else:
+        pool = ray.data.ActorPoolStrategy(size=actors.count)
+        resources = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
+        answers = blocks.map(_OnJson, fn_constructor_args=(work,), compute=pool, **resources)
     answers.context.execution_options.preserve_order = True
-    answers.context.enable_progress_bars = sys.stderr.isatty()
+    answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False
     for row in answers.iter_rows():
         if row["os_error"]:
