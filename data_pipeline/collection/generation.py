@@ -16,7 +16,7 @@ from data_pipeline.models import LocalModel, fill_template
 from data_pipeline.schema import encodable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def resolve_path(model: LocalModel) -> LocalModel:
@@ -38,7 +38,7 @@ class Loaded:
     """A model that is ready to generate. joint: its output begins with its input (causal)."""
 
     tokenizer: PreTrainedTokenizerBase
-    network: PreTrainedModel
+    network: Any
     joint: bool
 
 
