@@ -9,14 +9,25 @@ moment, goes on where it stopped, and asks again only for what is missing. Into 
     manifest.json     where it came from; input = kept + rejected; answered and missing by model and reason
     journal/          every answer, by model; another prompt text, template or parameter is another question
 
-A model that fails is left out of the rows that it failed for; nothing is put in its place.
+A model that fails is left out of the rows that it failed for; nothing is put in its place. The list of models:
+
+    - name: gpt                                 # an endpoint
+      base_url: https://api.openai.com/v1
+      model: gpt-4o-mini
+      api_key_env: OPENAI_API_KEY               # where the key is; it is never written down
+      parameters: {temperature: 0.7, max_tokens: 256}
+      requests_per_minute: 500
+    - name: flan-t5-xl                          # a Hugging Face model, here or on the Ray cluster of RAY_ADDRESS
+      path: google/flan-t5-xl
+      num_gpus: 0.5
+
+On several nodes, the prompts and model folders must be on storage that all of them share at the same path.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from data_pipeline.cli import run_command
@@ -69,41 +80,20 @@ def _collect(models: list[Model], path: Path, root: Path, staged: Path) -> None:
     from data_pipeline.collection.asking import ask_endpoints, ask_local_models, open_journals
     from data_pipeline.collection.progress import Progress
     from data_pipeline.collection.prompts import survey_prompts
-    from data_pipeline.collection.results import (
-        MANIFEST,
-        QUARANTINE,
-        ROWS,
-        Quarantine,
-        build_manifest,
-        replace_whole,
-        require_answers,
-        summary,
-        write_rows,
-    )
-    from data_pipeline.commit import writing
+    from data_pipeline.collection.results import Quarantine, require_answers, summary, write_results
 
-    with ExitStack() as stack:
-        with writing(root):
-            quarantine_file = stack.enter_context((staged / QUARANTINE).open("w", encoding="utf-8"))
-        quarantine = Quarantine(quarantine_file, path)
+    quarantine = Quarantine(staged, path)
+    with closing(quarantine), ExitStack() as stack:
         prompts = survey_prompts(path, quarantine.reject)
         asked = open_journals(models, prompts, root / "journal", stack)
         totals = {each.model.name: len(each.pending()) for each in asked}
-        print(f"asking {len(models)} models about {len(prompts)} prompts: {sum(totals.values())} questions", flush=True)
+        print(f"{len(prompts)} prompts for {len(models)} models: {sum(totals.values())} answers to ask for", flush=True)
         with Progress(totals) as progress:
             ask_endpoints(asked, progress)
             ask_local_models(asked, progress)
         require_answers(asked)
-        with writing(root):
-            with (staged / ROWS).open("w", encoding="utf-8") as rows:
-                kept = write_rows(rows, prompts, asked, quarantine)
-            quarantine_file.close()
-            for name in (ROWS, QUARANTINE):
-                replace_whole(staged / name, root / name)
-            manifest = build_manifest(prompts, asked, kept, root)
-            (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            replace_whole(staged / MANIFEST, root / MANIFEST)
-    print("\n".join(summary(prompts, asked, kept, root)))
+        manifest = write_results(prompts, asked, quarantine, staged, root)
+        print("\n".join(summary(manifest, asked, root)))
 
 
 if __name__ == "__main__":

@@ -159,9 +159,9 @@ class _Asker:
             try:
                 return await self._request(messages)
             except _Trouble as trouble:
+                self._free_at = max(self._free_at, asyncio.get_running_loop().time() + trouble.wait_s)
                 if not trouble.passing or attempt == self._endpoint.retries:
                     return trouble.failure
-                self._free_at = max(self._free_at, asyncio.get_running_loop().time() + trouble.wait_s)
             wait_s = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S)
             await self._sleep(wait_s * random.uniform(0.5, 1.0))
             attempt += 1

@@ -156,7 +156,7 @@ def _check_parameters(name: str, parameters: dict[str, Any]) -> None:
     for key in (key for key in _OURS if key in parameters):
         raise UserError(f"parameters of {name} hold {key}, which is set by the project; leave it out.")
     try:
-        json.dumps(parameters, allow_nan=False)
+        json.dumps(parameters, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"parameters of {name} cannot be sent as JSON ({error}); quote dates, leave NaN out.") from None
 

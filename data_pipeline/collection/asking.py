@@ -135,8 +135,8 @@ def _ask_local_model(asked: Asked, model: LocalModel, progress: Progress) -> Non
     from data_pipeline.collection.generation import Generation
     from data_pipeline.plan import Actors, on_actors
 
-    sizes = asked.prompts.sizes
-    rows = sorted(asked.pending(), key=lambda row: sizes[row], reverse=True)
+    lengths = asked.prompts.lengths
+    rows = sorted(asked.pending(), key=lambda row: lengths[row], reverse=True)
     tasks = [_task(asked.prompts, rows[at : at + model.batch_size]) for at in range(0, len(rows), model.batch_size)]
     actors = Actors(min(model.actors, len(tasks)), model.num_cpus, model.num_gpus)
     left = iter(rows)

@@ -37,13 +37,14 @@ class Prompt:
 class Prompts:
     """Where the valid prompts of a file stand, in its order, and what was rejected. A prompt's row is its index here.
 
-    lines: the number of each row's line, from 1. models: those that it has candidates of already. input: lines that
-    are not blank.
+    offsets, sizes: bytes of each row's line. lengths: characters of its question. lines: its number, from 1. models:
+    those that it has candidates of already. input: lines that are not blank.
     """
 
     path: Path
     offsets: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
     lines: array[int] = field(default_factory=lambda: array("q"))
     keys: list[bytes] = field(default_factory=list)
     models: list[frozenset[str]] = field(default_factory=list)
@@ -99,6 +100,7 @@ def survey_prompts(path: Path, reject: Callable[[int, RowError, bytes], None]) -
             continue
         prompts.offsets.append(offset)
         prompts.sizes.append(len(raw))
+        prompts.lengths.append(len(prompt.example.instruction) + len(prompt.example.input))
         prompts.lines.append(number)
         prompts.keys.append(prompt.key)
         models = frozenset(candidate.model for candidate in prompt.example.candidates)

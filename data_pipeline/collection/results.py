@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from data_pipeline.collection.asking import Asked
 from data_pipeline.collection.prompts import Prompt, Prompts
+from data_pipeline.commit import writing
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import encodable
 
@@ -20,18 +21,41 @@ _FORMAT = 1
 
 
 class Quarantine:
-    """Rejected rows, one JSON object a line: file, line (from 1), reason, message, raw."""
+    """The file of rejected rows in `folder`, a JSON object each: file (`path`), line (from 1), reason, message, raw."""
 
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, folder: Path, path: Path) -> None:
+        self._path = path
+        with writing(folder):
+            self._file = (folder / QUARANTINE).open("w", encoding="utf-8")  # noqa: SIM115
 
     def reject(self, line: int, error: RowError, raw: bytes) -> None:
         """Write down one row."""
         record = {"file": str(self._path), "line": line, "reason": error.reason, "message": str(error)}
-        self._file.write(json.dumps(record | {"raw": raw.decode("utf-8", "replace")}) + "\n")
+        with writing(Path(self._file.name).parent):
+            self._file.write(json.dumps(record | {"raw": raw.decode("utf-8", "replace")}) + "\n")
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
 
 
-def write_rows(file: IO[str], prompts: Prompts, asked: Sequence[Asked], quarantine: Quarantine) -> int:
+def write_results(
+    prompts: Prompts, asked: Sequence[Asked], quarantine: Quarantine, staged: Path, root: Path
+) -> dict[str, Any]:
+    """Write rows, quarantine and manifest into `staged`, put them into their places in `root`; the manifest."""
+    with writing(root):
+        with (staged / ROWS).open("w", encoding="utf-8") as rows:
+            kept = _write_rows(rows, prompts, asked, quarantine)
+        quarantine.close()
+        manifest = build_manifest(prompts, asked, kept, staged)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        (staged / MANIFEST).write_text(encodable(text) + "\n", encoding="utf-8")
+        for name in (ROWS, QUARANTINE, MANIFEST):
+            _put(staged / name, root / name)
+    return manifest
+
+
+def _write_rows(file: IO[str], prompts: Prompts, asked: Sequence[Asked], quarantine: Quarantine) -> int:
     """Write each prompt with the candidates that it has, in the order of the file and of the models; how many.
 
     A prompt that nobody answered is no row: it is counted as rejected, no_candidates.
@@ -64,15 +88,15 @@ def _row(row: int, prompt: Prompt, asked: Sequence[Asked]) -> dict[str, Any]:
     return {**prompt.record, "candidates": [*(prompt.record.get("candidates") or []), *new]}
 
 
-def replace_whole(staged: Path, path: Path) -> None:
-    """Bring a finished file to the disk and put it into its place."""
+def _put(staged: Path, path: Path) -> None:
+    """Bring a finished file to the disk and put it into its place, whole."""
     with staged.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(staged, path)
 
 
-def build_manifest(prompts: Prompts, asked: Sequence[Asked], kept: int, root: Path) -> dict[str, Any]:
-    """The counts of rows and of each model, and what they were made from: the same for the same run of things.
+def build_manifest(prompts: Prompts, asked: Sequence[Asked], kept: int, folder: Path) -> dict[str, Any]:
+    """The counts of rows and of each model, and what they were made from. folder: where the finished files lie.
 
     Raises RuntimeError where prompts were lost on the way, which is a bug: nothing may be taken for complete then.
     """
@@ -83,7 +107,7 @@ def build_manifest(prompts: Prompts, asked: Sequence[Asked], kept: int, root: Pa
         "prompts": {"file": str(prompts.path), "bytes": prompts.path.stat().st_size, "sha256": _sha256(prompts.path)},
         "counts": {"input": prompts.input, "kept": kept, "rejected": dict(sorted(prompts.rejected.items()))},
         "models": {each.model.name: _model_entry(each, len(prompts)) for each in asked},
-        "files": {name: _sha256(root / name) for name in (ROWS, QUARANTINE)},
+        "files": {name: _sha256(folder / name) for name in (ROWS, QUARANTINE)},
     }
 
 
@@ -114,14 +138,15 @@ def require_answers(asked: Sequence[Asked]) -> None:
     raise UserError(f"No model answered any prompt, so there are no rows ({said}); mend that and run the same again.")
 
 
-def summary(prompts: Prompts, asked: Sequence[Asked], kept: int, root: Path) -> list[str]:
+def summary(manifest: Mapping[str, Any], asked: Sequence[Asked], root: Path) -> list[str]:
     """The lines that tell a reader what came out."""
-    rejected = _counts(prompts.rejected) or "none"
-    lines = [f"rows: {prompts.input} read, {kept} kept, rejected: {rejected}"]
+    counts = manifest["counts"]
+    rejected = _counts(counts["rejected"])
+    lines = [f"rows: {counts['input']} read, {counts['kept']} kept, rejected: {rejected or 'none'}"]
     for each in asked:
         lines += _model_lines(each)
     lines += [f"results: {root / ROWS}", f"counts: {root / MANIFEST}"]
-    if prompts.rejected:
+    if rejected:
         lines.append(f"rejected rows, with reasons: {root / QUARANTINE}")
     if any(each.missing for each in asked):
         lines.append("candidates are missing: the same command asks for those again, and for no others")
