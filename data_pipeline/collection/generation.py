@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.collection.prompts import Prompt, parse_prompt
+from data_pipeline.collection.prompts import Prompt, read_prompts
 from data_pipeline.endpoint import Failure
 from data_pipeline.errors import UserError
 from data_pipeline.models import LocalModel, fill_template
@@ -17,6 +17,9 @@ from data_pipeline.schema import encodable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What a prompt too long, a parameter that `generate` does not know, or a GPU without memory left raise.
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
 
 
 def resolve_path(model: LocalModel) -> LocalModel:
@@ -45,7 +48,8 @@ class Loaded:
 class Generation:
     """Answers tasks: {offsets, sizes, keys} of a batch's prompts in `file` → {answers: texts or {reason, message}}.
 
-    The model is loaded for the first task and stays. A batch that fails is tried prompt by prompt.
+    The model is loaded for the first task and stays. A batch that fails is tried prompt by prompt. Raises `UserError`
+    where the file has changed since.
     """
 
     def __init__(self, model: LocalModel, file: str) -> None:
@@ -56,22 +60,12 @@ class Generation:
         self.loaded = self.loaded or self._load()
         if isinstance(self.loaded, Failure):
             return {"answers": [asdict(self.loaded)] * len(task["keys"])}
-        prompts = self._read(task)
+        places = zip(task["offsets"], task["sizes"], map(bytes.fromhex, task["keys"]), strict=True)
+        prompts = list(read_prompts(Path(self.file), places))
         try:
             return {"answers": self._generate(self.loaded, prompts)}
-        except (RuntimeError, ValueError, IndexError):
+        except _FAILURES:
             return {"answers": [self._generate_alone(self.loaded, prompt) for prompt in prompts]}
-
-    def _read(self, task: Mapping[str, Any]) -> list[Prompt]:
-        """The batch's prompts. Raises `UserError` where the file has changed since they were found."""
-        prompts = []
-        with open(self.file, "rb") as file:
-            for offset, size, key in zip(task["offsets"], task["sizes"], task["keys"], strict=True):
-                file.seek(offset)
-                prompts.append(parse_prompt(file.read(size)))
-                if prompts[-1].key.hex() != key:
-                    raise UserError(f"{self.file} was changed while it was read; run the same command again.")
-        return prompts
 
     def _load(self) -> Loaded | Failure:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -84,7 +78,7 @@ class Generation:
     def _generate_alone(self, loaded: Loaded, prompt: Prompt) -> str | dict[str, str]:
         try:
             return self._generate(loaded, [prompt])[0]
-        except (RuntimeError, ValueError, IndexError) as error:
+        except _FAILURES as error:
             reason = " ".join(str(error).split())[:200]
             return asdict(Failure("generation", f"{self.model.name} failed to generate ({reason})"))
 

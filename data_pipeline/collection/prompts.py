@@ -55,21 +55,31 @@ class Prompts:
         return len(self.keys)
 
     def read(self, rows: Iterable[int]) -> Iterator[Prompt]:
-        """The prompts of these rows, read as they are taken. Raises `UserError` where the file has changed since."""
-        with self.path.open("rb") as file:
-            for row in rows:
-                file.seek(self.offsets[row])
-                yield self.parse(row, file.read(self.sizes[row]))
+        """The prompts of these rows, read as they are taken. UserError where the file has changed since."""
+        return read_prompts(self.path, ((self.offsets[row], self.sizes[row], self.keys[row]) for row in rows))
 
-    def parse(self, row: int, raw: bytes) -> Prompt:
-        """The prompt in the bytes that stand in the row's place. Raises `UserError` where it is another one now."""
-        try:
-            prompt = parse_prompt(raw)
-        except RowError:
-            prompt = None
-        if prompt is None or prompt.key != self.keys[row]:
-            raise UserError(f"{self.path} was changed while it was read; run the same command again.")
-        return prompt
+
+def read_prompts(path: Path, places: Iterable[tuple[int, int, bytes]]) -> Iterator[Prompt]:
+    """The prompts at places (first byte, bytes, the key it must have). UserError where there is another one now."""
+    try:
+        with path.open("rb") as file:
+            for offset, size, key in places:
+                file.seek(offset)
+                yield _parse_unchanged(path, file.read(size), key)
+    except OSError as error:
+        raise UserError(
+            f"The prompts {path} cannot be read ({error.strerror}); put them where all nodes can."
+        ) from None
+
+
+def _parse_unchanged(path: Path, raw: bytes, key: bytes) -> Prompt:
+    try:
+        prompt = parse_prompt(raw)
+    except RowError:
+        prompt = None
+    if prompt is None or prompt.key != key:
+        raise UserError(f"{path} was changed while it was read; run the same command again.")
+    return prompt
 
 
 def parse_prompt(raw: bytes) -> Prompt:

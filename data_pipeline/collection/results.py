@@ -26,7 +26,7 @@ class Quarantine:
     def __init__(self, folder: Path, path: Path) -> None:
         self._path = path
         with writing(folder):
-            self._file = (folder / QUARANTINE).open("w", encoding="utf-8")  # noqa: SIM115
+            self._file = (folder / QUARANTINE).open("w", encoding="utf-8")
 
     def reject(self, line: int, error: RowError, raw: bytes) -> None:
         """Write down one row."""
