@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -211,9 +212,10 @@ def test_killed_again_and_again_it_repeats_no_answered_question_and_loses_no_row
     path = write_rows("prompts.jsonl", [*made(count), b"bad"])
     out = tmp_path / "killed"
     command = command_for(server, path, out, tmp_path / "models.yaml", concurrency=3, retries=8)
-    for _ in range(6):
+    for sent in [signal.SIGKILL] * 4 + [signal.SIGINT]:
         journaled = answered_in(out)
-        kill_after(server, random.randrange(1, 30), command)
+        ended = kill_after(server, random.randrange(1, 30), command, sent)
+        assert ended == (130 if sent == signal.SIGINT else -sent)
         again = {(request.payload["model"], request.question) for request in server.requests}
         assert not again & set(journaled)
         assert set(journaled) <= set(answered_in(out))
@@ -235,13 +237,15 @@ def test_killed_again_and_again_it_repeats_no_answered_question_and_loses_no_row
     assert manifest(out)["counts"] == {"input": count + 1, "kept": count, "rejected": {"bad_json": 1}}
 
 
-def kill_after(server: ChatServer, count: int, command: list[str]) -> None:
-    """Run the command and kill it the moment the server is asked for the `count`th time."""
+def kill_after(server: ChatServer, count: int, command: list[str], sent: signal.Signals) -> int:
+    """Run the command and end it the moment the server is asked for the `count`th time; its exit code."""
     server.requests.clear()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while len(server.requests) < count and process.poll() is None:
             time.sleep(0.002)
+        process.send_signal(sent)
+        return process.wait(30)
     finally:
         process.kill()
         process.wait(10)
