@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.config import Lengths
+from data_pipeline.conversion import InputFile
 from data_pipeline.errors import UserError
+from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
 from data_pipeline.shard_writing import shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
-from data_pipeline.sources import byte_ranges, read_places
 from data_pipeline.survey import Survey, survey_range
 from data_pipeline.tokenization import encode_examples, load_tokenizer
 
@@ -29,14 +30,12 @@ RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
 
 
-def survey_input(
-    files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float], rules: Rules, folder: Path
-) -> Survey:
-    """The first plan: check every line of `files`, (split or None, path) in order; bad rows go to the quarantine."""
+def survey_input(files: Sequence[InputFile], fractions: Mapping[str, float], rules: Rules, folder: Path) -> Survey:
+    """The first plan: check every line of `files`, in order; bad rows go to the quarantine."""
     parts = [
         {"file": index, "path": part.path, "start": part.start, "end": part.end}
-        for index, (_, path) in enumerate(files)
-        for part in byte_ranges([path], RANGE_BYTES)
+        for index, file in enumerate(files)
+        for part in byte_ranges([file.path], RANGE_BYTES)
     ]
     survey = Survey(files, fractions)
     with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
@@ -59,7 +58,7 @@ def write_shards(
             tasks.append({"split": split, "name": f"{split}-{index:05d}-of-{len(shards):05d}.parquet", **shard})
     build = functools.partial(
         build_shard,
-        paths=[str(path) for _, path in survey.files],
+        paths=[str(file.path) for file in survey.files],
         rules=rules,
         lengths=lengths,
         score_names=sorted(survey.score_names),
@@ -141,9 +140,14 @@ def _in_order(
     if actors is None:
         answers = blocks.map(_OnJson(work))
     else:
-        pool = ray.data.ActorPoolStrategy(size=actors.count)
-        resources = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
-        answers = blocks.map(_OnJson, fn_constructor_args=(work,), compute=pool, **resources)
+        _require_room(actors)
+        answers = blocks.map(
+            _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(size=actors.count),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
+        )
     answers.context.execution_options.preserve_order = True
     answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False
@@ -153,6 +157,18 @@ def _in_order(
         if row["user_error"]:
             raise UserError(row["user_error"])
         yield json.loads(row["answer"])
+
+
+def _require_room(actors: Actors) -> None:
+    """Raise `UserError` where this machine cannot hold one actor, which would wait for ever. A cluster may yet grow."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        return
+    there = ray.cluster_resources()
+    for kind, asked in {"CPU": actors.cpus, "GPU": actors.gpus}.items():
+        if asked > there.get(kind, 0):
+            raise UserError(f"One actor asks for {asked:g} {kind}, but there are {there.get(kind, 0):g}; ask for less.")
 
 
 def _quieten() -> None:
