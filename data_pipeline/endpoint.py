@@ -15,7 +15,7 @@ import json
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -78,7 +78,7 @@ def _proxy(base_url: str) -> str | None:
 
 async def ask(
     endpoint: Endpoint, questions: Iterable[tuple[Key, Messages]]
-) -> AsyncIterator[tuple[Key, str | Failure]]:
+) -> AsyncGenerator[tuple[Key, str | Failure], None]:
     """(key, answer or `Failure`) for each (key, messages), in the order they end. UserError where the key is missing.
 
     questions: read no further than there is room for; what it raises ends the asking.
@@ -159,9 +159,9 @@ class _Asker:
             try:
                 return await self._request(messages)
             except _Trouble as trouble:
+                self._free_at = max(self._free_at, asyncio.get_running_loop().time() + trouble.wait_s)
                 if not trouble.passing or attempt == self._endpoint.retries:
                     return trouble.failure
-                self._free_at = max(self._free_at, asyncio.get_running_loop().time() + trouble.wait_s)
             wait_s = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S)
             await self._sleep(wait_s * random.uniform(0.5, 1.0))
             attempt += 1

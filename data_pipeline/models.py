@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,11 @@ from data_pipeline.errors import UserError
 
 Messages = list[dict[str, str]]
 
+# What decides when and where an answer is made, but not which.
+_NOT_THE_ANSWERS = (
+    *("name", "api_key_env", "requests_per_minute", "concurrency", "timeout_s", "retries", "give_up_after"),
+    *("batch_size", "actors", "num_cpus", "num_gpus"),
+)
 _OURS = ("model", "messages", "stream", "n")  # parameters that would change what an answer is
 
 
@@ -65,10 +71,78 @@ class Endpoint:
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} of {self.name} is {value}; give a number above 0.")
 
+    @property
+    def decoding_method(self) -> str:
+        """How the rows call the way its answers are made: the endpoint's own."""
+        return "endpoint"
+
     def messages(self, instruction: str, input: str = "") -> Messages:
         """The chat that asks this question: the system prompt, where there is one, and the filled template."""
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return [*opening, {"role": "user", "content": fill_template(self.template, instruction, input)}]
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A Hugging Face model, causal or seq2seq, run by Ray actors."""
+
+    name: str
+    """What the model is called in our data."""
+    path: str
+    """A model folder, the same on all nodes, or a hub id. A folder whose content changes counts as the same model."""
+    system: str = ""
+    """System prompt, where the model has a chat template; else put above the question. Empty = none."""
+    template: str = "{question}"
+    """As an endpoint's."""
+    chat: bool = True
+    """Whether the tokenizer's chat template is used, where there is one."""
+    max_prompt_tokens: int = 1024
+    """Tokens kept of the prompt: the last ones."""
+    max_new_tokens: int = 128
+    """Tokens of an answer at most."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Passed to `generate`: do_sample, temperature, top_p, num_beams, … Greedy where empty."""
+    seed: int = 0
+    """Of sampling; the same prompts in the same batches give the same answers."""
+    dtype: str = "auto"
+    """Of the weights: auto (as they are stored), float32, bfloat16 or float16."""
+    batch_size: int = 8
+    """Prompts generated for at a time, of about the same length."""
+    actors: int = 1
+    """Copies of the model."""
+    num_cpus: float = 1.0
+    """CPUs of an actor."""
+    num_gpus: float = 0.0
+    """GPUs of an actor, fractions too; 0 = runs on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_template(self.name, self.template)
+        _check_parameters(self.name, self.parameters)
+        if not self.path:
+            raise UserError(f"path of {self.name} is empty; give a model folder or a hub id.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise UserError(f"dtype of {self.name} is {self.dtype}; choose auto, float32, bfloat16 or float16.")
+        for name in ("max_prompt_tokens", "max_new_tokens", "batch_size", "actors"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} of {self.name} is {getattr(self, name)}; give 1 or more.")
+        for name in ("num_cpus", "num_gpus"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} of {self.name} is {getattr(self, name)}; give 0 or more.")
+
+    @property
+    def decoding_method(self) -> str:
+        """How the rows call the way its answers are made."""
+        return "sampling" if self.parameters.get("do_sample") else "greedy"
+
+
+Model = Endpoint | LocalModel
+
+
+def model_key(model: Model) -> str:
+    """SHA-256 of all that decides what the model answers: address or path, prompts, parameters; not its name here."""
+    settings = {name: value for name, value in asdict(model).items() if name not in _NOT_THE_ANSWERS}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(name: str) -> None:
@@ -82,7 +156,7 @@ def _check_parameters(name: str, parameters: dict[str, Any]) -> None:
     for key in (key for key in _OURS if key in parameters):
         raise UserError(f"parameters of {name} hold {key}, which is set by the project; leave it out.")
     try:
-        json.dumps(parameters, allow_nan=False)
+        json.dumps(parameters, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"parameters of {name} cannot be sent as JSON ({error}); quote dates, leave NaN out.") from None
 
