@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules
 from data_pipeline.errors import UserError
@@ -78,16 +79,32 @@ class PrepareConfig:
     """Scores on a log scale, of which an exact 0.0 means missing."""
     models: list[str] = field(default_factory=list)
     """Model names to accept, after aliases; a row with another is rejected. Empty = any."""
+    characters: Literal["keep", "clean", "reject"] = "keep"
+    """Control characters, byte-order marks, lone surrogates, text that is not NFC: keep (and count them), clean, or
+    reject rows with control characters or lone surrogates and clean the rest."""
+    leaks: Literal["report", "drop"] = "report"
+    """Rows of train whose prompt stands in dev or test too, and of dev in test: report them, or drop them, to the
+    quarantine."""
+    near_duplicates: float | None = None
+    """From which similarity on (0..1, of 5-character sets; 0.8 is usual) prompts count as the same for `leaks`; none =
+    only equal ones, up to case and white space. It takes 512 bytes of memory a row."""
 
     def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
             raise UserError(f"rows_per_shard is {self.rows_per_shard}; give 1 or more.")
         if abs(sum(self.fractions.values()) - 1) > 1e-6 or any(share < 0 for share in self.fractions.values()):
             raise UserError(f"fractions are {self.fractions}; give shares of 0 or more that add up to 1.")
+        for name, allowed in (("characters", ("keep", "clean", "reject")), ("leaks", ("report", "drop"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)}; give one of {', '.join(allowed)}.")
+        if self.near_duplicates is not None and not 0 < self.near_duplicates < 1:
+            raise UserError(
+                f"near_duplicates is {self.near_duplicates}; give a similarity between 0 and 1, such as 0.8."
+            )
 
     def rules(self) -> Rules:
         """What cleaning repairs and rejects."""
-        return Rules(self.aliases, tuple(self.log_scale_scores), tuple(self.models))
+        return Rules(self.aliases, tuple(self.log_scale_scores), tuple(self.models), self.characters)
 
 
 @dataclass(frozen=True)

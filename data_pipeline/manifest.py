@@ -85,6 +85,8 @@ def build_manifest(
         "score_names": sorted(survey.score_names),
         "models": sorted({model for split in splits.values() for model in split["models"]}),
         "repairs": _repairs(job.config, [report for split in reports.values() for report in split]),
+        "characters": {"rule": job.config.characters, "texts": _characters(reports)},
+        "prompts": _prompts(job.config, survey),
         "totals": totals,
         "counts": counts,
         "quarantine": {"file": QUARANTINE, "sha256": file_sha256(folder / QUARANTINE)},
@@ -158,6 +160,29 @@ def _repairs(config: PrepareConfig, reports: Sequence[Mapping[str, Any]]) -> dic
     }
 
 
+def _characters(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """By kind of odd character: the texts of kept rows that had one."""
+    found: Counter[str] = Counter()
+    for split in reports.values():
+        for report in split:
+            found.update(report["characters"])
+    return dict(sorted(found.items()))
+
+
+def _prompts(config: PrepareConfig, survey: Survey) -> dict[str, Any]:
+    """Prompts that repeat: within a split, and across splits (leaks), whose rows were kept or dropped."""
+    across = {}
+    for split, by_later in survey.leaks.items():
+        across[split] = {name: len(rows) for name, rows in by_later.items()}
+        across[split]["any"] = len({int(row) for rows in by_later.values() for row in rows})
+    return {
+        "leaks": across,
+        "action": config.leaks,
+        "near_duplicates": config.near_duplicates,
+        "repeated_within": survey.repeated_prompts,
+    }
+
+
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest, which is the last file of a set."""
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -181,9 +206,27 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
     if rejected:
         lines.append(f"rejected rows, with reasons: {folder / QUARANTINE}")
+    lines += _remarks(manifest)
     if manifest["generated"]:
         lines.append("data: generated (simulated models), not the answers of real ones")
     return [*lines, f"prepared: {folder}"]
+
+
+def _remarks(manifest: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of prompts, candidates and characters; nothing where nothing was found."""
+    prompts, odd = manifest["prompts"], manifest["characters"]
+    done = "dropped" if prompts["action"] == "drop" else "kept; --leaks drop takes them out"
+    lines = [
+        f"leaks: {count['any']} rows of {split} have a prompt of {', '.join(sorted(set(count) - {'any'}))} ({done})"
+        for split, count in prompts["leaks"].items()
+    ]
+    identical = sum(split["identical_candidates"]["candidates"] for split in manifest["splits"].values())
+    lines += [f"identical candidates: {identical}, kept"] if identical else []
+    if odd["texts"]:
+        found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in odd["texts"].items())
+        done = "kept; --characters clean takes them out" if odd["rule"] == "keep" else "cleaned"
+        lines.append(f"texts with odd characters: {found} ({done})")
+    return lines
 
 
 def _digest(value: object) -> str:

@@ -91,7 +91,7 @@ def _build(job: Job, root: Path, folder: Path) -> None:
     config = job.config
     with staging(root) as staged, ray_session(), writing(root):
         print(f"reading {len(job.files)} file{'s' * (len(job.files) > 1)}", flush=True)
-        survey = survey_input(job.files, config.fractions, config.rules(), staged)
+        survey = survey_input(job.files, config, staged)
         survey.require_rows()
         print(f"tokenizing {survey.kept} rows in shards of {config.rows_per_shard}", flush=True)
         job.tokenizer.save_pretrained(str(staged / "tokenizer"))
