@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.cleaning import LOG_SCALE_SCORES, Rules
+from data_pipeline.cleaning import LOG_SCALE_SCORES
+from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
 from data_pipeline.models import Endpoint
 from data_pipeline.quality.metrics import METRICS, metric_fields
 from data_pipeline.quality.model_folder import DTYPES, MetricModel
 
 JUDGE = "judge"
+UNSPLIT = "rows"  # the name of the files where the source has no splits
 JUDGE_TEMPLATE = """\
 Two answers to the same request are to be compared.
 
@@ -144,9 +146,11 @@ class LabelConfig:
         """The folder beside the output where it is made, and where finished work outlives a killed run."""
         return self.folder.parent / f".{self.folder.name}.work"
 
-    def rules(self) -> Rules:
-        """How rows are checked: names stay as they are, log-scale zeros are missing."""
-        return Rules(aliases={}, log_scale_scores=tuple(self.log_scale_scores))
+    def checks(self) -> PrepareConfig:
+        """How rows are checked: as they are to be prepared, but no model is renamed, and without splits all are one."""
+        return PrepareConfig(
+            self.input, fractions={UNSPLIT: 1.0}, aliases={}, log_scale_scores=list(self.log_scale_scores)
+        )
 
 
 def fill(template: str, texts: Mapping[str, str]) -> str:

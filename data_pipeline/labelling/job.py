@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from data_pipeline.survey import Survey
 
 VERSION = 1  # of the set's layout and of how scores are computed: raised, finished work is not taken for today's
-UNSPLIT = "rows"  # the name of the files where the source has no splits
 JOURNAL = "judge.jsonl"
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.labelling.job import UNSPLIT, LabelJob, settings
+from data_pipeline.labelling.config import UNSPLIT
+from data_pipeline.labelling.job import LabelJob, settings
 from data_pipeline.labelling.scoring import COMPUTED, KEPT
 from data_pipeline.manifest import QUARANTINE, counts_and_totals
 from data_pipeline.quality.metrics import METRICS

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.labelling.job import JOURNAL, UNSPLIT, LabelJob, Pass
+from data_pipeline.labelling.config import LabelConfig
+from data_pipeline.labelling.job import JOURNAL, LabelJob, Pass
 from data_pipeline.labelling.judge import Judge, Pair, judged
 from data_pipeline.labelling.progress import progress
 from data_pipeline.labelling.report import RECORDS, build_manifest, next_command, summary
@@ -38,14 +39,14 @@ def _fill(job: LabelJob, staged: Path) -> dict[str, Any]:
 
     with ray_session():
         print(f"reading {len(job.files)} file{'s' * (len(job.files) > 1)}", flush=True)
-        survey = survey_input(job.files, {UNSPLIT: 1.0}, job.config.rules(), staged / RECORDS)
+        survey = survey_input(job.files, job.config.checks(), staged / RECORDS)
         survey.require_rows()
         tasks = job.tasks(survey)
         counts: dict[str, Counter[str]] = {}
         for each in job.passes():
             counts |= score(job, each, tasks)
         pairs = judge(job, tasks) if job.judge_folder else Counter()
-        reports = list(on_actors(tasks, _labeller(job, staged), Actors(job.config.actors, job.config.cpus_per_actor)))
+        reports = list(on_actors(tasks, _labeller(job, staged), _actors(job.config, tasks)))
     manifest = build_manifest(job, survey, counts, pairs, reports)
     if job.judge_folder:
         shutil.copyfile(job.config.work / JOURNAL, staged / RECORDS / JOURNAL)
@@ -61,12 +62,10 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
     config, rows = job.config, sum(map(_rows, tasks))
     done = rows - sum(map(_rows, todo))
     print(f"{each.name}: {rows} rows" + (f", {done} of them done before" if done else ""), flush=True)
-    scorer = ShardScorer(_paths(job), config.rules(), each.fields, each.models, config.overwrite, str(folder))
-    actors = Actors(
-        config.actors, config.cpus_per_actor, config.num_gpus if any(m.name for m in each.models.values()) else 0
-    )
+    scorer = ShardScorer(_paths(job), config.checks().rules(), each.fields, each.models, config.overwrite, str(folder))
+    gpus = config.num_gpus if any(model.name for model in each.models.values()) else 0
     with progress(each.name, rows, "rows", done) as advance:
-        for report in on_actors(todo, scorer, actors) if todo else ():
+        for report in on_actors(todo, scorer, _actors(config, todo, gpus)) if todo else ():
             advance(report["rows"])
     counts: dict[str, Counter[str]] = {}
     for task in tasks:
@@ -89,7 +88,7 @@ def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
         with progress("judge", questions, "replies") as advance:
             asker.ask(pairs, advance)
         for task in tasks:
-            verdicts, found = judged(asker, read_examples(_paths(job), task, config.rules()), config.overwrite)
+            verdicts, found = judged(asker, read_examples(_paths(job), task, config.checks().rules()), config.overwrite)
             counts += found
             write_whole(_path(folder, task), json.dumps({"verdicts": verdicts}))
     finally:
@@ -102,7 +101,7 @@ def _pairs(job: LabelJob, asker: Judge, tasks: Sequence[Task]) -> Callable[[], I
 
     def pairs() -> Iterator[Pair]:
         for task in tasks:
-            for example in read_examples(_paths(job), task, job.config.rules()):
+            for example in read_examples(_paths(job), task, job.config.checks().rules()):
                 yield from asker.pairs(example, job.config.overwrite)[0]
 
     return pairs
@@ -112,12 +111,17 @@ def _labeller(job: LabelJob, staged: Path) -> ShardLabeller:
     """What writes the labelled shards."""
     return ShardLabeller(
         paths=_paths(job),
-        rules=job.config.rules(),
+        rules=job.config.checks().rules(),
         fields=[field for fields in job.config.fields().values() for field in fields],
         scores=[str(job.config.work / each.folder) for each in job.passes()],
         verdicts=str(job.config.work / job.judge_folder) if job.judge_folder else "",
         output=str(staged),
     )
+
+
+def _actors(config: LabelConfig, tasks: Sequence[Task], gpus: float = 0.0) -> Actors:
+    """The pool for `tasks`: no more actors than there are tasks."""
+    return Actors(min(config.actors, len(tasks)), config.cpus_per_actor, gpus)
 
 
 def _path(folder: Path, task: Task) -> Path:
