@@ -82,7 +82,7 @@ def load_model(metric: str, auto_class: Any, model: MetricModel) -> tuple[Any, A
     try:
         loaded, info = auto_class.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (*_unreadable(), KeyError, ImportError) as error:
+    except _unreadable() as error:
         raise _unloadable(metric, model.name, " ".join(str(error).split())[:200]) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -106,12 +106,13 @@ def _unloadable(metric: str, name: str, reason: str) -> UserError:
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """What reading damaged weights raises."""
+    """What reading a damaged folder or file of weights raises."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
 
-    return OSError, EOFError, RuntimeError, TypeError, ValueError, AttributeError, UnpicklingError, SafetensorError
+    formats = (UnpicklingError, SafetensorError)
+    return OSError, EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, ImportError, *formats
 
 
 def _replace_weights(model: Any, file: str) -> None:
