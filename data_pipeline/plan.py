@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean_line
-from data_pipeline.config import Lengths
+from data_pipeline.config import Lengths, PrepareConfig
 from data_pipeline.conversion import InputFile
 from data_pipeline.errors import UserError
 from data_pipeline.lines import byte_ranges, read_places
@@ -30,17 +30,21 @@ RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
 
 
-def survey_input(files: Sequence[InputFile], fractions: Mapping[str, float], rules: Rules, folder: Path) -> Survey:
-    """The first plan: check every line of `files`, in order; bad rows go to the quarantine."""
+def survey_input(files: Sequence[InputFile], config: PrepareConfig, folder: Path) -> Survey:
+    """The first plan: check every line of `files`, in order; bad rows, and leaks to drop, go to the quarantine."""
     parts = [
         {"file": index, "path": part.path, "start": part.start, "end": part.end}
         for index, file in enumerate(files)
         for part in byte_ranges([file.path], RANGE_BYTES)
     ]
-    survey = Survey(files, fractions)
+    survey = Survey(files, config.fractions, config.rules())
+    check = functools.partial(survey_range, rules=config.rules(), with_signatures=config.near_duplicates is not None)
     with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
-        for answer in _in_order(parts, functools.partial(survey_range, rules=rules)):
+        for answer in _in_order(parts, check):
             survey.add(answer, quarantine)
+        survey.find_leaks(config.near_duplicates)
+        if config.leaks == "drop":
+            survey.drop_leaks(quarantine)
     return survey
 
 
@@ -80,7 +84,8 @@ def build_shard(
 ) -> dict[str, Any]:
     """Read, clean, tokenize and write the rows of one shard, on a worker.
 
-    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); zero_scores, aliased (counts).
+    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); counts: zero_scores, aliased,
+    characters.
     """
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
@@ -92,6 +97,7 @@ def build_shard(
         "statistics": shard_statistics(examples, encoded),
         "zero_scores": repairs.zero_scores,
         "aliased": repairs.aliased,
+        "characters": repairs.characters,
     }
 
 
