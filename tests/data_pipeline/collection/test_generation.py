@@ -160,28 +160,23 @@ def test_prompts_that_changed_are_noticed(model_folder: Callable[[str], Path], p
 def test_on_ray_from_prompts_to_rows_and_only_what_is_missing(
     ray_started: None, model_folder: Callable[[str], Path], prompts: Prompts, tmp_path: Path
 ):
-    common = {"max_new_tokens": 6, "batch_size": 2, "num_cpus": 0.5}
-    models = [{"name": kind, "path": str(model_folder(kind)), **common} for kind in ("causal", "seq2seq")]
+    causal = {"name": "causal", "path": str(model_folder("causal")), "max_new_tokens": 6, "batch_size": 2}
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    broken = {"name": "broken", "path": str(tmp_path / "broken"), "num_cpus": 0.5}
-    config = CollectConfig([*models, broken], str(prompts.path), str(tmp_path / "out"))
+    broken = {"name": "broken", "path": str(tmp_path / "broken")}
+    config = CollectConfig([causal, broken], str(prompts.path), str(tmp_path / "out"))
     rows = collect(config).read_text().splitlines()
-    expected = {
-        kind: generate(LocalModel(kind, str(model_folder(kind)), max_new_tokens=6), prompts, [0, 1, 2, 3])
-        for kind in ("causal", "seq2seq")
-    }
-    for index, row in enumerate(map(json.loads, rows)):
-        candidates = {each["model"]: (each["text"], each["decoding_method"]) for each in row["candidates"]}
-        assert candidates == {kind: (texts[index], "greedy") for kind, texts in expected.items()}
+    expected = generate(LocalModel("causal", str(model_folder("causal")), max_new_tokens=6), prompts, [0, 1, 2, 3])
+    for row, text in zip(map(json.loads, rows), expected, strict=True):
+        assert row["candidates"] == [{"model": "causal", "text": text, "decoding_method": "greedy", "scores": {}}]
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["models"]
     assert counts["broken"]["missing"] == {"not_loaded": 4}
     (journal,) = (tmp_path / "out" / "journal").glob("causal-*")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][:9])
-    assert collect(replace(config, models=models)).read_text().splitlines() == rows
+    assert collect(replace(config, models=[causal])).read_text().splitlines() == rows
     assert journal.read_bytes().startswith(lines[0])
     assert len(journal.read_bytes().splitlines()) == 4
-    greedy = {"name": "big", "path": models[0]["path"], "num_gpus": 99}
+    greedy = {"name": "big", "path": causal["path"], "num_gpus": 99}
     with pytest.raises(UserError, match="big asks for 99 GPU"):
         collect(CollectConfig([greedy], str(prompts.path), str(tmp_path / "gpu")))
