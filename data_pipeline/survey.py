@@ -111,9 +111,12 @@ class Places:
     def without(self, rows: set[int]) -> Places:
         """The same without some rows."""
         kept = [row for row in range(len(self)) if row not in rows]
-        columns = (self.files, self.lines, self.offsets, self.sizes)
-        picked = [array(column.typecode, (column[row] for row in kept)) for column in columns]
-        return Places(*picked, prompts=self.prompts.without(rows))
+
+        def picked(column: array[int]) -> array[int]:
+            return array(column.typecode, (column[row] for row in kept))
+
+        files, lines, offsets, sizes = map(picked, (self.files, self.lines, self.offsets, self.sizes))
+        return Places(files, lines, offsets, sizes, self.prompts.without(rows))
 
 
 class Survey:
