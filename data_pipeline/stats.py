@@ -75,6 +75,7 @@ def collect(config: StatsConfig) -> dict[str, Any]:
     """Everything that stats.json holds. Raises `UserError` where there is no valid row, or no such split or label."""
     from data_pipeline.statistics.rows import Reading, describe, open_input
     from data_pipeline.statistics.tally import Tally
+    from data_pipeline.survey import GENERATED_PREFIX
 
     reading = Reading()
     # Zeros of log-scale scores stay in, so that they can be counted by model.
@@ -87,6 +88,7 @@ def collect(config: StatsConfig) -> dict[str, Any]:
     told |= {"tokenizer": tokenizer, "unit": "tokens" if tokenizer else "words", **tally.document(limits)}
     told |= {"rejected": dict(sorted(reading.rejected.items())), "first_rejected": reading.first_rejected}
     told |= {"repairs": {name: dict(sorted(counts.items())) for name, counts in vars(reading.repairs).items()}}
+    told["generated"] = GENERATED_PREFIX.rstrip("/") in tally.sources
     told |= _chosen(config, tally)
     told |= _published(config, told)
     return told | {"remarks": _remarks(told, reading)}

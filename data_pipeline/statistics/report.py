@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.page import Figure, bar, document, figure_html, figure_layout, short_name
-from data_pipeline.statistics.tables import Table, number, shown, tables
+from data_pipeline.statistics.tables import Table, number, shown, shown_rows, tables
 
 _PALETTE = (
     *("#2f6fdb", "#d97a1f", "#23946b", "#b0413e", "#7a5bc0", "#8c6d46", "#3fa7c9", "#c75b9b"),
@@ -86,11 +86,13 @@ def _pie(told: Mapping[str, Any], label: str) -> Figure:
     slices: dict[str, Any] = {"type": "pie", "sort": False, "direction": "clockwise", "hole": 0.45}
     slices |= {"labels": [short_name(name) for _, name in shares], "values": [share for share, _ in shares]}
     slices |= {"marker": {"colors": list(_PALETTE), "line": {"color": "--card", "width": 1}}}
-    slices |= {"textinfo": "percent", "textposition": "inside", "hovertemplate": "%{label}: %{percent}<extra></extra>"}
+    slices |= {"texttemplate": "%{percent:.0%}", "textposition": "inside", "insidetextorientation": "horizontal"}
+    slices |= {"hovertemplate": "%{label}: %{percent}<extra></extra>"}
     layout = figure_layout("", "", height=420) | {"legend": {"font": {"size": 12}}, "margin": _PIE_MARGIN}
+    layout |= {"uniformtext": {"minsize": 10, "mode": "hide"}}
     return Figure(
         "The best model differs from row to row",
-        f"Share of the {told['shown_split']} rows in which each model has the best {label}; ties are shared.",
+        f"Share of {shown_rows(told)} in which each model has the best {label}; ties are shared.",
         [slices],
         layout,
     )
@@ -106,7 +108,7 @@ def _means(told: Mapping[str, Any], label: str) -> Figure:
     drawn |= {"hovertemplate": "%{y}: %{x:.4f}<extra></extra>"}
     return Figure(
         "Mean quality by model",
-        f"Mean {label} of the {told['shown_split']} split.",
+        f"Mean {label} of {shown_rows(told)}.",
         [drawn],
         figure_layout(html.escape(label), "", height=max(420, 110 + 28 * len(names)), left=True),
     )
@@ -119,8 +121,8 @@ def _best_by_label(told: Mapping[str, Any]) -> Figure:
     ]
     return Figure(
         "Who is best depends on the label",
-        f"Percent of the {told['shown_split']} rows in which a model has the best of each label.",
-        [_heat(shares, list(labels), [short_name(name) for name in models], "%{z:.0f}")],
+        f"Percent of {shown_rows(told)} in which a model has the best of each label.",
+        [_heat(shares, list(labels), [short_name(name) for name in models], "%{z:.0f}") | {"zmin": 0}],
         _heat_layout(len(models)),
     )
 
@@ -166,10 +168,11 @@ def _length_shares(told: Mapping[str, Any]) -> Figure:
             y = [100 * share for share in at["shares"]]
             lines.append({"type": "scatter", "mode": "lines", "name": kind, "x": at["lengths"], "y": y, "line": line})
     layout = figure_layout(told["unit"], "% of texts no longer", height=420)
-    layout["xaxis"] = layout["xaxis"] | {"type": "log"}
+    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
+    layout["xaxis"] = layout["xaxis"] | {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
     return Figure(
         "Lengths",
-        f"Percent of the texts of the {told['shown_split']} split that are no longer than so many {told['unit']}.",
+        f"Percent of the texts of {shown_rows(told)} that are no longer than so many {told['unit']}.",
         lines,
         layout | {"legend": {"x": 0.02, "y": 0.98}},
     )

@@ -97,5 +97,4 @@ def describe(shards: ShardSet | None, name: str | Mapping[str, str]) -> dict[str
     return {
         "input": str(shards.folder),
         "sources": [source["file"] for source in shards.manifest["sources"]],
-        "generated": shards.manifest["generated"],
     }

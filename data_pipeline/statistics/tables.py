@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from data_pipeline.statistics.rows import ALL
+from data_pipeline.statistics.tally import KINDS
+
 NONE = "–"
-KINDS = ("question", "candidate", "reference")
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,8 @@ class Table:
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
     """Every table that the statistics allow."""
-    found = [_splits(document), _sources(document), _lengths(document), _models(document), _best(document)]
-    found += [_scores(document), _correlation(document), _differences(document)]
-    return [table for table in found if table is not None and table.body]
+    makers = (_splits, _sources, _lengths, _models, _best, _scores, _correlation, _differences)
+    return [table for table in (make(document) for make in makers) if table.body]
 
 
 def _splits(document: Mapping[str, Any]) -> Table:
@@ -79,7 +80,7 @@ def _models(document: Mapping[str, Any]) -> Table:
         for model, count in shown(document)["models"].items()
     ]
     body.append(["oracle", "", *(score(label["oracle_mean"], label) for label in labels.values())])
-    note = f"Split {document['shown_split']}. Oracle: the mean of each row's best."
+    note = f"Means of {shown_rows(document)}; oracle: of each row's best."
     return Table("Mean quality by model", note, ["model", "candidates", *labels], body if labels else [])
 
 
@@ -89,7 +90,7 @@ def _best(document: Mapping[str, Any]) -> Table:
         [model, *(percent(_of(label, model).get("best_share")) for label in labels.values())]
         for model in shown(document)["models"]
     ]
-    note = f"Split {document['shown_split']}: percent of rows with the label in which a model is best; ties are shared."
+    note = f"Percent of {shown_rows(document)}, of those with the label; ties are shared."
     return Table("How often each model is best", note, ["model", *labels], body if labels else [])
 
 
@@ -109,16 +110,14 @@ def _correlation(document: Mapping[str, Any]) -> Table:
         for pair, told in shown(document)["correlation"].items()
     ]
     note = (
-        f"Split {document['shown_split']}. Spearman: of the candidates of a row, mean over rows where neither label is "
-        "constant. Pearson: over all candidates together."
+        f"Spearman: among the candidates of a row, mean over {shown_rows(document)} in which every candidate has both "
+        "and neither is constant. Pearson: over all those candidates together."
     )
     return Table("Do labels agree?", note, ["labels", "rows", "Spearman", "Pearson"], body)
 
 
-def _differences(document: Mapping[str, Any]) -> Table | None:
-    published = document.get("published")
-    if not published:
-        return None
+def _differences(document: Mapping[str, Any]) -> Table:
+    published = document.get("published", {"differing": [], "verdict": ""})
     entries = sorted(published["differing"], key=lambda entry: -abs(entry["ours"] - entry["published"]))
     body = [
         [f"{entry['model']} {entry['label']}", f"{entry['published']:.4f}", f"{entry['ours']:.4f}"] for entry in entries
@@ -129,6 +128,11 @@ def _differences(document: Mapping[str, Any]) -> Table | None:
 def shown(document: Mapping[str, Any]) -> dict[str, Any]:
     """The split whose models and labels are shown."""
     return document["splits"][document["shown_split"]]  # type: ignore[no-any-return]
+
+
+def shown_rows(document: Mapping[str, Any]) -> str:
+    """How a sentence names the rows that are shown."""
+    return "all rows" if document["shown_split"] == ALL else f"the {document['shown_split']} rows"
 
 
 def _of(label: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -188,7 +192,13 @@ def _rich(table: Table) -> Any:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    made = RichTable(title=escape(table.title), caption=escape(table.note), box=SIMPLE_HEAD, title_justify="left")
+    made = RichTable(
+        title=escape(table.title),
+        caption=escape(table.note),
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     for column, name in enumerate(table.head):
         made.add_column(escape(name), justify="right" if column else "left", overflow="fold")
     for row in table.body:
