@@ -60,7 +60,7 @@ def cleaned(text: str) -> str:
 
 
 def row_faults(row: Mapping[str, Any], controls: bool = True) -> Iterator[tuple[str, str]]:
-    """(where, fault) for each text of a row as JSON has it. row: one that `parse_row` takes. controls: as in `faults`."""
+    """(where, fault) for each text of a row, one that `parse_row` takes, as JSON has it. controls: as in `faults`."""
     for name in ("instruction", "input", "output"):
         yield from ((name, fault) for fault in faults(row.get(name) or "", controls))
     for index, candidate in enumerate(row["candidates"]):

@@ -26,6 +26,7 @@ from data_pipeline.folders import folder_files
 from data_pipeline.formats import FORMATS, format_of
 
 _HUB = re.compile(r"hf:(?!/)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# Resolved to its commit, which names the files in manifest and quarantine.
 DEFAULT_REVISION = "main"
 # What stands in a file's description where a change of its content shows.
 _STAMPS = (
@@ -258,6 +259,8 @@ def _hub_snapshot(repository: str, revision: str) -> Path:
     disable_progress_bars()
     patterns = [f"*{ending}" for each in FORMATS for ending in each.endings] + ["*dataset_dict.json", "*state.json"]
     offline = hub_problem() is not None
+    if not offline:
+        print(f"fetching {repository} at {revision} from the hub, what is not cached of it", flush=True)
     try:
         return Path(
             snapshot_download(

@@ -198,7 +198,7 @@ class Survey:
             self.places[split] = places.without(set(later))
             for row, name in sorted(later.items()):
                 self.input[split] -= 1  # it was counted when it was kept
-                message = f"its prompt stands in the {name} split too"
+                message = f"its prompt, or nearly the same, stands in the {name} split too"
                 raw = _excerpt(self._raw(places, row))
                 self._reject(places.files[row], places.lines[row], split, "leak", message, raw, quarantine=quarantine)
 

@@ -240,6 +240,19 @@ def test_tables_are_aligned_text_off_a_terminal(count: Any, make_rows: Rows, wri
         assert {len(row) for row in [table.head, *table.body]} == {len(table.head)}
 
 
+def test_tables_are_drawn_on_a_terminal(count: Any, make_rows: Rows, write_rows: Write):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    rows = make_rows(2)
+    rows[0]["candidates"][0]["model"] = "[bold]name[/bold]"
+    out = Terminal()
+    print_tables(tables(count(write_rows("a.jsonl", rows))), out)
+    assert "───" in out.getvalue()
+    assert "[bold]name[/bold]" in out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
