@@ -127,9 +127,9 @@ class Url:
         except UserError:
             raise
         except Exception as error:  # every client has exceptions of its own: no access, no such host, no bucket
-            raise UserError(
-                f"Cannot list {without_secrets(name)} ({_first_line(error)}); check it and access."
-            ) from error
+            shown = without_secrets(name)
+            problem = _first_line(error).replace(name, shown)
+            raise UserError(f"Cannot list {shown} ({problem}); check it and access.") from error
 
 
 class LocalPath:

@@ -308,5 +308,6 @@ def test_https_is_read_like_any_other(fake_hub: str):
     assert contents(url + "?X-Signature=secret") == [FakeHub.content]
     (file,) = list_source(url + "?X-Signature=secret")
     assert file.name == url
-    with pytest.raises(UserError, match=r"nothing\.jsonl is cut off, damaged or out of reach"):
-        contents(f"{fake_hub}/nothing.jsonl")
+    with pytest.raises(UserError, match=r"nothing\.jsonl is cut off, damaged or out of reach") as caught:
+        contents(f"{fake_hub}/nothing.jsonl?X-Signature=secret")
+    assert "secret" not in str(caught.value)
