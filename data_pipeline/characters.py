@@ -27,20 +27,26 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARK = "\ufeff"
 _REMOVED = dict.fromkeys((*range(32), *range(127, 160), ord(_MARK)))
 _TABLE = _REMOVED | {ord(kept): kept for kept in "\t\n\r"} | {ord(end): "\n" for end in "\x0b\x0c\x85"}
-# JSON can hold what is looked for only as such an escape, or as bytes beyond ASCII, or as DEL.
-_ESCAPES = (b"\\u", b"\\b", b"\\f", b"\x7f")
+# In JSON a control character is such an escape, or DEL, or two bytes of UTF-8.
+_CONTROL_ESCAPE, _C1_BYTES, _DEL = re.compile(rb"\\(?:u00|[bf])"), re.compile(rb"\xc2[\x80-\x9f]"), b"\x7f"
+
+
+def may_hold_controls(raw: bytes) -> bool:
+    """Whether a line of JSON could hold a control character: a quick look, which most lines pass."""
+    # Looking for one byte first costs next to nothing.
+    if _DEL in raw or (b"\\" in raw and _CONTROL_ESCAPE.search(raw)):
+        return True
+    return b"\xc2" in raw and _C1_BYTES.search(raw) is not None
 
 
 def may_be_odd(raw: bytes) -> bool:
-    """Whether a line of JSON could hold any of these characters: a quick look, which most lines pass."""
-    return not raw.isascii() or any(escape in raw for escape in _ESCAPES)
+    """Whether a line of JSON could hold any of these characters: a quick look, which plain ASCII passes."""
+    return not raw.isascii() or b"\\u" in raw or may_hold_controls(raw)
 
 
-def faults(text: str) -> list[str]:
-    """Which of these characters a text holds."""
-    found = []
-    if _CONTROL.search(text):
-        found.append("control")
+def faults(text: str, controls: bool = True) -> list[str]:
+    """Which of these characters a text holds. controls: whether it may hold control characters at all."""
+    found = ["control"] if controls and _CONTROL.search(text) else []
     if not text.isascii():
         found += ["byte_order_mark"] * (_MARK in text)
         found += ["lone_surrogate"] * bool(_SURROGATE.search(text))
@@ -53,12 +59,12 @@ def cleaned(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(_TABLE))
 
 
-def row_faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(where, fault) for each text of a row as JSON has it. row: one that `parse_row` accepts."""
+def row_faults(row: Mapping[str, Any], controls: bool = True) -> Iterator[tuple[str, str]]:
+    """(where, fault) for each text of a row, one that `parse_row` takes, as JSON has it. controls: as in `faults`."""
     for name in ("instruction", "input", "output"):
-        yield from ((name, fault) for fault in faults(row.get(name) or ""))
+        yield from ((name, fault) for fault in faults(row.get(name) or "", controls))
     for index, candidate in enumerate(row["candidates"]):
-        yield from ((f"candidate {index}", fault) for fault in faults(candidate["text"]))
+        yield from ((f"candidate {index}", fault) for fault in faults(candidate["text"], controls))
 
 
 def require_plain(row: Mapping[str, Any]) -> None:

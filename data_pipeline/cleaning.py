@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_pipeline.characters import KEEP, REJECT, clean_example, may_be_odd, require_plain, row_faults
+from data_pipeline.characters import (
+    KEEP,
+    REJECT,
+    clean_example,
+    may_be_odd,
+    may_hold_controls,
+    require_plain,
+    row_faults,
+)
 from data_pipeline.errors import RowError
 from data_pipeline.schema import Candidate, Example, parse_row
 
@@ -72,16 +80,18 @@ def clean_line(raw: bytes, rules: Rules, repairs: Repairs | None = None) -> Exam
     row = parse_line(raw)
     example = parse_row(row)
     if (repairs is not None or rules.characters != KEEP) and may_be_odd(raw):
-        example = _clean_characters(example, row, rules, repairs)
+        example = _clean_characters(example, row, may_hold_controls(raw), rules, repairs)
     return clean(example, rules, Repairs() if repairs is None else repairs)
 
 
-def _clean_characters(example: Example, row: Mapping[str, Any], rules: Rules, repairs: Repairs | None) -> Example:
-    """`example`, which was made of `row`, under the rule for characters."""
+def _clean_characters(
+    example: Example, row: Mapping[str, Any], controls: bool, rules: Rules, repairs: Repairs | None
+) -> Example:
+    """`example`, which was made of `row`, under the rule for characters. controls: whether it may hold such."""
     if rules.characters == REJECT:
         require_plain(row)
     if repairs is not None:
-        repairs.characters.update(fault for _, fault in row_faults(row))
+        repairs.characters.update(fault for _, fault in row_faults(row, controls))
     return example if rules.characters == KEEP else clean_example(example)
 
 

@@ -86,7 +86,8 @@ def _reading(file: SourceFile) -> Iterator[None]:
     except UserError:
         raise
     except kinds as error:
-        problem = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        told = str(error).replace(file.path, file.name)  # a path of https:// may hold a signature
+        problem = " ".join(told.split())[:200].rstrip(".") or type(error).__name__
         raise UserError(f"{file.name} is cut off, damaged or out of reach ({problem}); fetch it again.") from error
 
 

@@ -173,10 +173,10 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             scores.setdefault(name, []).append(statistics)
     total = sum(models.values())
     return {
-        "candidates": {"total": total, **_distribution(candidates)},
+        "candidates": {"total": total, **distribution(candidates)},
         "identical_candidates": dict(identical),
         "models": dict(sorted(models.items())),
-        "tokens": {kind: {**_distribution(lengths), "truncated": truncated[kind]} for kind, lengths in tokens.items()},
+        "tokens": {kind: {**distribution(lengths), "truncated": truncated[kind]} for kind, lengths in tokens.items()},
         "scores": {name: _merged_score(scores[name], total) for name in sorted(scores)},
     }
 
@@ -186,7 +186,7 @@ def _integer_keys(counts: Mapping[Any, int]) -> dict[int, int]:
     return {int(key): count for key, count in counts.items()}
 
 
-def _distribution(counts: Counter[int]) -> dict[str, Any]:
+def distribution(counts: Counter[int]) -> dict[str, Any]:
     """count, min, mean, median, 95th percentile and max of integers given by their counts; count 0 alone for none."""
     count = sum(counts.values())
     if not count:

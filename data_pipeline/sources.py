@@ -26,6 +26,7 @@ from data_pipeline.folders import folder_files
 from data_pipeline.formats import FORMATS, format_of
 
 _HUB = re.compile(r"hf:(?!/)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# Resolved to its commit, which names the files in manifest and quarantine.
 DEFAULT_REVISION = "main"
 # What stands in a file's description where a change of its content shows.
 _STAMPS = (
@@ -126,9 +127,9 @@ class Url:
         except UserError:
             raise
         except Exception as error:  # every client has exceptions of its own: no access, no such host, no bucket
-            raise UserError(
-                f"Cannot list {without_secrets(name)} ({_first_line(error)}); check it and access."
-            ) from error
+            shown = without_secrets(name)
+            problem = _first_line(error).replace(name, shown)
+            raise UserError(f"Cannot list {shown} ({problem}); check it and access.") from error
 
 
 class LocalPath:
@@ -258,6 +259,8 @@ def _hub_snapshot(repository: str, revision: str) -> Path:
     disable_progress_bars()
     patterns = [f"*{ending}" for each in FORMATS for ending in each.endings] + ["*dataset_dict.json", "*state.json"]
     offline = hub_problem() is not None
+    if not offline:
+        print(f"fetching {repository} at {revision} from the hub, what is not cached of it", flush=True)
     try:
         return Path(
             snapshot_download(

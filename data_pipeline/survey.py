@@ -111,9 +111,12 @@ class Places:
     def without(self, rows: set[int]) -> Places:
         """The same without some rows."""
         kept = [row for row in range(len(self)) if row not in rows]
-        columns = (self.files, self.lines, self.offsets, self.sizes)
-        picked = [array(column.typecode, (column[row] for row in kept)) for column in columns]
-        return Places(*picked, prompts=self.prompts.without(rows))
+
+        def picked(column: array[int]) -> array[int]:
+            return array(column.typecode, (column[row] for row in kept))
+
+        files, lines, offsets, sizes = map(picked, (self.files, self.lines, self.offsets, self.sizes))
+        return Places(files, lines, offsets, sizes, self.prompts.without(rows))
 
 
 class Survey:
@@ -195,7 +198,7 @@ class Survey:
             self.places[split] = places.without(set(later))
             for row, name in sorted(later.items()):
                 self.input[split] -= 1  # it was counted when it was kept
-                message = f"its prompt stands in the {name} split too"
+                message = f"its prompt, or nearly the same, stands in the {name} split too"
                 raw = _excerpt(self._raw(places, row))
                 self._reject(places.files[row], places.lines[row], split, "leak", message, raw, quarantine=quarantine)
 

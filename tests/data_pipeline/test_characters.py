@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.characters import cleaned, faults, may_be_odd
+from data_pipeline.characters import cleaned, faults, may_be_odd, may_hold_controls
 from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.errors import RowError
 
@@ -43,6 +43,7 @@ def test_a_cleaned_text_has_no_fault_and_stays_as_it_is(text: str):
 def test_the_quick_look_misses_no_fault(text: str, ascii_only: bool):
     raw = json.dumps({"text": text}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     assert may_be_odd(raw) or not faults(text)
+    assert faults(text, may_hold_controls(raw)) == faults(text)
 
 
 def test_kept_texts_are_counted():

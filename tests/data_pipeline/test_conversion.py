@@ -85,7 +85,7 @@ def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch
     monkeypatch.setattr(
         Path, "open", lambda path, mode="r", **rest: Full() if mode == "wb" else real(path, mode, **rest)
     )
-    with pytest.raises(UserError, match=r"Cannot write to the output folder .*No space left"):
+    with pytest.raises(UserError, match=r"Cannot write to the folder .*No space left"):
         converted(str(tmp_path / "a.jsonl.gz"), tmp_path)
 
 

@@ -97,3 +97,21 @@ def test_a_row_that_is_not_utf8_costs_only_itself():
     good, bad, other = (json.loads(line) for line in lines("a.parquet", parquet(pa.table({"id": text}))))
     assert (good, other) == ({"id": "a"}, {"id": "b"})
     assert bad.startswith("unreadable row: ")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.gz", "a.parquet", "stream.arrow"])
+def test_rows_come_in_pieces_and_never_all_at_once(name: str):
+    rows = pa.table({"text": ["x" * 10_000] * 1000})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, rows.schema) as out:
+        out.write_table(rows)
+    text = b'{"text": "%s"}\n' % (b"x" * 10_000) * 1000
+    content = {
+        "a.jsonl": text,
+        "a.gz": gzip.compress(text),
+        "a.parquet": parquet(rows),
+        "stream.arrow": sink.getvalue(),
+    }
+    sizes = [len(piece) for piece in format_of(name).pieces(io.BytesIO(content[name]))]
+    assert sum(sizes) == len(text)
+    assert max(sizes) < 2 << 20

@@ -13,8 +13,11 @@ from typing import Any
 import fsspec
 import pytest
 
+from data_pipeline.config import PrepareConfig
 from data_pipeline.conversion import pieces
 from data_pipeline.errors import UserError
+from data_pipeline.prepare import prepare
+from data_pipeline.shards import ShardSet
 from data_pipeline.sources import list_source, without_secrets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -158,6 +161,19 @@ def fill_cache(cache: Path) -> None:
         os.symlink(f"../../blobs/{name}", repository / "snapshots" / COMMIT / name)
 
 
+def test_the_commit_stands_in_the_manifest(
+    without_ray: None, hub_cache: Path, tokenizer_folder: Path, make_rows: Callable[..., Any], tmp_path: Path
+):
+    fill_cache(hub_cache)
+    for name in ("train", "test"):
+        blob = hub_cache / "datasets--org--set" / "blobs" / f"{name}_data.jsonl"
+        blob.write_text("".join(json.dumps(row) + "\n" for row in make_rows(3, name)))
+    config = PrepareConfig("hf:org/set", output=str(tmp_path / "out"), tokenizer=str(tokenizer_folder))
+    sources = ShardSet.open(prepare(config)).manifest["sources"]
+    assert [(source["split"], source["revision"]) for source in sources] == [("train", COMMIT), ("test", COMMIT)]
+    assert sources[0]["file"] == f"hf:org/set@{COMMIT}/train_data.jsonl"
+
+
 @pytest.mark.parametrize("name", ["hf:org/set", "hf:org/set@main", f"hf:org/set@{COMMIT}"])
 def test_the_hubs_cache_is_honoured_offline(name: str, hub_cache: Path):
     fill_cache(hub_cache)
@@ -292,5 +308,6 @@ def test_https_is_read_like_any_other(fake_hub: str):
     assert contents(url + "?X-Signature=secret") == [FakeHub.content]
     (file,) = list_source(url + "?X-Signature=secret")
     assert file.name == url
-    with pytest.raises(UserError, match=r"nothing\.jsonl is cut off, damaged or out of reach"):
-        contents(f"{fake_hub}/nothing.jsonl")
+    with pytest.raises(UserError, match=r"nothing\.jsonl is cut off, damaged or out of reach") as caught:
+        contents(f"{fake_hub}/nothing.jsonl?X-Signature=secret")
+    assert "secret" not in str(caught.value)

@@ -66,7 +66,9 @@ def test_the_saved_folder_loads_and_says_the_same(tokenizer: PreTrainedTokenizer
 
 
 def test_2048_pieces_stay_below_200_kb(shared_data: Path, tmp_path: Path):
-    tokenizer = train_tokenizer(row_texts((shared_data / "oasst_eval.jsonl").open("rb")), vocab_size=2048)
+    tokenizer = train_tokenizer(
+        row_texts((shared_data / "oasst_eval.jsonl").read_bytes().splitlines()), vocab_size=2048
+    )
     save_tokenizer(tokenizer, tmp_path)
     assert len(tokenizer) == 2048
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 200_000
