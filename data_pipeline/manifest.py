@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.shard_writing import SCHEMA_VERSION, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
-from data_pipeline.sources import without_secrets
+from data_pipeline.sources import shown_input
 from data_pipeline.survey import UNASSIGNED, Survey
 from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
 
@@ -71,7 +71,7 @@ def build_manifest(
         "schema_version": SCHEMA_VERSION,
         "key": job.key,
         "config_hash": job.config_hash,
-        "config": _shown_config(job.config),
+        "config": asdict(job.config) | {"input": shown_input(job.config.input)},
         "generated": survey.generated > 0,
         "sources": [_source_entry(file, digest) for file, digest in zip(job.files, job.digests, strict=True)],
         "tokenizer": {
@@ -109,13 +109,6 @@ def _source_entry(file: InputFile, digest: str) -> dict[str, Any]:
     entry = {"split": file.split, "file": file.name, "format": file.format}
     entry |= {"revision": file.revision} if file.revision else {}
     return entry | {"bytes": file.path.stat().st_size, "sha256": digest}
-
-
-def _shown_config(config: PrepareConfig) -> dict[str, Any]:
-    """The configuration without what a URL may hold of passwords and signatures."""
-    names = config.input
-    shown = without_secrets(names) if isinstance(names, str) else {k: without_secrets(v) for k, v in names.items()}
-    return asdict(config) | {"input": shown}
 
 
 def _split_entry(survey: Survey, name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -223,6 +223,13 @@ def without_secrets(name: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rsplit("@", 1)[-1], parts.path, "", ""))
 
 
+def shown_input(source: str | Mapping[str, str]) -> str | dict[str, str]:
+    """What was given as input, as manifests and reports may show it."""
+    if isinstance(source, str):
+        return without_secrets(source)
+    return {split: without_secrets(name) for split, name in source.items()}
+
+
 def _remote(name: str, system: Any, path: str, split: str | None = None) -> SourceFile:
     return SourceFile(without_secrets(system.unstrip_protocol(path)), system, path, split)
 

@@ -13,7 +13,7 @@ from data_pipeline.conversion import stream_lines
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import Candidate, Example
 from data_pipeline.shards import CURRENT, MANIFEST, ShardSet, TokenizedExample
-from data_pipeline.sources import SourceFile, list_source
+from data_pipeline.sources import SourceFile, list_source, shown_input
 
 ALL = "all"
 """The split of rows whose source names none."""
@@ -93,7 +93,7 @@ def open_input(
 def describe(shards: ShardSet | None, name: str | Mapping[str, str]) -> dict[str, Any]:
     """What was read, for the report: a prepared set with its sources, or the names given."""
     if shards is None:
-        return {"input": name}
+        return {"input": shown_input(name)}
     return {
         "input": str(shards.folder),
         "sources": [source["file"] for source in shards.manifest["sources"]],

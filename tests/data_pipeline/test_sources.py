@@ -18,7 +18,7 @@ from data_pipeline.conversion import pieces
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
-from data_pipeline.sources import list_source, without_secrets
+from data_pipeline.sources import list_source, shown_input, without_secrets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Write = Callable[..., Path]
@@ -137,6 +137,7 @@ def test_an_unknown_scheme_and_a_missing_package_are_one_sentence(monkeypatch: p
 def test_passwords_and_signatures_are_not_shown():
     assert without_secrets("https://me:secret@host:1/rows.jsonl?X-Signature=abc") == "https://host:1/rows.jsonl"
     assert without_secrets("/a/b?c.jsonl") == "/a/b?c.jsonl"
+    assert shown_input({"train": "s3://key:secret@bucket/a"}) == {"train": "s3://bucket/a"}
 
 
 @pytest.fixture
