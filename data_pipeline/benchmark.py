@@ -142,8 +142,9 @@ def _slots(workers: int) -> dict[str, str]:
 def _peer(what: str, work: Path, tokenizer: str, processes: int, path: Path | None = None) -> Any:
     from data_pipeline.benchmarks.memory import run_watched
 
-    arguments = [what, str(path or work), tokenizer, str(processes)]
-    return run_watched([sys.executable, "-m", "data_pipeline.benchmarks.peers", *arguments], _slots(processes))
+    arguments = f"{what!r}, {str(path or work)!r}, {tokenizer!r}, {processes}"
+    call = f"from data_pipeline.benchmarks.peers import print_peer; print_peer({arguments})"
+    return run_watched([sys.executable, "-c", call], _slots(processes))
 
 
 def _compare(config: BenchmarkConfig, work: Path, tokenizer: str, tokens_per_word: float) -> dict[str, Any]:
