@@ -1,4 +1,4 @@
-"""`python -m cluster.submit` against a real cluster that asks for a token, with a checkout whose commands take no time."""
+"""`python -m cluster.submit` against a real cluster that asks for a token, with a checkout whose jobs take no time."""
 
 from __future__ import annotations
 
