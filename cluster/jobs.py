@@ -117,6 +117,8 @@ def follow(client: JobSubmissionClient, submission_id: str) -> int:
         if job is not None:
             lost_since = None
             if job.status.is_terminal():
+                if job.status != "SUCCEEDED":
+                    print(f"job {submission_id} {job.status.lower()}: {job.message}", file=sys.stderr)
                 return exit_code(job)
         time.sleep(1)
 
