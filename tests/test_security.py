@@ -19,7 +19,6 @@ CONFIGURATIONS = sorted(
     if path.is_file()
 )
 FORBIDDEN = {
-    "trusts code from a hub": r"trust_remote_code\s*=\s*(?!False)",
     "unpickles": r"torch\.load\((?![^)]*weights_only=True)|\bpickle\.loads?\(|weights_only\s*=\s*False|joblib\.load",
     "lets a shell read a command": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
     "does not check a certificate": r"verify\s*=\s*False|_create_unverified_context",
@@ -29,7 +28,6 @@ FORBIDDEN = {
 }
 # DeepSpeed's own loading unpickles; urg/training/checkpoints.py says where that is allowed.
 BROKEN = [
-    "AutoModel.from_pretrained(x, trust_remote_code=True)",
     "torch.load(path)",
     "torch.load(path, weights_only=False)",
     "pickle.load(file)",
