@@ -103,36 +103,41 @@ def submit(client: JobSubmissionClient, submission_id: str, entrypoint: str, env
 def follow(client: JobSubmissionClient, submission_id: str) -> int:
     """Print the job's log as it grows, until its end; returns its exit code. Survives a tunnel that is broken for a
     while; raises UserError where the cluster stays away, or no longer knows the job."""
-    shown, lost_since = 0, None
+    import aiohttp
+
+    tail, lost_since = _Tail(), None
     while True:
         try:
-            shown = asyncio.run(_tail(client, submission_id, shown))
+            asyncio.run(tail.show(client, submission_id))
             job = client.get_job_info(submission_id)
-        except (OSError, RuntimeError) as error:  # of requests, too; aiohttp's are below
-            job, lost_since = None, _still_bearable(lost_since, submission_id, error)
-        except Exception as error:
-            if not type(error).__module__.startswith("aiohttp"):
-                raise
-            job, lost_since = None, _still_bearable(lost_since, submission_id, error)
-        if job is not None:
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            lost_since = _still_bearable(lost_since, submission_id, error)
+        else:
             lost_since = None
             if job.status.is_terminal():
                 if job.status != "SUCCEEDED":
-                    print(f"job {submission_id} {job.status.lower()}: {job.message}", file=sys.stderr)
+                    # Ray adds the end of the log, which has just been shown.
+                    reason = (job.message or "no reason given").partition(", last available logs")[0]
+                    print(f"job {submission_id} {job.status.lower()}: {reason}", file=sys.stderr)
                 return exit_code(job)
         time.sleep(1)
 
 
-async def _tail(client: JobSubmissionClient, submission_id: str, shown: int) -> int:
-    """Print the log beyond its first `shown` characters; returns how many there are now."""
-    seen = 0
-    async for text in client.tail_job_logs(submission_id):
-        seen += len(text)
-        if seen > shown:
-            sys.stdout.write(text[shown - seen :])
-            sys.stdout.flush()
-            shown = seen
-    return shown
+class _Tail:
+    """A log that is printed once, however often it is asked for from its beginning."""
+
+    def __init__(self) -> None:
+        self._shown = 0  # characters
+
+    async def show(self, client: JobSubmissionClient, submission_id: str) -> None:
+        """Print what was not printed yet, until the job ends or the connection breaks."""
+        seen = 0
+        async for text in client.tail_job_logs(submission_id):
+            seen += len(text)
+            if seen > self._shown:
+                sys.stdout.write(text[self._shown - seen :])
+                sys.stdout.flush()
+                self._shown = seen
 
 
 def _still_bearable(since: float | None, submission_id: str, error: Exception) -> float:

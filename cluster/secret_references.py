@@ -1,9 +1,9 @@
 """Secrets by reference, on a node of the cluster: `python -m cluster.secret_references COMMAND…` runs a job's command.
 
 `python -m cluster.submit --secret` puts this before a job's command. URG_SECRETS holds the references: `NAME` (an
-environment variable that the node's Ray was started with) or `NAME=/path` (a file on the node, whose content becomes the
-variable), separated by commas. Values go from there into the environment of the processes that need them, and nowhere
-else.
+environment variable that the node's Ray was started with) or `NAME=/path` (a file on the node, whose content becomes
+the variable), separated by commas. Values go from there into the environment of the processes that need them, and
+nowhere else.
 """
 
 from __future__ import annotations

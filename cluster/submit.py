@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import re
 import shlex
 import sys
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--name {name}: letters, digits, dots, dashes and underscores only, please.")
     from cluster import jobs
 
+    logging.disable(logging.WARNING)  # Ray's own, about each upload
     address = jobs.address_of(options.address)
     client = jobs.connect(address)
     with jobs.clear_errors(address):
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(commands)
         return 0
     try:
-        return jobs.follow(client, submission_id)
+        with jobs.clear_errors(address):
+            return jobs.follow(client, submission_id)
     except KeyboardInterrupt:
         print(f"\njob {submission_id} runs on\n{commands}", file=sys.stderr)
         return 130

@@ -8,10 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
 import pytest
+from ray.job_submission import JobStatus
 
+from cluster import jobs
+from cluster.errors import UserError
 from cluster.local_cluster import LocalCluster, free_ports
 from cluster.submit import default_name, entrypoint, parse
 
@@ -45,6 +51,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout with a `urg.train` of its own, and with things that must stay at home."""
     folder = tmp_path / "checkout"
     (folder / "urg").mkdir(parents=True)
+    (folder / "urg" / "__init__.py").touch()
     (folder / "urg" / "train.py").write_text(JOB)
     shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("data", "runs", ".git", ".venv"):
@@ -175,6 +182,63 @@ def test_a_wrong_command_line_sends_nothing(arguments: list[str], said: str, tmp
     assert said in done.stderr
     assert "abc" not in done.stderr
     assert "pw" not in done.stderr
+
+
+class Flaky:
+    """A Jobs API whose connection breaks in the middle of the log."""
+
+    def __init__(self, error: Exception, status: str = "SUCCEEDED", code: int | None = 0) -> None:
+        self._errors, self._status, self._code = [error], status, code
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        yield "one\ntwo"
+        if self._errors:
+            raise self._errors.pop()
+        yield "\nthree\n"
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            status=JobStatus(self._status), driver_exit_code=self._code, message="why, last available logs: one"
+        )
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("closed"), ConnectionError("gone"), aiohttp.ServerDisconnectedError()])
+@pytest.mark.usefixtures("impatient")
+def test_a_broken_tunnel_repeats_no_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.follow(Flaky(error), "mine") == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_job_that_ends_badly_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.follow(Flaky(RuntimeError("x"), "FAILED", 7), "mine") == 7
+    assert jobs.follow(Flaky(RuntimeError("x"), "FAILED", None), "mine") == 1
+    assert jobs.follow(Flaky(RuntimeError("x"), "STOPPED", -15), "mine") == 1
+    assert capsys.readouterr().err.splitlines()[0] == "job mine failed: why"
+
+
+def test_a_head_that_forgot_the_job_or_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no longer knows job mine"):
+        jobs.follow(Flaky(RuntimeError("Job mine does not exist")), "mine")
+    monkeypatch.setattr(jobs, "LOST_SECONDS", -1.0)
+    flaky = Flaky(RuntimeError("x"))
+    flaky._errors *= 2
+    with pytest.raises(UserError, match="may run on"):
+        jobs.follow(flaky, "mine")
+
+
+def test_attempts_are_counted_by_number() -> None:
+    known = ["run", "run-10", "run-2", "runs", "run-b", None, "other"]
+    client = SimpleNamespace(list_jobs=lambda: [SimpleNamespace(submission_id=name) for name in known])
+    earlier = jobs.attempts(client, "run")
+    assert [job.submission_id for job in earlier] == ["run", "run-2", "run-10"]
+    assert jobs.next_id("run", earlier) == "run-11"
+    assert jobs.next_id("run", []) == "run"
 
 
 def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
