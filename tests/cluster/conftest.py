@@ -20,5 +20,6 @@ def two_nodes(hub_token: str) -> Iterator[LocalCluster]:
     """Its nodes know a secret, and the head misses a failing node within three seconds."""
     quick = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
     environment = {f"RAY_health_check_{name}": value for name, value in quick.items()}
-    with LocalCluster(2, cpus=1, environment={**environment, "HUB_TOKEN": hub_token}) as cluster:
+    environment |= {"HUB_TOKEN": hub_token, "RAY_metrics_report_interval_ms": "1000"}
+    with LocalCluster(2, cpus=1, environment=environment) as cluster:
         yield cluster
