@@ -26,19 +26,20 @@ _STAGING = ".staging-"
 
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Turn an OSError within into a `UserError` that says the folder cannot be written, and why."""
+    """Turn an OSError within into a `UserError` that says that the folder cannot be written, and why."""
     try:
         yield
     except OSError as error:
         reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
-        raise UserError(
-            f"Cannot write to the output folder {root} ({reason}); make room, or name another output."
-        ) from error
+        raise UserError(f"Cannot write to the folder {root} ({reason}); make room, or name another folder.") from error
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the root for this process. Raises `UserError` where another one holds it, or the root cannot be written."""
+def locked(root: Path, busy: str = "prepares data") -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however that ends.
+
+    busy: what a process that holds it does. Raises `UserError` where another one holds it, or it cannot be written.
+    """
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("w")
@@ -46,7 +47,7 @@ def locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another process prepares data in {root}; wait for it, or name another output.") from None
+            raise UserError(f"Another process {busy} in {root}; wait for it, or name another folder.") from None
         except OSError:
             pass  # a file system without locks: runs are the user's to keep apart
         yield
@@ -67,11 +68,13 @@ def staging(root: Path) -> Iterator[Path]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a whole, undamaged set stands in `folder`: every shard is compared with the manifest."""
+    """Whether a whole, undamaged set stands in `folder`: shards and tokenizer are compared with the manifest."""
     if not folder.is_dir():
         return False
     try:
-        return ShardSet.open(folder).folder == folder
+        shards = ShardSet.open(folder)
+        shards.tokenizer()
+        return shards.folder == folder
     except UserError:
         return False
 

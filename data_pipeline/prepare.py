@@ -21,14 +21,30 @@ from data_pipeline.config import PRESETS, SAMPLE, PrepareConfig
 if TYPE_CHECKING:
     from data_pipeline.manifest import Job
 
+LABELS = ("bartscore", "bertscore", "rougeL")
+"""The scores that are proposed as the label, where there are several."""
+
 
 def main(config: PrepareConfig) -> None:
     """Prepare shards: read JSON lines, check every row, tokenize each candidate, write Parquet and a manifest."""
-    prepare(config)
+    folder = prepare(config)
     ours = config.input == SAMPLE and config.tokenizer == SAMPLE
-    root = Path(config.output).expanduser().absolute()
-    options = "--config sample" if ours else "--config scratch --data.label <score>"
-    print(f"next: python -m urg.train {options} --data.shards {root}")
+    print("next:", _next_step(folder, "sample" if ours else "scratch"))
+
+
+def _next_step(folder: Path, preset: str) -> str:
+    """The command that trains on the set in `folder`, or what is missing for it."""
+    from data_pipeline.shards import ShardSet
+
+    shards = ShardSet.open(folder, verify=False)
+    missing = [name for name in ("train", "dev") if name not in shards.splits]
+    if missing:
+        return f"no row is in {' or '.join(missing)}, which training needs: see --fractions, or add rows"
+    labels = [name for name in LABELS if name in shards.score_names] or list(shards.score_names)
+    if not labels:
+        return "no candidate has a score to rank by: put scores into candidates[].scores and prepare again"
+    label = "" if preset == "sample" else f" --data.label {labels[0]}"
+    return f"python -m urg.train --config {preset}{label} --data.shards {folder.parent}"
 
 
 def prepare(config: PrepareConfig) -> Path:

@@ -175,7 +175,7 @@ class EvalConfig:
     """Evaluation on the dev split while training, and how the best checkpoint is chosen."""
 
     every: int = 1000
-    """Steps between evaluations; each one also writes a checkpoint. The last step always has one."""
+    """Steps between evaluations; each one also writes a checkpoint (see `checkpoint_every`). The last step has one."""
     rows: int | None = None
     """Rows of the dev split to use; null for all."""
     batch: int = 16
@@ -259,6 +259,8 @@ class TrainConfig:
     resume: str = "auto"
     """`auto` continues the run of this name where it stopped, `never` refuses to touch one, a path continues from that
     checkpoint."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
     """Checkpoints kept: the newest, and the best ones by `eval.metric`."""
     dry_run: bool = False
@@ -291,6 +293,12 @@ class TrainConfig:
             "eval.metric",
             self.eval.metric,
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
+        )
+        _require(
+            self.checkpoint_every is None or self.checkpoint_every >= 1,
+            "checkpoint_every",
+            self.checkpoint_every,
+            "must be at least 1, or null for one at each evaluation.",
         )
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1.")
 
@@ -383,8 +391,8 @@ class EvaluateConfig:
     """Longest fused text, in tokens; null: the model's default."""
     batch_size: int = 16
     """Rows that the model ranks and fuses at once."""
-    device: str = "cpu"
-    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda."""
+    device: str | None = None
+    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
     seed: int = 0
     """Seeds the random system."""
     cases: int = 9

@@ -16,7 +16,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from urg.evaluation.comparison import Comparison
     from urg.evaluation.results import Provenance
 
+FEW_ROWS = 100
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.parquet", "report.html"
 
 
@@ -45,12 +46,20 @@ def load_ensemble(config: EvaluateConfig) -> Ensemble:
     return Ensemble.from_pretrained(str(config.model), device=config.device, batch_size=config.batch_size)
 
 
+def _on_device(config: EvaluateConfig) -> EvaluateConfig:
+    """The configuration with its device named: a GPU where there is one. UserError for one that is not there."""
+    from urg.ensemble import resolve_device
+
+    return replace(config, device=str(resolve_device(config.device)))
+
+
 def evaluate(config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble] = load_ensemble) -> Comparison:
     """Run the evaluation, write its three files, print its table. load: makes the ensemble where a model is named."""
     from data_pipeline.shards import ShardSet
     from urg.evaluation.results import Provenance
 
     output = _writable(Path(config.output).expanduser().absolute())
+    config = _on_device(config)
     shards = ShardSet.open(config.shards)
     model = model_facts(config.model)
     rows, label = _rows(shards, config), _label(shards, config, model)
@@ -160,6 +169,8 @@ def notes(data: dict[str, Any], model: dict[str, Any]) -> tuple[str, ...]:
     found = []
     if data["generated"]:
         found.append("The data are generated and their models simulated: no figure here says anything of real models.")
+    if data["rows"] < FEW_ROWS:
+        found.append(f"Only {data['rows']} rows: most differences between systems are chance.")
     if model and not model["trained"]:
         found.append("The URG model is untrained (0 steps): its rows show what random weights do.")
     if model and model["label"] not in (None, data["label"]):

@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "dry_run",
     "engine.max_failures",
     "engine.timeout_s",
+    "checkpoint_every",
     "keep_checkpoints",
     "storage",
     "tracking.",
@@ -58,6 +59,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
 
     Raises UserError for what the user can mend.
     """
+    from data_pipeline.commit import locked
     from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
 
     config = _with_absolute_paths(config)
@@ -68,12 +70,13 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     plan = Plan.of(config, training_rows(config, training_and_dev(config, shards)[0]))
     run = Path(config.storage) / config.name
     identity = {"config": _flat(config), "data": shards.manifest["key"]}
-    resume_from = _prepare_run_folder(config, run, identity)
-    if _steps_done(run) >= plan.steps:
-        print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
-        return run / "model"
-    print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
-    _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
+    with locked(run, busy="trains"):
+        resume_from = _prepare_run_folder(config, run, identity)
+        if _is_done(run, plan.steps):
+            print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
+            return run / "model"
+        print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
+        _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
     return run / "model"
 
 
@@ -101,11 +104,13 @@ def _absolute_if_folder(name: str | None) -> str | None:
 
 
 def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
-    """Make or check the run's folder; returns the checkpoint that `--resume PATH` names."""
+    """Check the run's folder and write what it is; returns the checkpoint that `--resume PATH` names."""
+    from data_pipeline.commit import writing
     from urg.training import checkpoints
 
     resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
     if resume_from is not None:
+        checkpoints.require_whole(resume_from)
         state = checkpoints.load_state(resume_from)
         if state["world"] != config.engine.workers:
             raise UserError(
@@ -116,14 +121,9 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
         if config.resume == "never":
             raise UserError(f"run folder {run} exists: choose another --name, or --resume auto to continue it.")
         _require_same_run(run, json.loads(stored.read_text()), identity)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
+    with writing(run):
         checkpoints.write_json(stored, identity)
         (run / "config.yaml").write_text(_yaml(config))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the run folder {run} ({error.strerror}): choose another --storage."
-        ) from error
     return resume_from
 
 
@@ -142,12 +142,14 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def _steps_done(run: Path) -> int:
-    """Steps of the newest whole checkpoint that has a published model; 0 without one."""
+def _is_done(run: Path, steps: int) -> bool:
+    """Whether the run's last checkpoint is there and whole, and its model published."""
     from urg.training import checkpoints
 
+    if checkpoints.last_step(run) < steps or not (run / "model").is_dir():
+        return False
     newest, _ = checkpoints.newest_whole(run)
-    return int(checkpoints.load_state(newest)["step"]) if newest and (run / "model").is_dir() else 0
+    return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
 
 
 def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> None:

@@ -94,7 +94,7 @@ def test_the_command_starts_ray_itself_and_prints_plain_lines(
     first = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=Path(__file__).parents[2])
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.splitlines()[-1] == (
-        f"next: python -m urg.train --config scratch --data.label <score> --data.shards {root}"
+        f"next: python -m urg.train --config scratch --data.label bartscore --data.shards {root}"
     )
     assert f"prepared: {ShardSet.open(root).folder}" in first.stdout
     assert ShardSet.open(root).lengths.response == 9
@@ -204,6 +204,19 @@ def test_a_rerun_does_nothing_and_another_configuration_gets_its_own_folder(
     assert not list((tmp_path / "out").glob(".staging*"))
 
 
+@pytest.mark.parametrize("part", ["shard", "tokenizer"])
+def test_a_damaged_set_is_made_again(
+    without_ray: None, config: Callable[..., PrepareConfig], write_rows: Write, make_rows: Rows, part: str
+):
+    path = write_rows("a.jsonl", make_rows(30))
+    folder = prepare(config(path))
+    file = min(folder.glob("train*.parquet")) if part == "shard" else folder / "tokenizer" / "tokenizer.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert prepare(config(path)) == folder
+    assert file.read_bytes() == whole
+
+
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_full_disk_leaves_what_was_there_and_the_next_run_succeeds(
     without_ray: None,
@@ -251,8 +264,9 @@ def test_an_output_that_cannot_be_written_is_refused(
     config: Callable[..., PrepareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Cannot write to the output folder"):
-        prepare(config(tmp_path / "a.jsonl", output=str(tmp_path / "file" / "out")))
+    for output in (tmp_path / "file" / "out", Path("/sys/out")):  # a file in the way; read-only, for root too
+        with pytest.raises(UserError, match="Cannot write to the folder"):
+            prepare(config(tmp_path / "a.jsonl", output=str(output)))
 
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))

@@ -116,8 +116,16 @@ def test_a_base_model_that_is_not_there_is_one_sentence(
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="choose another --storage"):
-        train(make(storage=tmp_path / "file" / "runs"))
+    for storage in (tmp_path / "file" / "runs", Path("/sys/runs")):  # a file in the way; read-only, for root too
+        with pytest.raises(UserError, match=f"Cannot write to the folder {storage}/urg"):
+            train(make(storage=storage))
+
+
+def test_one_run_folder_is_held_by_one_driver(make: Make, tmp_path: Path) -> None:
+    from data_pipeline.commit import locked
+
+    with locked(tmp_path / "runs" / "urg"), pytest.raises(UserError, match="Another process trains in"):
+        train(make())
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--dry_run", "--dry_run=true", "--dry-run=true"])

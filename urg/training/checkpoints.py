@@ -73,11 +73,20 @@ def remove_unfinished(run: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """The training state of a verified checkpoint. Raises UserError where it is damaged."""
+def require_whole(folder: Path) -> None:
+    """Raise UserError where a checkpoint that the user named is damaged."""
     wrong = damage(folder)
     if wrong:
         raise UserError(f"cannot resume from checkpoint: {wrong} Name another one with --resume, or use --resume auto.")
+
+
+def last_step(run: Path) -> int:
+    """The step of the newest finished checkpoint, whole or not; 0 without one. Reads no more than names."""
+    return max((_recency(folder)[0] for folder in run.glob(f"{PREFIX}*") if (folder / MANIFEST).is_file()), default=0)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a checkpoint that has been verified, and the number of workers that wrote it."""
     return {**json.loads((folder / STATE).read_text()), "world": json.loads((folder / MANIFEST).read_text())["world"]}
 
 

@@ -29,6 +29,9 @@ from urg.training.process import build_model, prepare_process, seed_everything
 from urg.training.state import REFUSAL, Job, TrainState
 from urg.training.window import Window
 
+UNDEFINED = -1e30
+"""The score of a checkpoint that was not evaluated, or whose dev rows do not define the metric: never the best."""
+
 
 def train_worker(settings: dict[str, Job]) -> None:
     """The function that Ray Train runs on each worker; `settings["job"]` says what to do."""
@@ -75,7 +78,9 @@ class Trainer:
             if step % self.config.tracking.log_every == 0 or step == self.plan.steps:
                 self._log_window()
             if step % self.config.eval.every == 0 or step == self.plan.steps:
-                self._evaluate_and_checkpoint()
+                self._checkpoint(self._evaluate())
+            elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
+                self._checkpoint({})
         self.tracker.log_artifact(self.job.run / "model" / CARD_FILE)
 
     def _train_step(self) -> None:
@@ -137,28 +142,30 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
         self.log.line(f"step {step}/{self.plan.steps}  loss {loss:.4f}  {shown}  {values['tokens_per_s']:.0f} tokens/s")
 
-    def _evaluate_and_checkpoint(self) -> None:
-        """Measure the dev split, write a checkpoint, and publish its model where it is the best so far."""
+    def _evaluate(self) -> dict[str, float]:
+        """Measure the dev split; note in the state where the model is the best so far."""
+        metrics, step = self.dev.evaluate(self.engine.module, self.engine.device), self.state.step
+        score = metrics.get(self.config.eval.metric, UNDEFINED)
+        if self.state.best_metric is None or score > self.state.best_metric:
+            self.state.best_metric, self.state.best_step = score, step
+        if self.rank == 0:
+            self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, step)
+            record_evaluation(self.job.run, step, metrics)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            best = "  (best so far)" if self.state.best_step == step else ""
+            self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")
+        return metrics
+
+    def _checkpoint(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint, and publish its model where it is the best so far. metrics: of the dev split, or none."""
         import ray.train
         from ray.train import Checkpoint
 
-        metrics = self.dev.evaluate(self.engine.module, self.engine.device)
-        score = metrics.get(self.config.eval.metric, float("-inf"))  # undefined on these rows: never an improvement
-        improved = self.state.best_metric is None or score > self.state.best_metric
-        if improved:
-            self.state.best_metric, self.state.best_step = score, self.state.step
         folder = self._write_checkpoint(metrics)
-        if self.rank == 0:
-            self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, self.state.step)
-            record_evaluation(self.job.run, self.state.step, metrics)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            self.log.line(
-                f"step {self.state.step}/{self.plan.steps}  dev: {shown}{'  (best so far)' if improved else ''}"
-            )
-            if improved:
-                checkpoints.publish(folder / "model", self.job.run / "model")
+        if self.rank == 0 and self.state.best_step == self.state.step:
+            checkpoints.publish(folder / "model", self.job.run / "model")
         ray.train.report(
-            {**metrics, "step": self.state.step, "score": max(score, -1e30)},
+            {**metrics, "step": self.state.step, "score": metrics.get(self.config.eval.metric, UNDEFINED)},
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )

@@ -52,7 +52,7 @@ def test_any_damage_is_found_named_and_passed_over(tmp_path: Path, fault: str) -
     assert found == older
     assert len(passed_over) == 1
     with pytest.raises(UserError, match="cannot resume"):
-        checkpoints.load_state(newer)
+        checkpoints.require_whole(newer)
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

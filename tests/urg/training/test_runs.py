@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,20 +99,35 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(
 
 def test_a_new_run_can_start_from_a_checkpoint_of_another(make_config: Make, ray_started: None) -> None:
     """`--resume PATH`: the first three steps of one run and the last three of another are one run of six."""
-    whole = make_config("whole")
+    whole = make_config("whole", eval__every=6, checkpoint_every=3)
     train(whole)
     first = min((Path(whole.storage) / "whole").glob("checkpoint-*"))
-    rest = make_config("rest", resume=first)
+    assert first.name.startswith("checkpoint-00000003-")  # written without an evaluation
+    rest = make_config("rest", resume=first, eval__every=6)
     train(rest)
     assert sorted(_losses(Path(rest.storage) / "rest")) == [4, 5, 6]
     for name, weight in _final(Path(whole.storage) / "whole").items():
         assert torch.equal(weight, _final(Path(rest.storage) / "rest")[name]), name
 
 
+def test_a_base_model_cut_short_is_refused_by_the_workers_in_one_sentence(
+    make_config: Make, ray_started: None, tmp_path: Path
+) -> None:
+    from data_pipeline.errors import UserError
+    from data_pipeline.sample import BASE_MODEL
+
+    base = tmp_path / "base"
+    shutil.copytree(BASE_MODEL, base)
+    os.truncate(base / "model.safetensors", 4_000_000)
+    with pytest.raises(UserError, match=r"base cannot be loaded .*; copy, download or export it again"):
+        train(make_config(model__base=base))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"engine__zero_stage": 0},
+        {"engine__offload_optimizer": True, "engine__dtype": "bf16"},
         {"engine__zero_stage": 1, "engine__dtype": "bf16", "engine__activation_checkpointing": True},
         {"engine__zero_stage": 3, "engine__workers": 2},
         {"engine__zero_stage": 3, "engine__workers": 2, "engine__dtype": "bf16"},
