@@ -62,7 +62,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     from data_pipeline.commit import locked
     from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
 
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     shards = open_data(config)
     # Pinned: a later `prepare` under the same root must not change the data of a run.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(shards.folder)))
@@ -80,7 +80,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     return run / "model"
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Workers run in other folders: every path is made absolute here, once."""
     if "://" in config.storage:
         raise UserError(

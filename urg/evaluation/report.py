@@ -36,10 +36,11 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) 
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),
     ]
-    return _document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
+    return document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
 
 
-def _document(title: str, body: str, has_figures: bool) -> str:
+def document(title: str, body: str, has_figures: bool) -> str:
+    """A whole page that needs nothing from elsewhere. body: HTML, already escaped."""
     scripts = ""
     if has_figures:
         from plotly.offline import get_plotlyjs
@@ -148,18 +149,19 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _figures(drawn: Sequence[Figure]) -> str:
-    inner = "".join(_figure(index, figure) for index, figure in enumerate(drawn))
+    inner = "".join(figure_card(f"figure-{index}", figure) for index, figure in enumerate(drawn))
     return f'<h2>How URG ranks</h2><div class="figures">{inner}</div>' if drawn else ""
 
 
-def _figure(index: int, figure: Figure) -> str:
+def figure_card(name: str, figure: Figure) -> str:
+    """A card with a figure. name: its element id, one of its own in the page."""
     # "<" and "&" as \\u escapes: no text can end the script element, and JSON.parse gives the same string back
     source = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False)
     safe = source.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return (
         f'<div class="card"><h3>{html.escape(figure.title)}</h3><small>{html.escape(figure.explanation)}</small>'
-        f'<div class="plot" id="figure-{index}"></div>'
-        f'<script type="application/json" data-figure="figure-{index}">{safe}</script></div>'
+        f'<div class="plot" id="{name}"></div>'
+        f'<script type="application/json" data-figure="{name}">{safe}</script></div>'
     )
 
 
