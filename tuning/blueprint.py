@@ -106,6 +106,8 @@ def draw_up(config: SweepConfig) -> Blueprint:
     from urg.tracking import absolute_uri
     from urg.tracking.loggable import flatten
 
+    if "://" in config.storage:
+        raise UserError(f"storage {config.storage}: give a folder, on several nodes one that they share.")
     storage = Path(config.storage).expanduser().absolute()
     config = dataclasses.replace(config, storage=str(storage))
     given = read_file(config.base, TRAIN_PRESETS)

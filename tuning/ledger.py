@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipeline.errors import UserError
-from tuning.blueprint import Blueprint, Unit, first_rung
+from tuning.blueprint import Blueprint, first_rung
 from tuning.space import Point
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Ledger:
                 storage=f"sqlite:///{path}",
                 study_name=config.name,
                 directions=["maximize"] * len(config.objective),
-                sampler=_sampler(blueprint),
+                sampler=_sampler(blueprint, 0),
                 pruner=_pruner(blueprint, steps),
                 load_if_exists=True,
             )
@@ -130,6 +130,8 @@ class Ledger:
         """The values of a trial: those that it has, and, where a kill came in between, the missing ones."""
         import optuna
 
+        # A sampler for each trial, so that a session does not repeat the random draws of the one before it.
+        self.study.sampler = _sampler(self.blueprint, number)
         trial = optuna.Trial(self.study, self._frozen(number)._trial_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CMA-ES says for each conditional parameter that it draws it at random
@@ -205,10 +207,13 @@ def _planned(blueprint: Blueprint) -> list[Mapping[str, Any]]:
     return [*first, *(blueprint.space.grid() if blueprint.config.searcher == "grid" else [])]
 
 
-def _sampler(blueprint: Blueprint) -> BaseSampler:
+def _sampler(blueprint: Blueprint, number: int) -> BaseSampler:
+    """What draws the point of a trial; seeded by the sweep's seed and the trial's number."""
+    import numpy as np
     from optuna import samplers
 
-    kind, seed = blueprint.config.searcher, blueprint.config.seed
+    kind = blueprint.config.searcher
+    seed = int(np.random.SeedSequence([blueprint.config.seed, number]).generate_state(1)[0])
     if kind == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate and group are marked experimental

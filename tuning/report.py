@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def report_markdown(ledger: Ledger) -> str:
         lines += [f"Best: trial {best.number}, {_values(ledger, best)}; configuration in `best.yaml`.", ""]
         lines += [f"- `{key}`: {_shown(value)}" for key, value in ledger.values(best.number).items()] + [""]
     if weights := importances(ledger):
-        lines += ["What mattered (share of the objective's variance, PED-ANOVA):", ""]
+        lines += ["What mattered (share of the objective's variance, fANOVA over finished trials):", ""]
         lines += [f"- `{key}`: {weight:.2f}" for key, weight in weights.items()] + [""]
     head, rows = _rows(ledger)
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -51,12 +51,13 @@ def sections(ledger: Ledger) -> list[Section]:
 
 def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
     """Share of an objective's variance by parameter, the largest first; {} where too few trials have finished."""
-    from optuna.importance import get_param_importances
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return dict(get_param_importances(ledger.study, target=_target(index)))
+            evaluator = FanovaImportanceEvaluator(seed=0)
+            return dict(get_param_importances(ledger.study, evaluator=evaluator, target=_target(index)))
     except (ValueError, RuntimeError):
         return {}
 
@@ -68,7 +69,7 @@ def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
     weights = importances(ledger, index)
     parameters = list(weights) or sorted({key for trial in _finished(ledger) for key in trial.params})
     history = "Each finished trial, and the best so far."
-    share = "Share of the objective's variance that a parameter explains (PED-ANOVA)."
+    share = "Share of the objective's variance that a parameter explains, over finished trials (fANOVA)."
     pairs = itertools.combinations(parameters[:CONTOURS], 2)
     many = {"slices": [(key, lambda key=key: visualization.plot_slice(study, [key], **options)) for key in parameters]}
     many["contours"] = [

@@ -44,7 +44,13 @@ def make_sweep(tmp_path: Path, overrides: dict[str, Any]) -> Callable[..., Sweep
     """make_sweep(field=value, …): a sweep of tiny trials; `overrides` are added to the fixture's."""
 
     def make(**given: Any) -> SweepConfig:
-        values = {"name": "tiny", "storage": str(tmp_path / "runs"), "objective": ["label"], "space": SPACE, "trials": 6}
+        values = {
+            "name": "tiny",
+            "storage": str(tmp_path / "runs"),
+            "objective": ["label"],
+            "space": SPACE,
+            "trials": 6,
+        }
         given["overrides"] = overrides | given.get("overrides", {})
         return SweepConfig(**(values | given))
 

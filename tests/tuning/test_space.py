@@ -57,7 +57,9 @@ def test_the_grid_is_every_combination_once() -> None:
     grid = space.grid()
     assert len(grid) == 3 * 2 * (1 + 1 + 4)
     assert len({tuple(sorted(point.items())) for point in grid}) == len(grid)
-    assert [d.key for d in space.dimensions].index("loss.rank_loss") < [d.key for d in space.dimensions].index("loss.tau")
+    assert [d.key for d in space.dimensions].index("loss.rank_loss") < [d.key for d in space.dimensions].index(
+        "loss.tau"
+    )
 
 
 def test_the_bases_point_has_the_names_that_optuna_knows() -> None:
