@@ -23,8 +23,8 @@ class SchedulerConfig:
     kind: Literal["none", "asha"] = "none"
     """`asha`: at each rung only the best 1/`reduction` of the trials that have reached it go on (Li et al. 2020)."""
     grace: int | None = None
-    """Steps of the first rung, before which no trial is ended; null: the first evaluation at or after a third of the
-    steps, divided by `reduction` for each further rung that fits."""
+    """Steps of the first rung, before which no trial is ended; null: a ninth (1/η²) of the steps, rounded up to an
+    evaluation."""
     reduction: int = 3
     """η: each rung is so many times later than the one before, and keeps one in so many trials."""
 

@@ -112,7 +112,7 @@ class Ledger:
 
     def begun(self) -> int:
         """Trials that have begun, ended ones included."""
-        return sum(not trial.state.name == "WAITING" for trial in self.study.get_trials(deepcopy=False))
+        return sum(trial.state.name != "WAITING" for trial in self.study.get_trials(deepcopy=False))
 
     def interrupted(self) -> list[int]:
         """Trials that have begun and not ended."""

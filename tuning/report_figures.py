@@ -57,7 +57,7 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = FanovaImportanceEvaluator(seed=0)
-            return dict(get_param_importances(ledger.study, evaluator=evaluator, target=_target(index)))
+            return dict(get_param_importances(ledger.study, evaluator=evaluator, target=_target(ledger, index)))
     except (ValueError, RuntimeError):
         return {}
 
@@ -65,7 +65,7 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
 def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
     from optuna import visualization
 
-    study, options = ledger.study, {"target": _target(index), "target_name": name}
+    study, options = ledger.study, {"target_name": name, "target": _target(ledger, index)}
     weights = importances(ledger, index)
     parameters = list(weights) or sorted({key for trial in _finished(ledger) for key in trial.params})
     history = "Each finished trial, and the best so far."
@@ -102,8 +102,9 @@ def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
     ]
 
 
-def _target(index: int) -> Callable[[FrozenTrial], float]:
-    return lambda trial: trial.values[index]
+def _target(ledger: Ledger, index: int) -> Callable[[FrozenTrial], float] | None:
+    """What Optuna plots; None, for the only objective, lets it know that more is better."""
+    return None if len(ledger.blueprint.config.objective) == 1 else lambda trial: float(trial.values[index])
 
 
 def _finished(ledger: Ledger) -> list[FrozenTrial]:

@@ -135,7 +135,7 @@ class LedgerSearcher(Searcher):
         if outcome is None:
             return False
         self._count_time()
-        if outcome.reason.startswith(NEVER):
+        if outcome.reason.startswith(NEVER) and all(t.state.name == "FAIL" for t in self._ledger.ended()):
             self.refusal = f"{outcome.reason} ({trial_name(number)})"
         self._settle(number, outcome)
         return True

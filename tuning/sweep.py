@@ -126,6 +126,7 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
     """Let Ray Tune run trials until the searcher has no more, or the user interrupts."""
     # Tune's progress table and its per-trial CSV and TensorBoard files: the runs have their own logs.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 
     from tuning.trial import run_unit

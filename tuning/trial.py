@@ -33,8 +33,8 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Me
 def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
     """Tune's function: train one unit; report `step`, `objective` and every dev metric at each evaluation.
 
-    settings: number, fold, point, tags for MLflow, and shards where they are not the base's. Raises RuntimeError with the outcome's
-    reason where the run failed, so that Tune counts it as failed too.
+    settings: number, fold, point, tags for MLflow, and shards where they are not the base's. Raises RuntimeError with
+    the outcome's reason where the run failed, so that Tune counts it as failed too.
     """
     unit = Unit(settings["number"], settings["fold"])
     run = blueprint.trials_folder / unit.name
