@@ -71,6 +71,9 @@ class SweepConfig:
     """Runs at once; null: as many as the cluster has room for. Give it where the cluster grows on demand."""
     retries: int = 1
     """How often a trial goes on from its last checkpoint after it lost a process, before it counts as failed."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of trials that have ended, with their optimizer state; their best models stay in any
+    case."""
     seed: int = 0
     """Seeds the searcher."""
     resume: bool = True
@@ -80,7 +83,7 @@ class SweepConfig:
     register: str | None = None
     """Name in MLflow's model registry for the best model, which gets the alias `champion`; null: the sweep's name."""
     dry_run: bool = False
-    """Print the plan: points, resources, runs at once; write nothing."""
+    """Print the checked space, the steps, what a trial takes and when ASHA ends trials; write nothing."""
 
     def __post_init__(self) -> None:
         valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")

@@ -50,7 +50,7 @@ def _dimension(blueprint: Blueprint, dimension: Dimension) -> str:
 
 def _data(blueprint: Blueprint) -> list[str]:
     """Steps and rungs by the shards, where they are there already."""
-    from tuning.sweep import planned
+    from tuning.data import planned
 
     if blueprint.prepare is not None:
         return [f"data        prepared from {blueprint.prepare.input}, a set for each choice of lengths"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from urg.training import checkpoints
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from tuning.blueprint import Blueprint
     from tuning.ledger import Ledger
     from tuning.tracking import SweepTracking
     from urg.config import TrainConfig
@@ -25,15 +29,24 @@ def finish(ledger: Ledger, tracking: SweepTracking) -> None:
         print("no trial has finished: see the reasons in the report.")
     else:
         tags = _keep_best(ledger, tracking, best)
+    for trial in ledger.ended():
+        drop_checkpoints(ledger.blueprint, trial.number)
     files = write_report(ledger)
     tracking.settle_left()
     tracking.close([*files, *([folder / "best.yaml"] if best else [])], tags)
 
 
+def drop_checkpoints(blueprint: Blueprint, number: int) -> None:
+    """Delete what an ended trial could go on from, unless `keep_checkpoints` is set; its best model stays."""
+    if blueprint.config.keep_checkpoints:
+        return
+    for unit in blueprint.units(number):
+        for folder in (blueprint.trials_folder / unit.name).glob(f"{checkpoints.PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _keep_best(ledger: Ledger, tracking: SweepTracking, best: FrozenTrial) -> dict[str, str]:
     """best.yaml, the model, the registry; tags that name them."""
-    from urg.training.checkpoints import publish
-
     blueprint, folder = ledger.blueprint, ledger.blueprint.folder
     values = dict(zip(blueprint.config.objective, best.values, strict=True))
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -43,7 +56,7 @@ def _keep_best(ledger: Ledger, tracking: SweepTracking, best: FrozenTrial) -> di
     run = blueprint.trials_folder / blueprint.units(best.number)[0].name
     if blueprint.config.folds or not (run / "model").is_dir():
         return tags  # the folds' models have each seen a part of the data only
-    publish(run / "model", folder / "best")
+    checkpoints.publish(run / "model", folder / "best")
     registered = tracking.register(run, best.number, values)
     if registered:
         print(f"registered: {registered}")
@@ -61,7 +74,7 @@ def best_yaml(ledger: Ledger, best: FrozenTrial) -> str:
 
 
 def _final(ledger: Ledger, best: FrozenTrial) -> TrainConfig:
-    from tuning.sweep import prepared
+    from tuning.data import prepared
 
     blueprint, point = ledger.blueprint, ledger.values(best.number)
     config = blueprint.train_config(point, blueprint.units(best.number)[0], prepared(blueprint, point))

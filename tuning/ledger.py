@@ -155,6 +155,7 @@ class Ledger:
 
     def tell(self, number: int) -> Outcome | None:
         """Close a trial whose runs all have an outcome, and say which; None where one of them has not."""
+        import optuna
         from optuna.trial import TrialState
 
         outcomes = [read_outcome(self.blueprint.trials_folder / unit.name) for unit in self.blueprint.units(number)]
@@ -165,8 +166,9 @@ class Ledger:
         frozen = self._frozen(number)
         if frozen.state.is_finished():
             return outcome
+        trial = optuna.Trial(self.study, frozen._trial_id)
         for key, value in (dataclasses.asdict(outcome) | {"spread": spread}).items():
-            self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+            trial.set_user_attr(key, value)
         if outcome.state == "finished":
             self.study.tell(number, outcome.values)
         else:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONTOURS = 4
 """Parameters, the most important ones, of which every pair gets a contour."""
+FEW = 2
+"""Finished trials for each parameter, below which nothing is said of what matters."""
 _COLOURS = {"COMPLETE": "--accent", "PRUNED": "--third", "FAIL": "--second"}
 _LABELS = {"COMPLETE": "finished", "PRUNED": "ended early", "FAIL": "failed"}
 
@@ -53,6 +55,9 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
     """Share of an objective's variance by parameter, the largest first; {} where too few trials have finished."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+    finished = _finished(ledger)
+    if len(finished) < FEW * max((len(trial.params) for trial in finished), default=1):
+        return {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,7 +87,7 @@ def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
                 *_tried("History", history, lambda: visualization.plot_optimization_history(study, **options)),
                 *(_importance(weights, share) if weights else []),
             ],
-            "" if weights else "What matters most cannot be said of so few finished trials.",
+            "" if weights else f"What matters cannot be said of fewer than {FEW} finished trials for each parameter.",
         ),
         Section(
             f"{name} by parameters together",

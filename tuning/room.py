@@ -30,7 +30,7 @@ def runs_at_once(nodes: Sequence[Resources], engine: EngineConfig, wanted: int |
         per_worker = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
         raise UserError(
             f"one trial needs {workers} worker{'s' * (workers > 1)} of {per_worker} each, and there is room for "
-            f"{slots} (nodes: {there or 'none'}): lower engine.workers or engine.cpus_per_worker by `overrides`, start on a "
-            "larger cluster, or give --concurrency on one that grows."
+            f"{slots} (nodes: {there or 'none'}): lower engine.workers or engine.cpus_per_worker by `overrides`, start "
+            "on a larger cluster, or give --concurrency on one that grows."
         )
     return min(slots // workers, wanted or slots)

@@ -11,7 +11,6 @@ The same command again goes on where it stopped, however it stopped.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -29,10 +28,20 @@ if TYPE_CHECKING:
     from tuning.search import LedgerScheduler, LedgerSearcher
     from tuning.space import Point
     from tuning.tracking import SweepTracking
-    from urg.config import TrainConfig
 
 # What may differ when a sweep is resumed: how far and where it runs, not what it searches.
-FREE_ON_RESUME = ("trials", "hours", "concurrency", "retries", "resume", "dry_run", "storage", "experiment", "register")
+FREE_ON_RESUME = (
+    "trials",
+    "hours",
+    "concurrency",
+    "retries",
+    "resume",
+    "dry_run",
+    "keep_checkpoints",
+    "storage",
+    "experiment",
+    "register",
+)
 
 
 def main(config: SweepConfig) -> None:
@@ -54,8 +63,9 @@ def sweep(config: SweepConfig) -> Path:
     from data_pipeline.commit import locked, writing
     from data_pipeline.ray_session import ray_session
     from tuning.blueprint import draw_up
+    from tuning.data import pinned
 
-    blueprint = draw_up(config)
+    blueprint = pinned(draw_up(config))
     folder = blueprint.folder
     with locked(folder, busy="sweeps"):
         _require_same_sweep(blueprint)
@@ -71,6 +81,7 @@ def _run(blueprint: Blueprint) -> None:
     import ray
 
     from tuning.blueprint import require_choice_of_candidates
+    from tuning.data import planned, prepared
     from tuning.finish import finish
     from tuning.ledger import Ledger
     from tuning.room import runs_at_once
@@ -99,6 +110,8 @@ def _run(blueprint: Blueprint) -> None:
 
 def _searcher(ledger: Ledger, tracking: SweepTracking) -> tuple[LedgerSearcher, LedgerScheduler]:
     """What tells Tune which trial comes next, and when one ends early."""
+    from tuning.data import planned, prepared
+    from tuning.finish import drop_checkpoints
     from tuning.search import LedgerScheduler, LedgerSearcher
 
     blueprint = ledger.blueprint
@@ -115,6 +128,7 @@ def _searcher(ledger: Ledger, tracking: SweepTracking) -> tuple[LedgerSearcher, 
         print(_line(ledger, number, outcome), flush=True)
         tracking.settle(number, outcome)
         tracking.log_history()
+        drop_checkpoints(blueprint, number)
 
     def steps(point: Point) -> int:
         return planned(blueprint.train_config(point, blueprint.units(0)[0], prepared(blueprint, point)))[0]
@@ -158,39 +172,6 @@ def _tune_name(trial: Any) -> str:
     from tuning.blueprint import Unit
 
     return Unit(trial.config["number"], trial.config["fold"]).name
-
-
-def prepared(blueprint: Blueprint, point: Point) -> str | None:
-    """The shards that a point needs, prepared if they are not; None where all trials use the base's."""
-    from data_pipeline.prepare import prepare
-
-    config = blueprint.prepare_config(point)
-    return None if config is None else _prepared(json.dumps(dataclasses.asdict(config), sort_keys=True), prepare)
-
-
-_SETS: dict[str, str] = {}
-
-
-def _prepared(settings: str, prepare: Any) -> str:
-    from data_pipeline.config import PrepareConfig
-    from tuning.values import build
-
-    if settings not in _SETS:
-        _SETS[settings] = str(prepare(build(PrepareConfig, json.loads(settings), {})))
-    return _SETS[settings]
-
-
-def planned(config: TrainConfig) -> tuple[int, int]:
-    """(steps of a run, the largest number of candidates of a training row), by the manifest alone."""
-    from data_pipeline.shards import ShardSet
-    from urg.training.plan import Plan
-
-    shards, name = ShardSet.open(config.data.shards, verify=False), config.data.train_split
-    if name not in shards.splits:
-        raise UserError(f"{shards.folder} has no split {name}; it has {', '.join(shards.splits)}.")
-    facts = shards.manifest["splits"][name]
-    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
-    return Plan.of(config, min(rows, config.data.limit or rows)).steps, int(facts["candidates"]["max"])
 
 
 def _identity(blueprint: Blueprint) -> dict[str, Any]:

@@ -180,6 +180,8 @@ class SweepTracking:
 def _outcome_tags(outcome: Outcome, folder: Path) -> dict[str, str]:
     tags = {"trial.state": outcome.state, "trial.folder": str(folder), "trial.seconds": f"{outcome.seconds:.0f}"}
     tags |= {"model.folder": str(folder / "model")} if (folder / "model").is_dir() else {}
+    kept = sorted(folder.glob("checkpoint-*"))
+    tags |= {"checkpoint.folder": str(kept[-1])} if kept else {}
     return tags | ({"trial.reason": outcome.reason} if outcome.reason else {})
 
 
