@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from tuning.blueprint import Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
-from tuning.trial import NEVER, reason_of
+from tuning.trial import NEVER, elapsed, reason_of
 
 LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
 
@@ -162,10 +162,8 @@ class LedgerScheduler(FIFOScheduler):
         step, value = int(result["step"]), float(result["objective"])
         if not self._ledger.report(unit.number, step, value) or step >= self._steps(settings["point"]):
             return TrialScheduler.CONTINUE
-        seconds = float(result.get("time_total_s", 0.0))
-        Outcome("pruned", [value], step, f"ended by ASHA at step {step}", seconds).write(
-            blueprint.trials_folder / unit.name
-        )
+        run = blueprint.trials_folder / unit.name
+        Outcome("pruned", [value], step, f"ended by ASHA at step {step}", elapsed(run, time.time())).write(run)
         return TrialScheduler.STOP
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -59,7 +59,7 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
         outcome = counted(read_evaluations(run), blueprint.config.objective)
     except Exception as error:  # whatever it is ends this trial, not the sweep
         outcome = Outcome("failed", reason=reason_of(error))
-    return dataclasses.replace(outcome, seconds=_seconds(run, time.time()))
+    return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
 
 
 def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
@@ -96,7 +96,7 @@ def _watch(run: Path, objective: str, training: Future[None]) -> None:
         time.sleep(POLL)
 
 
-def _seconds(run: Path, now: float) -> float:
+def elapsed(run: Path, now: float) -> float:
     """What the run has taken over all its sessions; one that was killed counts up to its last evaluation."""
     begins = [float(line) for line in (run / SESSIONS).read_text().splitlines()]
     evaluated = [evaluation.seconds for evaluation in read_evaluations(run)]

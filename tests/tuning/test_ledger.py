@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
@@ -16,7 +17,7 @@ from tuning.blueprint import Unit, draw_up, trial_name
 from tuning.config import SchedulerConfig, SweepConfig
 from tuning.ledger import Ledger, Outcome, read_outcome, together
 from tuning.search import LedgerScheduler, LedgerSearcher
-from tuning.trial import NEVER, counted, reason_of
+from tuning.trial import NEVER, SESSIONS, counted, elapsed, reason_of
 from urg.training.evaluations import Evaluation, read_evaluations, record_evaluation
 
 Make = Callable[..., SweepConfig]
@@ -59,6 +60,7 @@ class Session:
         unit = Unit(settings["number"], settings["fold"])
         run = self.ledger.blueprint.trials_folder / unit.name
         run.mkdir(exist_ok=True)
+        (run / SESSIONS).write_text("0.0\n")
         score = -abs(math.log10(settings["point"]["optim.lr"]) + 2)
         trial: Any = type("Trial", (), {"config": settings})
         for step in (2, 4, 6, 8):
@@ -196,6 +198,15 @@ def test_folds_give_mean_and_spread_and_fail_together() -> None:
     assert spread == [pytest.approx(0.1414, abs=1e-4)]
     outcome, spread = together([Outcome("finished", [0.2]), Outcome("failed", reason="why")])
     assert (outcome.state, outcome.reason, outcome.values, spread) == ("failed", "why", [], [])
+
+
+def test_time_counts_each_session_up_to_its_last_evaluation(tmp_path: Path) -> None:
+    """100–130 (killed after an evaluation at 120), 200–205 (killed before one), 300 until now, 310."""
+    (tmp_path / SESSIONS).write_text("100.0\n200.0\n300.0\n")
+    lines = [{"step": 1, "seconds": 110.0}, {"step": 2, "seconds": 120.0}, {"step": 3, "seconds": 305.0}]
+    text = "".join(json.dumps(line | {"metrics": {}}) + "\n" for line in lines)
+    (tmp_path / "evaluations.jsonl").write_text(text)
+    assert elapsed(tmp_path, 310.0) == 20.0 + 0.0 + 10.0
 
 
 def test_the_first_outcome_holds(tmp_path: Path) -> None:
