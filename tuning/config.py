@@ -66,7 +66,7 @@ class SweepConfig:
     folds: int | None = None
     """k-fold cross-validation over the training split: each point is trained so many times, in parallel."""
     base_first: bool = True
-    """Try the base's own point first. It must lie in the space."""
+    """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None
     """Runs at once; null: as many as the cluster has room for. Give it where the cluster grows on demand."""
     retries: int = 1

@@ -154,13 +154,16 @@ class LedgerScheduler(FIFOScheduler):
         self._ledger, self._steps = ledger, steps
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """STOP where the trial is not among the best of its rung; a trial at its last step ends by itself."""
+        """STOP where the trial is not among the best of its rung. The base's own point goes to its end, and a trial at
+        its last step ends by itself."""
         settings, blueprint = trial.config, self._ledger.blueprint
         unit = _unit(settings)
         if unit.fold is not None or len(blueprint.config.objective) > 1:
             return TrialScheduler.CONTINUE
         step, value = int(result["step"]), float(result["objective"])
-        if not self._ledger.report(unit.number, step, value) or step >= self._steps(settings["point"]):
+        given_up = self._ledger.report(unit.number, step, value)
+        is_base = blueprint.config.base_first and unit.number == 0  # what all others are compared with
+        if not given_up or is_base or step >= self._steps(settings["point"]):
             return TrialScheduler.CONTINUE
         run = blueprint.trials_folder / unit.name
         Outcome("pruned", [value], step, f"ended by ASHA at step {step}", elapsed(run, time.time())).write(run)

@@ -103,6 +103,26 @@ def test_whenever_it_is_cut_off_every_trial_ends_once(make_sweep: Make, seed: in
         assert any(trial.state.name == "PRUNED" for trial in trials)
 
 
+def test_asha_ends_what_lags_behind_but_never_the_base(make_sweep: Make, asha: SchedulerConfig) -> None:
+    session = Session(make_sweep(scheduler=asha), math.inf, [], Counter())
+    ends = []
+    for index, value in enumerate([0.2, 0.9, 0.1]):
+        while (settings := session.searcher.suggest(str(index))) is None:
+            pass
+        run = session.ledger.blueprint.trials_folder / trial_name(index)
+        run.mkdir()
+        (run / SESSIONS).write_text("0.0\n")
+        trial: Any = type("Trial", (), {"config": settings})
+        ends.append(session.scheduler.on_trial_result(None, trial, {"step": 2, "objective": value}))
+    late = session.scheduler.on_trial_result(
+        None, type("Trial", (), {"config": {"number": 0, "fold": None, "point": {}}}), {"step": 4, "objective": 0.0}
+    )
+    assert [*ends, late] == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
+    outcome = read_outcome(run)
+    assert outcome is not None
+    assert (outcome.state, outcome.values, outcome.step) == ("pruned", [0.1], 2)
+
+
 def test_a_trial_that_was_cut_off_keeps_its_point(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(base_first=False))
     blueprint.folder.mkdir(parents=True)
