@@ -6,6 +6,7 @@ A trial's child is the run that its training writes; the sweep adds what only it
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ class SweepTracking:
         settings = {key: getattr(config, key) for key in ("searcher", "base", "trials", "folds", "seed")}
         self._parent.log_params({**settings, "scheduler": config.scheduler, "space": dict(config.space)})
         self._pool = ThreadPoolExecutor(1, "settle")
+        self._logged: set[tuple[str, int]] = set()
+        self._away = False
 
     @property
     def active(self) -> bool:
@@ -78,14 +81,16 @@ class SweepTracking:
         self._pool.submit(lambda: None).result()
 
     def log_history(self) -> None:
-        """The objective of each trial and the best so far; points that MLflow has are not sent again."""
+        """Each trial's objectives at its number, and the best so far by the count of trials that have finished."""
+        finished = [trial for trial in self._ledger.ended() if trial.state.name == "COMPLETE"]
+        finished.sort(key=lambda trial: (trial.datetime_complete, trial.number))
         for index, name in enumerate(self._blueprint.config.objective):
-            best = float("-inf")
-            for trial in self._ledger.ended():
-                if trial.state.name == "COMPLETE":
-                    best = max(best, trial.values[index])
-                    values = {f"objective/{name}": trial.values[index], f"best/{name}": best}
-                    self._parent.log_metrics(values, trial.number)
+            bests = itertools.accumulate((trial.values[index] for trial in finished), max)
+            for count, (trial, best) in enumerate(zip(finished, bests, strict=True), 1):
+                if (name, count) not in self._logged:
+                    self._logged.add((name, count))
+                    self._parent.log_metrics({f"trials/{name}": trial.values[index]}, trial.number)
+                    self._parent.log_metrics({f"best/{name}": best}, count)
 
     def close(self, files: list[Path], tags: Mapping[str, str], interrupted: bool = False) -> None:
         """Wait for the thread, and end the parent run."""
@@ -131,7 +136,7 @@ class SweepTracking:
             with self._tracker(self._run(unit), unit.name) as tracker:
                 tracker.set_tags({**self.tags(unit), **_outcome_tags(outcome, self._run(unit))})
                 _log_objectives(tracker, self._blueprint, outcome)
-                tracker.close(_STATUS[outcome.state], timeout=20)
+                self._end(tracker, outcome)
 
     def _close_trial(self, number: int, outcome: Outcome) -> None:
         """The trial's run gets its end. With folds it holds nothing but their mean and spread."""
@@ -144,8 +149,13 @@ class SweepTracking:
             _log_objectives(tracker, self._blueprint, outcome)
             if self._blueprint.config.folds and outcome.state == "finished":
                 tracker.log_metrics(self._spread(number), outcome.step)
-            if tracker.close(_STATUS[outcome.state], timeout=20):
+            if self._end(tracker, outcome):
                 (folder / SETTLED).touch()
+
+    def _end(self, tracker: Tracker, outcome: Outcome) -> bool:
+        """End a run; whether the server has all of it. A server that is away is not waited for again and again."""
+        self._away = not tracker.close(_STATUS[outcome.state], timeout=1 if self._away else 20)
+        return not self._away
 
     def _spread(self, number: int) -> dict[str, float]:
         outcomes = [read_outcome(self._run(unit)) for unit in self._blueprint.units(number)]
@@ -168,7 +178,8 @@ class SweepTracking:
 
     def _tracker(self, folder: Path, name: str) -> Tracker:
         uri, experiment, spool = self._blueprint.tracking_uri, self._blueprint.experiment, folder / SPOOL
-        return Tracker(uri, experiment, name, last_run(spool), spool=spool, connect_timeout=10.0, system_interval=None)
+        wait = 1.0 if self._away else 10.0
+        return Tracker(uri, experiment, name, last_run(spool), spool=spool, connect_timeout=wait, system_interval=None)
 
     def _folder(self, number: int) -> Path:
         return self._blueprint.trials_folder / trial_name(number)
