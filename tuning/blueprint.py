@@ -20,7 +20,17 @@ from urg.config import TrainConfig
 
 PREPARE = "prepare."
 # What the sweep itself decides, or what must be one for all trials to compare.
-_OURS = ("name", "storage", "resume", "dry_run", "data.shards", "data.fold", "data.folds", "eval.metric", "tracking.")
+_OURS: tuple[str, ...] = (
+    "name",
+    "storage",
+    "resume",
+    "dry_run",
+    "data.shards",
+    "data.fold",
+    "data.folds",
+    "eval.metric",
+    "tracking.",
+)
 _OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
 
 

@@ -13,10 +13,10 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import UserError
 from tuning.blueprint import Blueprint, first_rung
@@ -204,7 +204,7 @@ class Ledger:
             self.study.enqueue_trial(point, skip_if_exists=True)
 
 
-def _planned(blueprint: Blueprint) -> list[Mapping[str, Any]]:
+def _planned(blueprint: Blueprint) -> list[Point]:
     first = [blueprint.space.base_point(blueprint.base_value)] if blueprint.config.base_first else []
     return [*first, *(blueprint.space.grid() if blueprint.config.searcher == "grid" else [])]
 

@@ -40,9 +40,9 @@ def report_page(ledger: Ledger, drawn: Sequence[Section]) -> str:
         parts += ["<h2>Best configuration</h2>", _best(ledger, best)]
     for number, section in enumerate(drawn):
         cards = "".join(figure_card(f"figure-{number}-{i}", figure) for i, figure in enumerate(section.figures))
-        missing = f'<p class="soft">{html.escape(section.missing)}</p>' if section.missing else ""
+        note = f'<p class="soft">{html.escape(section.note)}</p>' if section.note else ""
         wide = "" if section.wide else ' class="figures"'
-        parts.append(f"<h2>{html.escape(section.title)}</h2>{missing}<div{wide}>{cards}</div>")
+        parts.append(f"<h2>{html.escape(section.title)}</h2>{note}<div{wide}>{cards}</div>")
     parts += ["<h2>All trials</h2>", f'<div class="scroll">{_table(ledger)}</div>', _settings(ledger)]
     return document(f"Sweep {name}", "\n".join(parts), has_figures=any(section.figures for section in drawn))
 

@@ -35,8 +35,8 @@ class Section:
 
     title: str
     figures: list[Figure] = field(default_factory=list)
-    missing: str = ""
-    """Why there is none."""
+    note: str = ""
+    """What to know of them, or why there is none."""
     wide: bool = False
     """Each takes the whole width."""
 
@@ -70,39 +70,28 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
 def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
     from optuna import visualization
 
-    study, options = ledger.study, {"target_name": name, "target": _target(ledger, index)}
+    options: dict[str, Any] = {"target_name": name, "target": _target(ledger, index)}
     weights = importances(ledger, index)
-    parameters = list(weights) or sorted({key for trial in _finished(ledger) for key in trial.params})
-    history = "Each finished trial, and the best so far."
-    share = "Share of the objective's variance that a parameter explains, over finished trials (fANOVA)."
-    pairs = itertools.combinations(parameters[:CONTOURS], 2)
-    many = {"slices": [(key, lambda key=key: visualization.plot_slice(study, [key], **options)) for key in parameters]}
-    many["contours"] = [
-        (f"{x} and {y}", lambda x=x, y=y: visualization.plot_contour(study, [x, y], **options)) for x, y in pairs
-    ]
+    keys = list(weights) or sorted({key for trial in _finished(ledger) for key in trial.params})
+    pairs = list(itertools.combinations(keys[:CONTOURS], 2))
+
+    def drawn(title: str, explanation: str, plot: Callable[..., Any], *keys: str) -> list[Figure]:
+        chosen = {"params": list(keys)} if keys else {}
+        return _tried(title, explanation, lambda: plot(ledger.study, **chosen, **options))
+
+    history = drawn("History", "Each finished trial, and the best so far.", visualization.plot_optimization_history)
+    lines = drawn("Parallel coordinates", "A line for each finished trial.", visualization.plot_parallel_coordinate)
+    slices = [figure for key in keys for figure in drawn(key, "", visualization.plot_slice, key)]
+    contours = [f for x, y in pairs for f in drawn(f"{x} and {y}", "", visualization.plot_contour, x, y)]
+    too_few = f"What matters cannot be said of fewer than {FEW} finished trials for each parameter."
     return [
-        Section(
-            f"Search for {name}",
-            [
-                *_tried("History", history, lambda: visualization.plot_optimization_history(study, **options)),
-                *(_importance(weights, share) if weights else []),
-            ],
-            "" if weights else f"What matters cannot be said of fewer than {FEW} finished trials for each parameter.",
-        ),
-        Section(
-            f"{name} by parameters together",
-            _tried(
-                "Parallel coordinates",
-                "A line for each finished trial.",
-                lambda: visualization.plot_parallel_coordinate(study, **options),
-            ),
-            wide=True,
-        ),
-        Section(f"{name} by parameter", [f for key, draw in many["slices"] for f in _tried(key, "", draw)]),
+        Section(f"Search for {name}", [*history, *_importance(weights)], "" if weights else too_few),
+        Section(f"{name} by parameters together", lines, wide=True),
+        Section(f"{name} by parameter", slices, "Darker: a later trial."),
         Section(
             f"{name} by pair of parameters",
-            [f for key, draw in many["contours"] for f in _tried(key, "", draw)],
-            f"The {min(CONTOURS, len(parameters))} that matter most." if len(parameters) > CONTOURS else "",
+            contours,
+            f"The {CONTOURS} parameters that matter most." if len(keys) > CONTOURS else "",
         ),
     ]
 
@@ -149,9 +138,12 @@ def _axes(x: str, y: str) -> dict[str, Any]:
     return {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
 
 
-def _importance(weights: dict[str, float], explanation: str) -> list[Figure]:
+def _importance(weights: dict[str, float]) -> list[Figure]:
+    if not weights:
+        return []
+    explanation = "Share of the objective's variance that a parameter explains, over finished trials (fANOVA)."
     names = list(weights)[::-1]
-    bar = {"type": "bar", "orientation": "h", "y": names, "x": [weights[name] for name in names]}
+    bar: dict[str, Any] = {"type": "bar", "orientation": "h", "y": names, "x": [weights[name] for name in names]}
     bar |= {"marker": {"color": "--accent"}, "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}
     layout = _themed(_axes("share", "")) | {"margin": {"l": 10, "r": 24, "t": 20, "b": 52}}
     return [Figure("What matters", explanation, [bar], layout)]
@@ -163,7 +155,7 @@ def _pareto(ledger: Ledger) -> Section:
     data = []
     for label, inside, colour in (("others", False, "--soft"), ("Pareto front", True, "--accent")):
         trials = sorted((t for t in _finished(ledger) if (t.number in best) is inside), key=lambda t: t.values[0])
-        point = {"type": "scatter", "name": label, "mode": "lines+markers" if inside else "markers"}
+        point: dict[str, Any] = {"type": "scatter", "name": label, "mode": "lines+markers" if inside else "markers"}
         point |= {"x": [t.values[0] for t in trials], "y": [t.values[1] for t in trials]}
         point |= {"text": [f"trial {t.number}" for t in trials], "marker": {"color": colour, "size": 9}}
         data.append(point | {"line": {"color": colour, "width": 1, "dash": "dot"}})
@@ -183,7 +175,7 @@ def _curves(ledger: Ledger) -> Section:
                 for e in read_evaluations(blueprint.trials_folder / unit.name)
                 if name in e.metrics
             ]
-            line = {
+            line: dict[str, Any] = {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": unit.name.replace("-", " "),
@@ -205,7 +197,7 @@ def _cost(ledger: Ledger) -> Section:
     for state, label in _LABELS.items():
         trials = [trial for trial in ledger.ended() if trial.state.name == state]
         if trials:
-            bar = {"type": "bar", "name": label, "x": [trial.number for trial in trials]}
+            bar: dict[str, Any] = {"type": "bar", "name": label, "x": [trial.number for trial in trials]}
             bar |= {"y": [float(trial.user_attrs.get("seconds", 0)) / 60 for trial in trials]}
             bar |= {
                 "text": [trial_name(t.number) for t in trials],

@@ -57,7 +57,7 @@ class LedgerSearcher(Searcher):
         self._since = time.monotonic()
         self.refusal: str | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next run's settings; None while its shards are being prepared, FINISHED where there is none."""
         if not self._ready:
             if self._pending is None and not self._begin():

@@ -47,7 +47,7 @@ def build(config_class: type[Config], settings: Mapping[str, Any], values: Mappi
 
     nested = _merged(settings, values)
     try:
-        parser = _parser(config_class)
+        parser: ArgumentParser = _parser(config_class)  # type: ignore[arg-type]
         return config_class(**vars(parser.instantiate(parser.parse_object(nested))))
     except (ArgumentError, ValueError, UserError) as error:
         raise UserError(" ".join(str(error).split())) from error
@@ -101,7 +101,7 @@ def _merged(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 
 
 @functools.cache
-def _parser(config_class: type) -> ArgumentParser:
+def _parser(config_class: Any) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
