@@ -81,7 +81,7 @@ def _compare(
     from urg.systems import Setup, build_systems
 
     progress = Progress()
-    text_metrics = TextMetrics(config.bertscore_model, config.device, progress)
+    text_metrics = TextMetrics(config.bertscore_model, str(config.device), progress)
     setup = Setup(
         label=label,
         models=tuple(sorted({name for row in rows for name in row.models})),
