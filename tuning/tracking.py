@@ -174,6 +174,7 @@ class SweepTracking:
         with self._tracker(folder, trial_name(number)) as tracker:
             tracker.set_tags(self.tags(Unit(number)))
             tracker.log_params(self._blueprint.train_config(self._ledger.values(number), Unit(number, 0)))
+            tracker.close("FINISHED", timeout=1 if self._away else 10)
         return tracker.run_id
 
     def _tracker(self, folder: Path, name: str) -> Tracker:
