@@ -76,7 +76,7 @@ class Session:
         self.searcher.on_trial_complete(tune_id, {"step": step})
 
 
-@pytest.mark.parametrize(("seed", "folds"), [(0, None), (1, None), (2, 2)])
+@pytest.mark.parametrize(("seed", "folds"), [(0, None), (2, 2)])
 def test_whenever_it_is_cut_off_every_trial_ends_once(make_sweep: Make, seed: int, folds: int | None) -> None:
     scheduler = SchedulerConfig() if folds else SchedulerConfig("asha", grace=2, reduction=2)
     config = make_sweep(scheduler=scheduler, folds=folds, trials=7)
@@ -158,15 +158,15 @@ def test_more_trials_go_on_with_a_finished_sweep_and_time_ends_one(make_sweep: M
     assert len(late.ledger.ended()) == 4
 
 
-@pytest.mark.parametrize("searcher", ["random", "cmaes", "tpe"])
+@pytest.mark.parametrize("searcher", ["cmaes", "tpe"])
 def test_every_searcher_draws_conditional_points(make_sweep: Make, searcher: str) -> None:
     gamma = {"low": 1.0, "high": 5.0, "when": {"loss.rank_loss": "hinge"}}
     space = {"loss.rank_loss": {"choices": ["hinge", "listnet"]}, "loss.gamma": gamma}
     space |= {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "loss.tau": {"low": 0.5, "high": 4.0}}
-    session = Session(make_sweep(space=space, searcher=searcher, trials=12), math.inf, [], Counter())
+    session = Session(make_sweep(space=space, searcher=searcher, trials=9), math.inf, [], Counter())
     session.play()
     points = [session.ledger.values(trial.number) for trial in session.ledger.ended()]
-    assert len(points) == 12
+    assert len(points) == 9
     assert all(("loss.gamma" in point) == (point["loss.rank_loss"] == "hinge") for point in points)
 
 
