@@ -1,9 +1,11 @@
 # Every target sets itself up: a virtual environment in .venv with the versions of requirements.lock.
 # PYTHON: the interpreter to build it from. VENV: its folder. PIP_ARGS, PYTEST_ARGS: more options for pip and pytest.
+# TEST_WORKERS: processes that `make test` runs tests in, whole files at a time.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 RUNS ?= runs
 PORT ?= 5000
 
@@ -40,7 +42,7 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 
 # pytest's own exit code is kept beside the environment: make would turn it into 2.
 test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
-	@$(PY) -m pytest -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
+	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
 test-faults: $(INSTALLED)  ## every fault test in its long form: kills, damage, full disks
 	$(PY) -m pytest -m "faults" $(PYTEST_ARGS)

@@ -96,9 +96,9 @@ def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     sample = work / "tokenizer-sample.jsonl"
     write_corpus(sample, 1000, config.seed + 1)
     folder = config.tokenizer or str(work / "tokenizer")
+    texts = list(row_texts(sample.read_bytes().splitlines()))
     if config.tokenizer is None:
-        save_tokenizer(train_tokenizer(row_texts([sample]), 8192), Path(folder))
-    texts = list(row_texts([sample]))
+        save_tokenizer(train_tokenizer(texts, 8192), Path(folder))
     tokens = sum(len(ids) for ids, _ in encode_texts(texts, load_tokenizer(folder), 100_000))
     return folder, tokens / sum(len(text.split()) for text in texts)
 
@@ -142,8 +142,9 @@ def _slots(workers: int) -> dict[str, str]:
 def _peer(what: str, work: Path, tokenizer: str, processes: int, path: Path | None = None) -> Any:
     from data_pipeline.benchmarks.memory import run_watched
 
-    arguments = [what, str(path or work), tokenizer, str(processes)]
-    return run_watched([sys.executable, "-m", "data_pipeline.benchmarks.peers", *arguments], _slots(processes))
+    arguments = f"{what!r}, {str(path or work)!r}, {tokenizer!r}, {processes}"
+    call = f"from data_pipeline.benchmarks.peers import print_peer; print_peer({arguments})"
+    return run_watched([sys.executable, "-c", call], _slots(processes))
 
 
 def _compare(config: BenchmarkConfig, work: Path, tokenizer: str, tokens_per_word: float) -> dict[str, Any]:

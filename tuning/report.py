@@ -6,13 +6,14 @@ Names of keys and choices come from a configuration file: they pass through html
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.page import document, figure_html
 from tuning.report_figures import Section, importances, sections
-from urg.evaluation.report import document, figure_card
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -38,8 +39,9 @@ def report_page(ledger: Ledger, drawn: Sequence[Section]) -> str:
     parts.append(_cards(ledger))
     if best is not None:
         parts += ["<h2>Best configuration</h2>", _best(ledger, best)]
-    for number, section in enumerate(drawn):
-        cards = "".join(figure_card(f"figure-{number}-{i}", figure) for i, figure in enumerate(section.figures))
+    numbers = itertools.count()
+    for section in drawn:
+        cards = "".join(figure_html(next(numbers), figure) for figure in section.figures)
         note = f'<p class="soft">{html.escape(section.note)}</p>' if section.note else ""
         wide = "" if section.wide else ' class="figures"'
         parts.append(f"<h2>{html.escape(section.title)}</h2>{note}<div{wide}>{cards}</div>")

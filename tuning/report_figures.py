@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.page import Figure
 from tuning.blueprint import trial_name
-from urg.evaluation.report_figures import Figure
 from urg.training.evaluations import read_evaluations
 
 if TYPE_CHECKING:

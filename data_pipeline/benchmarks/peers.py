@@ -1,4 +1,4 @@
-"""What `prepare` is compared with, each run in a process of its own: `python -m data_pipeline.benchmarks.peers …`.
+"""What `prepare` is compared with, each run in a process of its own.
 
     map      `datasets.map(num_proc=N)` over the same file: parse, tokenize, write Arrow
     ceiling  the tokenizer alone, in one process, on texts that are in memory
@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 
-def main(what: str, path: str, tokenizer: str, processes: str) -> None:
-    """Run one peer."""
-    print({"map": _map, "ceiling": _ceiling, "idle": _idle}[what](Path(path), tokenizer, int(processes)))
+def print_peer(what: str, path: str, tokenizer: str, processes: int) -> None:
+    """Run one peer and print its number; for a process that does nothing else."""
+    print({"map": _map, "ceiling": _ceiling, "idle": _idle}[what](Path(path), tokenizer, processes))
 
 
 def _map(path: Path, tokenizer: str, processes: int) -> float:
@@ -98,7 +97,3 @@ def _idle(path: Path, tokenizer: str, processes: int) -> str:
         ray.get([nothing.remote() for _ in range(processes)])
         time.sleep(3)
     return ""
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

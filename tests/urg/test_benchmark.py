@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from urg.benchmark import RATIOS, BenchmarkConfig, main
+from urg.benchmark import BenchmarkConfig, main
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
+from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG

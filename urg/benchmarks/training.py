@@ -84,22 +84,21 @@ def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, in
     """Peak bytes of a step beyond model and batch, for each variant; each in a process of its own."""
     found = {}
     for name in VARIANTS:
-        command = [sys.executable, "-m", "urg.benchmarks.training", name, shape, str(rows), str(n), str(threads)]
+        call = (
+            f"from urg.benchmarks.training import print_peak; print_peak({name!r}, {shape!r}, {rows}, {n}, {threads})"
+        )
+        command = [sys.executable, "-c", call]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[name] = int(json.loads(done.stdout.splitlines()[-1]))
     return found
 
 
-def _main(name: str, shape: str, rows: str, n: str, threads: str) -> None:
+def print_peak(name: str, shape: str, rows: int, n: int, threads: int) -> None:
+    """Print the peak bytes of one step of a variant; for a process that does nothing else."""
     from urg.benchmarks.shapes import make_model
 
-    torch.set_num_threads(int(threads))
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(shape).to(device)
-    training_step(name, model, 1, 4, device)()  # what a first call allocates for ever is not the step's
-    step = training_step(name, model, int(rows), int(n), device)
-    print(json.dumps(peak_bytes(step, device)))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    training_step(name, model, 1, 5, device)()  # what a first call allocates for ever is not the step's
+    print(json.dumps(peak_bytes(training_step(name, model, rows, n, device), device)))
