@@ -132,6 +132,11 @@ class Split(Sequence[TokenizedExample]):
         return self._shards[shard].read(row - (int(self._ends[shard - 1]) if shard else 0))
 
     @cached_property
+    def ids(self) -> list[str]:
+        """The id of each row."""
+        return [row_id for shard in self._shards for row_id in shard.ids()]
+
+    @cached_property
     def n_candidates(self) -> np.ndarray:
         """Candidates of each row, int32 [R]."""
         return np.concatenate([shard.numbers("n_candidates") for shard in self._shards])
@@ -182,6 +187,10 @@ class _Shard:
     def numbers(self, column: str) -> np.ndarray:
         """A column of plain numbers, without a copy."""
         return self._columns[column].to_numpy()  # type: ignore[no-any-return]
+
+    def ids(self) -> list[str]:
+        """The id of each row of this shard."""
+        return self._columns["id"].to_pylist()  # type: ignore[no-any-return]
 
     def read(self, row: int) -> TokenizedExample:
         """Row number `row` of this shard."""

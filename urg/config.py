@@ -139,11 +139,21 @@ class DataConfig:
     """Name of the split for model selection."""
     limit: int | None = None
     """Use the first so many training rows only."""
+    folds: int | None = None
+    """Cross-validation: cut the training split into so many parts by a hash of the id. Null: use `dev_split`."""
+    fold: int | None = None
+    """The part, 0 to `folds` - 1, that takes the place of the dev split; the others are trained on."""
 
     def __post_init__(self) -> None:
         _require(
             self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all."
         )
+        _require(self.folds is None or self.folds >= 2, "data.folds", self.folds, "must be at least 2, or null.")
+        if self.folds is None:
+            _require(self.fold is None, "data.fold", self.fold, "needs data.folds, the number of parts.")
+        else:
+            valid = self.fold is not None and 0 <= self.fold < self.folds
+            _require(valid, "data.fold", self.fold, f"must be one of the parts 0 to {self.folds - 1}.")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,18 +54,20 @@ def main(config: TrainConfig) -> None:
     print(f"next:  python -m urg.evaluate --model {model} --shards {shards} --output {output}")
 
 
-def train(config: TrainConfig) -> Path:
-    """Run or resume a training run; returns the folder of its best model. Raises UserError for what the user can
-    mend."""
-    from data_pipeline.commit import locked
-    from urg.training.plan import Plan, open_data, require_base, training_rows
+def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
+    """Run or resume a training run; returns the folder of its best model. tags: more of them for its MLflow run.
 
-    config = _with_absolute_paths(config)
+    Raises UserError for what the user can mend.
+    """
+    from data_pipeline.commit import locked
+    from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
+
+    config = with_absolute_paths(config)
     shards = open_data(config)
     # Pinned: a later `prepare` under the same root must not change the data of a run.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(shards.folder)))
     require_base(config)
-    plan = Plan.of(config, training_rows(config, shards.split(config.data.train_split)))
+    plan = Plan.of(config, training_rows(config, training_and_dev(config, shards)[0]))
     run = Path(config.storage) / config.name
     identity = {"config": _flat(config), "data": shards.manifest["key"]}
     with locked(run, busy="trains"):
@@ -73,11 +76,11 @@ def train(config: TrainConfig) -> Path:
             print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
             return run / "model"
         print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
-        _fit(config, run, resume_from, str(shards.manifest["key"]))
+        _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
     return run / "model"
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Workers run in other folders: every path is made absolute here, once."""
     if "://" in config.storage:
         raise UserError(
@@ -149,7 +152,7 @@ def _is_done(run: Path, steps: int) -> bool:
     return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
 
 
-def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: str) -> None:
+def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> None:
     """Start Ray Train and wait, showing the workers' log."""
     from data_pipeline.ray_session import ray_session
     from urg.progress import follow
@@ -162,8 +165,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: st
     if note:
         print(note)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-    tags = {"git_commit": _git_commit(), "data": data_hash, "system": "urg"}
-    job = Job(config, run, uri, resume_from, tags)
+    job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": "urg", **tags})
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
     with ray_session():

@@ -195,6 +195,31 @@ class MlflowRun:
                 self._failed.append(event)
 
 
+def register_model(uri: str, run_id: str, folder: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
+    """Store a model folder with its run, make it a version of the registered model `name` under `alias`; the version.
+
+    A run has one version at most: the one that it has is taken. Raises what MLflow raises, also where the store has no
+    registry.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _make_client(uri)
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if found:
+        version = str(found[0].version)
+    else:
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        client.log_artifacts(run_id, str(folder), "model")
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        version = str(client.create_model_version(name, source, run_id, tags=dict(tags)).version)
+    client.set_registered_model_alias(name, alias, version)
+    return version
+
+
 def _make_client(uri: str) -> MlflowClient:
     """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
     for name, value in CLIENT_SETTINGS.items():

@@ -15,6 +15,7 @@ from urg.config import TrainConfig
 from urg.evaluation.rank_metrics import rank_metrics
 from urg.evaluation.text_metrics import TextMetrics
 from urg.model import URG
+from urg.training.plan import training_and_dev
 
 
 class DevSet:
@@ -22,7 +23,7 @@ class DevSet:
 
     def __init__(self, config: TrainConfig, shards: ShardSet, rank: int, world: int) -> None:
         self.config, self.shards = config, shards
-        self.split = shards.split(config.data.dev_split)
+        _, self.split = training_and_dev(config, shards)
         rows = min(len(self.split), config.eval.rows or len(self.split))
         self.own = list(range(rank, rows, world))
         self.passes = math.ceil(math.ceil(rows / world) / config.eval.batch)

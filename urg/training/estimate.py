@@ -58,7 +58,8 @@ def _training_split(shards: ShardSet, config: TrainConfig) -> tuple[int, float]:
             f"split {name} has no score {label}; it has {', '.join(facts['scores']) or 'none'}: see data.label."
         )
     tokens = Template.candidate_length(facts["tokens"]["question"]["mean"], facts["tokens"]["response"]["mean"])
-    return facts["rows"], tokens * facts["candidates"]["total"] / max(1, facts["rows"])
+    trained = facts["rows"] - facts["rows"] // (config.data.folds or facts["rows"] + 1)
+    return trained, tokens * facts["candidates"]["total"] / max(1, facts["rows"])
 
 
 def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from data_pipeline.shards import Split
 from urg.batching import Batch, GlobalBatches, collate, micro_batches
 from urg.model_card import CARD_FILE, model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
@@ -23,8 +22,9 @@ from urg.tracking import Tracker, last_run
 from urg.training import checkpoints
 from urg.training.dev import DevSet
 from urg.training.engine import Engine, gradient_norms
+from urg.training.evaluations import record_evaluation
 from urg.training.guard import NonFiniteGuard
-from urg.training.plan import Plan, counts_of, open_data, training_rows
+from urg.training.plan import Plan, counts_of, open_data, training_and_dev, training_rows
 from urg.training.process import build_model, prepare_process, seed_everything
 from urg.training.state import REFUSAL, Job, TrainState
 from urg.training.window import Window
@@ -60,7 +60,7 @@ class Trainer:
         prepare_process(self.config)
         self.log = RunLog(job.run / "train.log")
         self.shards = open_data(self.config)
-        self.split: Split = self.shards.split(self.config.data.train_split)
+        self.split, _ = training_and_dev(self.config, self.shards)
         self.plan = Plan.of(self.config, training_rows(self.config, self.split))
         self.batches = GlobalBatches(self.plan.rows, self.config.global_batch, self.config.seed)
         self.engine = Engine(build_model(self.config, self.shards), self.config, world)
@@ -150,6 +150,7 @@ class Trainer:
             self.state.best_metric, self.state.best_step = score, step
         if self.rank == 0:
             self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, step)
+            record_evaluation(self.job.run, step, metrics)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             best = "  (best so far)" if self.state.best_step == step else ""
             self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.folds import fold_split
 from data_pipeline.sample import BASE_MODEL
 from data_pipeline.shards import ShardSet, Split
 from data_pipeline.tokenization import require_hub
@@ -51,10 +52,17 @@ def open_data(config: TrainConfig) -> ShardSet:
     """The prepared set of a run, verified. Raises UserError for a missing or altered set, split or label."""
     shards = ShardSet.open(config.data.shards)
     shards.tokenizer()
-    for name in (config.data.train_split, config.data.dev_split):
-        split = shards.split(name)
+    for split in training_and_dev(config, shards):
         split.has_label(config.data.label)
     return shards
+
+
+def training_and_dev(config: TrainConfig, shards: ShardSet) -> tuple[Split, Split]:
+    """What is trained on and what is measured on: two splits, or under cross-validation parts of one."""
+    train, data = shards.split(config.data.train_split), config.data
+    if data.folds is None or data.fold is None:
+        return train, shards.split(data.dev_split)
+    return fold_split(train, data.folds, data.fold)
 
 
 def base_model(config: TrainConfig) -> str | None:

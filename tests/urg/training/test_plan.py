@@ -61,3 +61,20 @@ def test_a_bad_value_names_the_field_and_the_value(build: object, named: str) ->
     with pytest.raises(ValueError, match=r"must|needs|choose") as error:
         build()  # type: ignore[operator]
     assert named in str(error.value)
+
+
+def test_under_cross_validation_a_part_of_the_training_split_takes_the_dev_splits_place() -> None:
+    from dataclasses import replace
+    from types import SimpleNamespace
+    from typing import Any
+
+    from urg.config import DataConfig, EvalConfig, TrainConfig
+    from urg.training.plan import training_and_dev
+
+    splits = {"train": SimpleNamespace(name="train", ids=[f"row/{i}" for i in range(50)]), "dev": "the dev split"}
+    shards: Any = SimpleNamespace(split=splits.__getitem__)
+    config = TrainConfig(eval=EvalConfig(metric="label"))
+    assert training_and_dev(config, shards) == (splits["train"], "the dev split")
+    train, dev = training_and_dev(replace(config, data=DataConfig(folds=5, fold=2)), shards)
+    assert len(train) + len(dev) == 50
+    assert len(dev) < 25

@@ -1,0 +1,62 @@
+"""Parts of a split by the id alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.folds import fold_of, fold_split
+from data_pipeline.shards import ShardSet, Split
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Forty training rows in several shards."""
+    from data_pipeline import plan, ray_session
+    from data_pipeline.config import PrepareConfig, SampleSize
+    from data_pipeline.prepare import prepare
+
+    root: Path = tmp_path_factory.mktemp("folds")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
+        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
+        folder = prepare(PrepareConfig(output=str(root), sample=SampleSize(40, 4, 4, 0), rows_per_shard=16))
+    return ShardSet.open(folder).split("train")
+
+
+def test_every_row_is_measured_once_and_trained_on_in_all_other_folds(split: Split) -> None:
+    measured: Counter[str] = Counter()
+    for fold in range(5):
+        train, dev = fold_split(split, 5, fold)
+        measured.update(dev.ids)
+        assert len(train) + len(dev) == len(split)
+        assert not set(train.ids) & set(dev.ids)
+    assert measured == Counter(split.ids)
+
+
+def test_a_part_reads_as_a_split_does(split: Split) -> None:
+    train, _ = fold_split(split, 4, 1)
+    assert [example.id for example in train] == train.ids
+    assert [example.id for example in train[1:4]] == train.ids[1:4]
+    assert train[-1].id == train.ids[-1]
+    np.testing.assert_array_equal(train.n_candidates, [len(example.models) for example in train])
+    np.testing.assert_array_equal(train.target_tokens, [len(example.target_ids) for example in train])
+    assert len(train.encoder_tokens) == len(train)
+
+
+def test_a_rows_part_depends_on_its_id_alone_and_parts_are_even() -> None:
+    counts = Counter(fold_of(f"row/{index}", 5) for index in range(5000))
+    assert sorted(counts) == [0, 1, 2, 3, 4]
+    assert all(900 < count < 1100 for count in counts.values())
+
+
+def test_a_part_without_rows_is_refused(split: Split) -> None:
+    empty = min(set(range(2000)) - {fold_of(row_id, 2000) for row_id in split.ids})
+    with pytest.raises(UserError, match=r"has 0 of its 40 rows: lower folds"):
+        fold_split(split, 2000, empty)

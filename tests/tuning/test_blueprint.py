@@ -1,0 +1,135 @@
+"""What a sweep would run, and what it refuses before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.cli import parse_config
+from data_pipeline.errors import UserError
+from tuning.blueprint import Unit, draw_up, first_rung, require_choice_of_candidates
+from tuning.config import PRESETS, SchedulerConfig, SweepConfig
+from tuning.estimate import describe
+
+Make = Callable[..., SweepConfig]
+
+
+def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: Path, prepared_set: Path) -> None:
+    blueprint = draw_up(make_sweep(overrides={"loss.gamma": 4.0}, retries=2))
+    config = blueprint.train_config({"optim.lr": 0.05, "model.k": 2}, Unit(7))
+    assert (config.optim.lr, config.model.k, config.loss.gamma, config.steps) == (0.05, 2, 4.0, 4)
+    assert (config.name, config.storage) == ("trial-0007", str(tmp_path / "runs" / "tiny" / "trials"))
+    assert (config.eval.metric, config.engine.max_failures, config.tracking.experiment) == ("label", 2, "tiny")
+    assert config.data.shards == str(prepared_set)
+
+
+def test_folds_are_units_of_their_own(make_sweep: Make) -> None:
+    blueprint = draw_up(make_sweep(folds=3))
+    units = blueprint.units(1)
+    assert [unit.name for unit in units] == ["trial-0001-fold-0", "trial-0001-fold-1", "trial-0001-fold-2"]
+    assert [blueprint.train_config({}, unit).data.fold for unit in units] == [0, 1, 2]
+
+
+def test_lengths_are_prepared_in_the_sweeps_folder(make_sweep: Make, tmp_path: Path) -> None:
+    space = {"prepare.lengths.response": {"choices": [32, 64]}}
+    blueprint = draw_up(make_sweep(space=space, prepare="sample"))
+    assert blueprint.base_value("prepare.lengths.response") == 64
+    config = blueprint.prepare_config({"prepare.lengths.response": 32, "model.k": 2})
+    assert config is not None
+    assert (config.lengths.response, config.lengths.question) == (32, 96)
+    assert config.output == str(tmp_path / "runs" / "tiny" / "shards")
+    assert blueprint.train_config({"prepare.lengths.response": 32}, Unit(0), "/set").data.shards == "/set"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"space": {"loss.gama": {"low": 1, "high": 2}}}, "names loss.gama, .* nearest: loss.gamma"),
+        ({"space": {"optim.lr": {"low": -1, "high": 2e-3}}}, r"optim.lr, value -1.0: optim.lr=-1.0: must be positive"),
+        ({"space": {"loss.rank_loss": {"choices": ["hinge", "hing"]}}}, "loss.rank_loss, value 'hing'"),
+        ({"space": {"model.k": {"low": 0, "high": 4}}}, "model.k, value 0: .*at least one candidate"),
+        ({"space": {"optim.lr": {"low": 2e-3, "high": 3e-3}}}, "does not hold the base's own value 0.0015"),
+        ({"space": {"engine.workers": {"low": 1, "high": 4}}}, "engine.workers, which the sweep sets itself"),
+        ({"space": {"prepare.lengths.response": {"low": 8, "high": 64}}}, "say in `prepare`"),
+        ({"space": {"prepare.lengths.answer": {"low": 8, "high": 64}}, "prepare": "sample"}, "prepare.lengths.answer"),
+        ({"searcher": "grid"}, "optim.lr: a grid needs choices, or a step"),
+        ({"objective": ["bertscore"]}, "eval.bertscore_model"),
+        ({"objective": ["label", "bertscore"]}, "eval.bertscore_model"),
+        ({"base": "no-such"}, "no-such: no such file or preset"),
+        ({"overrides": {"loss.gama": 1}}, "gama"),
+        ({"storage": "s3://bucket/x"}, "give a folder"),
+    ],
+)
+def test_what_cannot_be_swept_is_named(make_sweep: Make, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        draw_up(make_sweep(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"objective": ["loss"]}, "objective='loss': is never reported; there are rouge1"),
+        ({"objective": []}, "at least one dev metric"),
+        ({"trials": 0}, "trials=0"),
+        ({"hours": 0}, "hours=0"),
+        ({"folds": 1}, "folds=1"),
+        ({"name": "a/b"}, "plain folder name"),
+        ({"space": {}}, "at least one key"),
+        ({"scheduler": SchedulerConfig("asha"), "folds": 3}, "cannot end the folds"),
+        ({"scheduler": SchedulerConfig("asha"), "objective": ["label", "rougeL"]}, "compares one objective"),
+    ],
+)
+def test_settings_out_of_range_are_named(make_sweep: Make, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_sweep(**given)
+
+
+def test_a_k_that_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
+    blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
+    with pytest.raises(UserError, match="up to 12, and no row has more than 12 candidates"):
+        require_choice_of_candidates(blueprint, 12)
+    require_choice_of_candidates(blueprint, 13)
+
+
+@pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])
+def test_asha_waits_for_a_ninth_of_the_steps_and_an_evaluation(
+    make_sweep: Make, steps: int, every: int, rung: int
+) -> None:
+    blueprint = draw_up(make_sweep(scheduler=SchedulerConfig("asha"), overrides={"eval.every": every}))
+    assert first_rung(blueprint, steps) == rung
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(make_sweep: Make, tmp_path: Path, prepared_set: Path) -> None:
+    before = sorted([*tmp_path.rglob("*"), *prepared_set.parent.rglob("*")])
+    shown = describe(make_sweep(scheduler=SchedulerConfig("asha", grace=2, reduction=2)))
+    assert "optim.lr: 0.0001 to 0.1, log; base 0.0015" in shown
+    assert "up to 12 candidates a row" in shown
+    assert "steps       4 a trial" in shown
+    assert "ends trials at steps 2\n" in shown
+    assert sorted([*tmp_path.rglob("*"), *prepared_set.parent.rglob("*")]) == before
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_can_be_drawn_up(preset: str, tmp_path: Path) -> None:
+    arguments = ["--config", preset, "--storage", str(tmp_path)]
+    blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
+    assert blueprint.space.base_point(blueprint.base_value)
+
+
+def test_a_dotted_override_on_the_command_line_goes_before_the_presets(tmp_path: Path) -> None:
+    arguments = ["--config", "sample", "--storage", str(tmp_path), "--overrides.eval.every", "7"]
+    blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
+    assert (blueprint.base.eval.every, blueprint.base.steps) == (7, 60)
+
+
+def test_bad_input_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tuning.sweep", "--config", "sample", "--storage", str(tmp_path), "--dry-run"]
+    done = subprocess.run([*command, "--overrides.optim.lr", "9"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "optim.lr does not hold the base's own value 9.0" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,123 @@
+"""The report of a sweep whose trials are made up: no Ray, no training."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tuning.blueprint import draw_up, trial_name
+from tuning.config import SweepConfig
+from tuning.finish import best_yaml, drop_checkpoints
+from tuning.ledger import Ledger, Outcome
+from tuning.report import write_report
+from tuning.report_figures import importances, sections
+from urg.training.evaluations import record_evaluation
+
+Make = Callable[..., SweepConfig]
+
+
+def _swept(config: SweepConfig, trials: int = 8) -> Ledger:
+    """Scores rise with the learning rate; trial 1 is ended early, trial 2 fails."""
+    blueprint = draw_up(config)
+    blueprint.trials_folder.mkdir(parents=True)
+    (blueprint.folder / "sweep.json").write_text(json.dumps({"objective": config.objective}))
+    ledger = Ledger.open(blueprint, 4)
+    for _ in range(trials):
+        number = ledger.ask()
+        score = ledger.point(number)["optim.lr"]
+        run = blueprint.trials_folder / trial_name(number)
+        run.mkdir()
+        record_evaluation(run, 2, {"label": score / 2})
+        record_evaluation(run, 4, {"label": score})
+        if number == 1 and len(config.objective) == 1:
+            ledger.report(number, 2, score / 2)
+            Outcome("pruned", [score / 2], 2, "ended by ASHA at step 2", 60.0).write(run)
+        elif number == 2:
+            Outcome("failed", reason="<b>out of memory</b>", seconds=30.0).write(run)
+        else:
+            Outcome("finished", [score, -score][: len(config.objective)], 4, seconds=90.0).write(run)
+        ledger.tell(number)
+    return ledger
+
+
+class _Reader(HTMLParser):
+    """Collects tags that load something, and the figures' JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.figures: list[dict[str, Any]] = []
+        self._figure = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.loads += [f"{tag} {given[key]}" for key in ("src", "href") if key in given]
+        self._figure = tag == "script" and "data-figure" in given
+
+    def handle_data(self, data: str) -> None:
+        if self._figure:
+            self.figures.append(json.loads(data))
+            self._figure = False
+
+
+def test_the_page_is_whole_and_works_offline(make_sweep: Make) -> None:
+    ledger = _swept(make_sweep(trials=8))
+    page, text = write_report(ledger)
+    shown = page.read_text()
+    reader = _Reader()
+    reader.feed(shown)
+    assert reader.loads == []
+    assert len(reader.figures) >= 7  # history, importance, parallel, two slices, a contour, curves, cost
+    assert all(figure["data"] for figure in reader.figures)
+    assert "8 trials (6 finished, 1 ended early, 1 failed) by tpe" in shown
+    assert "&lt;b&gt;out of memory&lt;/b&gt;" in shown
+    assert "<b>out of memory" not in shown
+    best = ledger.best()
+    assert best is not None
+    assert f"Best: trial {best.number}, label {best.values[0]:.4f}" in text.read_text()
+    assert len(re.findall(r"^\| \d", text.read_text(), re.M)) == 8
+
+
+def test_the_best_is_the_one_with_the_highest_value_and_trains_as_it_is(make_sweep: Make, tmp_path: Any) -> None:
+    from data_pipeline.cli import parse_config
+    from urg.config import TrainConfig
+
+    ledger = _swept(make_sweep(trials=8))
+    best = ledger.best()
+    assert best is not None
+    assert best.values[0] == max(trial.values[0] for trial in ledger.ended() if trial.state.name == "COMPLETE")
+    file = tmp_path / "best.yaml"
+    file.write_text(best_yaml(ledger, best))
+    config = parse_config(TrainConfig, argv=["--config", str(file)])
+    assert (config.optim.lr, config.model.k) == (best.params["optim.lr"], best.params["model.k"])
+    assert (config.name, config.data.folds, config.optim.betas) == ("tiny-best", None, (0.9, 0.999))
+
+
+def test_what_matters_is_said_only_where_it_can_be(make_sweep: Make) -> None:
+    ledger = _swept(make_sweep(trials=8))
+    assert next(iter(importances(ledger))) == "optim.lr"
+    few = _swept(make_sweep(name="few"), trials=1)
+    assert importances(few) == {}
+    assert write_report(few)[0].exists()
+
+
+def test_several_objectives_have_a_front(make_sweep: Make) -> None:
+    ledger = _swept(make_sweep(objective=["label", "ndcg"]))
+    front = sections(ledger)[0].figures[0]
+    assert [trace["name"] for trace in front.data] == ["others", "Pareto front"]
+    assert len(front.data[1]["x"]) == 7  # what one objective wins, the other loses
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_checkpoints_of_ended_trials_go_and_models_stay(make_sweep: Make, keep: bool) -> None:
+    blueprint = draw_up(make_sweep(keep_checkpoints=keep))
+    run = blueprint.trials_folder / trial_name(0)
+    for folder in ("checkpoint-00000002-abcdef", "model"):
+        (run / folder).mkdir(parents=True)
+    drop_checkpoints(blueprint, 0)
+    assert {path.name for path in run.iterdir()} == ({"model", "checkpoint-00000002-abcdef"} if keep else {"model"})

@@ -1,0 +1,226 @@
+"""Sweeps on real Ray Tune, Ray Train and DeepSpeed: killed and resumed; failing trials; a real MLflow server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_pipeline.errors import UserError
+from tuning.config import SweepConfig
+from urg.tracking import default_uri
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Make = Callable[..., SweepConfig]
+
+
+def _command(config: SweepConfig, tmp_path: Path) -> list[str]:
+    file = tmp_path / f"{config.name}.yaml"
+    file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    return [sys.executable, "-m", "tuning.sweep", "--config", str(file), "--resume"]
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+
+
+def _study(folder: Path) -> Any:
+    import optuna
+
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def _tracked(uri: str, experiment: str) -> dict[str, Any]:
+    """MLflow's runs by name; a name that two runs have fails."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
+
+
+def _tune_ends(folder: Path) -> dict[str, list[str]]:
+    """How Tune's sessions say that each trial ended, interrupted ones left out."""
+    ends: dict[str, list[str]] = {}
+    for path in folder.glob("tune/*/experiment_state-*.json"):
+        for data, _ in json.loads(path.read_text())["trial_data"]:
+            trial = json.loads(data)
+            if trial["status"] in ("TERMINATED", "ERROR"):
+                ends.setdefault(trial["relative_logdir"], []).append(trial["status"])
+    return ends
+
+
+def _steps(uri: str, run: Any, metric: str) -> list[int]:
+    from mlflow.tracking import MlflowClient
+
+    return [point.step for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
+
+
+def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
+    """SIGKILL while two trials train; afterwards Optuna, Tune and MLflow each have every trial once."""
+    overrides = {"steps": 40, "eval.every": 10, "tracking.uri": None}
+    scheduler = dataclasses.replace(asha, grace=10)
+    config = make_sweep(trials=4, scheduler=scheduler, overrides=overrides, concurrency=2)
+    folder, uri = Path(config.storage) / config.name, default_uri(Path(config.storage))
+    process = subprocess.Popen(_command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL)
+    logs = [folder / "trials" / f"trial-000{number}" / "train.log" for number in (0, 1)]
+    while not any(log.exists() and "step 12/" in log.read_text() for log in logs):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "were interrupted" in done.stdout
+    assert any("resuming from" in log.read_text() for log in logs)
+
+    trials = _study(folder).trials
+    states = {f"trial-{trial.number:04d}": trial.state.name for trial in trials}
+    assert len(states) == 4
+    assert set(states.values()) <= {"COMPLETE", "PRUNED"}
+    assert trials[0].params == {"optim.lr": 0.0015, "model.k": 3}
+    assert {name: ["TERMINATED"] for name in states} == _tune_ends(folder)
+    runs = _tracked(uri, "tiny")
+    assert runs.keys() == states.keys() | {"tiny"}
+    ends = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
+    for name, state in states.items():
+        assert runs[name].info.status == ends[state]
+        assert runs[name].data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
+        steps = _steps(uri, runs[name], "dev/label")
+        assert steps == ([10, 20, 30, 40] if state == "COMPLETE" else steps[: len(steps)])
+        assert len(set(steps)) == len(steps)
+    assert (folder / "best" / "model.safetensors").is_file()
+    _require_resumable_only_as_itself(config, tmp_path)
+
+
+def _require_resumable_only_as_itself(config: SweepConfig, tmp_path: Path) -> None:
+    """Another space or base is refused with the difference; a sweep that is done is done; best.yaml trains."""
+    from data_pipeline.cli import parse_config
+    from tuning.sweep import sweep
+    from urg.config import TrainConfig
+
+    wider = dataclasses.replace(config, space={"optim.lr": {"low": 1e-4, "high": 0.5, "log": True}})
+    with pytest.raises(UserError, match=r"holds another sweep: space.model.k.high \(was 4, now None\)"):
+        sweep(wider)
+    with pytest.raises(UserError, match=r"base: loss.gamma \(was 3.0, now 1.0\)"):
+        sweep(dataclasses.replace(config, overrides=config.overrides | {"loss.gamma": 1.0}))
+    with pytest.raises(UserError, match="choose another --name, or --resume"):
+        sweep(dataclasses.replace(config, resume=False))
+    best = parse_config(TrainConfig, argv=["--config", str(Path(config.storage) / config.name / "best.yaml")])
+    assert best.name == "tiny-best"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real `mlflow server` on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(tmp_path / "artifacts")]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_holds_trials_of_two_lengths_and_the_champion(
+    make_sweep: Make, server: str, ray_started: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each length's shards are prepared once; a trial whose worker fails says why, and the sweep goes on."""
+    from mlflow.tracking import MlflowClient
+
+    from tuning.sweep import sweep
+
+    (tmp_path / "prepare.yaml").write_text("sample: {train: 24, dev: 4, test: 4}")
+    lengths = {"choices": [16, 128], "when": {"eval.bertscore_model": None}}
+    space = {"eval.bertscore_model": {"choices": [None, "/nowhere/bert"]}, "prepare.lengths.response": lengths}
+    overrides = {"tracking.uri": server}
+    given = {"searcher": "grid", "prepare": str(tmp_path / "prepare.yaml"), "retries": 0, "trials": 9}
+    folder = sweep(make_sweep(space=space, overrides=overrides, **given))
+
+    trials = _study(folder).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert trials[2].params == {"eval.bertscore_model": "/nowhere/bert"}
+    assert "/nowhere/bert" in trials[2].user_attrs["reason"]
+    assert f"trial 2: failed: {trials[2].user_attrs['reason']}" in capsys.readouterr().out
+    assert len(list((folder / "shards").glob("*/manifest.json"))) == 2
+    runs, client = _tracked(server, "tiny"), MlflowClient(server)
+    assert [runs[f"trial-000{number}"].info.status for number in range(3)] == ["FINISHED", "FINISHED", "FAILED"]
+    assert runs["trial-0002"].data.tags["trial.reason"] == trials[2].user_attrs["reason"]
+    assert runs["trial-0002"].data.params["eval.bertscore_model"] == "/nowhere/bert"
+    best = int(runs["tiny"].data.tags["best.trial"])
+    champion = client.get_model_version_by_alias("tiny", "champion")
+    assert champion.run_id == runs[f"trial-{best:04d}"].info.run_id
+    files = {file.path for file in client.list_artifacts(champion.run_id, "model")}
+    assert "model/model.safetensors" in files
+    assert {"report.html", "report.md", "best.yaml"} <= {
+        file.path for file in client.list_artifacts(runs["tiny"].info.run_id)
+    }
+
+
+def test_folds_run_as_trials_of_their_own_and_give_mean_and_spread(
+    make_sweep: Make, ray_started: None, tmp_path: Path
+) -> None:
+    from tuning.sweep import sweep
+
+    config = make_sweep(folds=2, trials=1, overrides={"tracking.uri": None, "steps": 2})
+    folder = sweep(config)
+    (trial,) = _study(folder).trials
+    folds = [json.loads((folder / "trials" / f"trial-0000-fold-{i}" / "outcome.json").read_text()) for i in (0, 1)]
+    values = [fold["values"][0] for fold in folds]
+    assert trial.values == [pytest.approx(sum(values) / 2)]
+    assert trial.user_attrs["spread"] == [pytest.approx(abs(values[0] - values[1]) / 2**0.5)]
+    runs = _tracked(default_uri(Path(config.storage)), "tiny")
+    assert runs.keys() == {"tiny", "trial-0000", "trial-0000-fold-0", "trial-0000-fold-1"}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    assert parents["trial-0000-fold-1"] == runs["trial-0000"].info.run_id
+    assert parents["trial-0000"] == runs["tiny"].info.run_id
+    assert runs["trial-0000"].data.metrics["spread/label"] == pytest.approx(trial.user_attrs["spread"][0])
+    assert runs["trial-0000"].info.status == "FINISHED"
+
+
+def test_no_room_for_one_trial_is_said_at_once(make_sweep: Make, ray_started: None) -> None:
+    from tuning.sweep import sweep
+
+    with pytest.raises(UserError, match=r"one trial needs 9 workers of 1 CPU each, and there is room for 4"):
+        sweep(make_sweep(overrides={"engine.workers": 9}))
+
+
+def test_an_unwritable_storage_and_a_k_of_all_candidates_are_one_sentence(
+    make_sweep: Make, ray_started: None, tmp_path: Path
+) -> None:
+    from tuning.sweep import sweep
+
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Cannot write to the folder"):
+        sweep(make_sweep(storage=str(tmp_path / "file" / "runs")))
+    with pytest.raises(UserError, match=r"model.k goes up to 12"):
+        sweep(make_sweep(space={"model.k": {"low": 1, "high": 12}}))

@@ -1,0 +1,115 @@
+"""A sweep's runs in MLflow (SQLite): parent, trials, what a session that was cut off left unsaid. No training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuning.blueprint import Unit, draw_up, trial_name
+from tuning.config import SweepConfig
+from tuning.ledger import Ledger, Outcome
+from tuning.tracking import SweepTracking
+from urg.tracking import Tracker
+
+Make = Callable[..., SweepConfig]
+
+
+def _end(ledger: Ledger, outcome: Outcome) -> int:
+    number = ledger.ask()
+    ledger.point(number)
+    outcome.write(ledger.blueprint.trials_folder / trial_name(number))
+    ledger.tell(number)
+    return number
+
+
+@pytest.fixture
+def ledger(make_sweep: Make) -> Ledger:
+    blueprint = draw_up(make_sweep(overrides={"tracking.uri": None}))
+    blueprint.trials_folder.mkdir(parents=True)
+    return Ledger.open(blueprint, 4)
+
+
+def _runs(ledger: Ledger) -> dict[str, Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(ledger.blueprint.tracking_uri)
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_what_a_killed_session_did_not_say_the_next_one_says_once(ledger: Ledger) -> None:
+    from mlflow.tracking import MlflowClient
+
+    blueprint = ledger.blueprint
+    first = SweepTracking(ledger)
+    done = _end(ledger, Outcome("finished", [0.4], 4, seconds=9.0))
+    first.settle(done, Outcome("finished", [0.4], 4, seconds=9.0))
+    first.log_history()
+    first.close([], {}, interrupted=True)
+    # Killed here: trial 1 was trained and tracked, trial 2 failed before it began; nobody has said so.
+    spool = blueprint.trials_folder / trial_name(1) / "mlflow-spool"
+    with Tracker(blueprint.tracking_uri, "tiny", trial_name(1), spool=spool, system_interval=None) as tracker:
+        tracker.log_metrics({"dev/label": 0.7}, 2)
+    _end(ledger, Outcome("finished", [0.7], 2))
+    _end(ledger, Outcome("failed", reason="batch.micro=0"))
+
+    for _ in range(2):
+        second = SweepTracking(ledger)
+        second.settle_left()
+        second.wait()
+        second.close([], {"best.trial": "1"})
+    runs = _runs(ledger)
+    assert runs.keys() == {"tiny", "trial-0000", "trial-0001", "trial-0002"}
+    states = [runs[trial_name(number)].info.status for number in range(3)]
+    assert states == ["FINISHED", "FINISHED", "FAILED"]
+    assert {runs[trial_name(n)].data.tags["mlflow.parentRunId"] for n in range(3)} == {runs["tiny"].info.run_id}
+    assert runs["trial-0001"].data.metrics["objective/label"] == 0.7
+    assert runs["trial-0002"].data.tags["trial.reason"] == "batch.micro=0"
+    assert set(runs["trial-0002"].data.params) == {"optim.lr", "model.k"}
+    client = MlflowClient(blueprint.tracking_uri)
+    history = client.get_metric_history(runs["tiny"].info.run_id, "best/label")
+    assert [(point.step, point.value) for point in history] == [(1, 0.4), (2, 0.7)]
+    assert (runs["tiny"].info.status, runs["tiny"].data.tags["best.trial"]) == ("FINISHED", "1")
+
+
+def test_the_champion_is_registered_once_and_a_registry_that_is_away_is_a_warning(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from urg.tracking import mlflow_run
+
+    tracking = SweepTracking(ledger)
+    run = ledger.blueprint.trials_folder / trial_name(0)
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
+    with Tracker(ledger.blueprint.tracking_uri, "tiny", "x", spool=run / "mlflow-spool", system_interval=None):
+        pass
+    for _ in range(2):
+        assert tracking.register(run, 0, {"label": 0.5}) == "models:/tiny@champion (version 1)"
+    client = MlflowClient(ledger.blueprint.tracking_uri)
+    champion = client.get_model_version_by_alias("tiny", "champion")
+    assert champion.tags == {"sweep": "tiny", "trial": "0", "label": "0.5"}
+    assert [file.path for file in client.list_artifacts(champion.run_id, "model")] == ["model/config.json"]
+
+    def away(*_: object) -> str:
+        raise ConnectionError("nobody\nanswers")
+
+    monkeypatch.setattr(mlflow_run, "register_model", away)
+    assert tracking.register(run, 0, {"label": 0.5}) is None
+    assert "the best model was not registered (nobody answers)" in caplog.text
+    tracking.close([], {})
+
+
+def test_untracked_sweeps_say_nothing(make_sweep: Make, tmp_path: Path) -> None:
+    blueprint = draw_up(make_sweep())
+    blueprint.trials_folder.mkdir(parents=True)
+    tracking = SweepTracking(Ledger.open(blueprint, 4))
+    assert tracking.tags(Unit(0)) == {"sweep": "tiny", "kind": "trial", "trial": "0"}
+    tracking.settle(0, Outcome("failed", reason="x"))
+    tracking.close([], {})
+    assert not list(tmp_path.rglob("*.db-journal")) + list(tmp_path.rglob("mlflow.db"))

@@ -1,0 +1,22 @@
+"""Settings that are refused when they are made."""
+
+from __future__ import annotations
+
+import pytest
+
+from urg.config import DataConfig
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "sentence"),
+    [
+        (1, 0, "data.folds=1: must be at least 2"),
+        (5, None, "data.fold=None: must be one of the parts 0 to 4"),
+        (5, 5, "data.fold=5: must be one of the parts 0 to 4"),
+        (None, 0, "data.fold=0: needs data.folds"),
+    ],
+)
+def test_a_fold_needs_its_number_of_parts(folds: int | None, fold: int | None, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        DataConfig(folds=folds, fold=fold)
+    assert DataConfig(folds=5, fold=4).fold == 4

@@ -1,0 +1,196 @@
+"""What a sweep will do, from its configuration alone: the base, the space, and the configuration of each trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import PRESETS as PREPARE_PRESETS
+from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import UserError
+from tuning.config import SweepConfig
+from tuning.space import Dimension, Point, Space
+from tuning.values import build, kind_of, leaves, read_file, value_of
+from urg.config import PRESETS as TRAIN_PRESETS
+from urg.config import TrainConfig
+
+PREPARE = "prepare."
+# What the sweep itself decides, or what must be one for all trials to compare.
+_OURS: tuple[str, ...] = (
+    "name",
+    "storage",
+    "resume",
+    "dry_run",
+    "data.shards",
+    "data.fold",
+    "data.folds",
+    "eval.metric",
+    "tracking.",
+)
+_OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training run of the sweep: a trial, or one fold of it."""
+
+    number: int
+    """The trial's number, in Optuna's study, in Tune's configurations and in MLflow's names alike."""
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return trial_name(self.number) + ("" if self.fold is None else f"-fold-{self.fold}")
+
+
+def trial_name(number: int) -> str:
+    """The name of a trial's folder and MLflow run."""
+    return f"trial-{number:04d}"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A checked sweep: every path absolute."""
+
+    config: SweepConfig
+    base: TrainConfig
+    prepare: PrepareConfig | None
+    space: Space
+    settings: dict[str, Any]
+    """The base as nested settings, before a trial's values."""
+    tracking_uri: str
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self.config.storage) / self.config.name
+
+    @property
+    def trials_folder(self) -> Path:
+        """Where the run folders of trials are."""
+        return self.folder / "trials"
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.config.experiment or self.config.name
+
+    def units(self, number: int) -> list[Unit]:
+        """The runs that a trial consists of."""
+        return [Unit(number, fold) for fold in range(self.config.folds)] if self.config.folds else [Unit(number)]
+
+    def base_value(self, key: str) -> Any:
+        """The base's value at a key of the space."""
+        return value_of(self.prepare, key.removeprefix(PREPARE)) if _is_prepare(key) else value_of(self.base, key)
+
+    def train_config(self, point: Mapping[str, Any], unit: Unit, shards: str | None = None) -> TrainConfig:
+        """The configuration of one run. shards: where they are, if not where the base says.
+
+        Raises UserError where the point's values do not go together.
+        """
+        values = {key: value for key, value in point.items() if not _is_prepare(key)}
+        values |= {"name": unit.name, "storage": str(self.trials_folder)}
+        values |= {"data.shards": shards or self.base.data.shards, "data.folds": self.config.folds}
+        values |= {"data.fold": unit.fold}
+        return build(TrainConfig, self.settings, values)
+
+    def prepare_config(self, point: Mapping[str, Any]) -> PrepareConfig | None:
+        """The data preparation that a point needs; None where all trials use the base's shards."""
+        if self.prepare is None:
+            return None
+        values = {key.removeprefix(PREPARE): value for key, value in point.items() if _is_prepare(key)}
+        settings = dataclasses.asdict(self.prepare) | {"output": str(self.folder / "shards")}
+        return build(PrepareConfig, settings, values)
+
+
+def draw_up(config: SweepConfig) -> Blueprint:
+    """Read the base and the space and check that every value of the space is one that training takes.
+
+    Raises UserError for an unknown key, a value out of range, and a base point outside of the space.
+    """
+    from urg.tracking import absolute_uri
+    from urg.tracking.loggable import flatten
+
+    if "://" in config.storage:
+        raise UserError(f"storage {config.storage}: give a folder, on several nodes one that they share.")
+    storage = Path(config.storage).expanduser().absolute()
+    config = dataclasses.replace(config, storage=str(storage))
+    given = read_file(config.base, TRAIN_PRESETS)
+    first = {"eval.metric": config.objective[0], "engine.max_failures": config.retries}
+    fixed = {"resume": "auto", "dry_run": False, "storage": str(storage), "data.folds": None, "data.fold": None}
+    overrides = dict(flatten(config.overrides)) if config.overrides else {}  # `--overrides.eval.every` nests
+    base = build(TrainConfig, given, {**overrides, **first, **fixed})
+    if "bertscore" in config.objective and base.eval.bertscore_model is None:
+        raise UserError("objective bertscore needs eval.bertscore_model, a hub id or a folder: add it to overrides.")
+    uri = absolute_uri(base.tracking.uri or "", storage)
+    base = _with_paths(base, uri, config.experiment or config.name)
+    prepare = build(PrepareConfig, read_file(config.prepare, PREPARE_PRESETS), {}) if config.prepare else None
+    space = Space.parse(config.space, lambda key: _kind(key, prepare))
+    settings = dataclasses.asdict(base)
+    settings["optim"]["betas"] = list(settings["optim"]["betas"])
+    blueprint = Blueprint(config, base, prepare, space, settings, uri)
+    for dimension in space.dimensions:
+        _require_valid(blueprint, dimension)
+    if config.base_first:
+        space.base_point(blueprint.base_value)
+    if config.searcher == "grid":
+        space.grid()
+    return blueprint
+
+
+def require_choice_of_candidates(blueprint: Blueprint, most: int) -> None:
+    """Raise UserError where the space has a K that leaves nothing to choose. most: the largest N of a training row."""
+    for dimension in blueprint.space.dimensions:
+        if dimension.key == "model.k" and max(dimension.corners()) >= most:
+            raise UserError(
+                f"space model.k goes up to {max(dimension.corners())}, and no row has more than {most} candidates: "
+                f"nothing would be left to choose; end it at {most - 1} or less."
+            )
+
+
+def first_rung(blueprint: Blueprint, steps: int) -> int:
+    """Steps of ASHA's first rung: as configured, or a ninth (1/η²) of the steps, at an evaluation."""
+    scheduler, every = blueprint.config.scheduler, blueprint.base.eval.every
+    if scheduler.grace is not None:
+        return scheduler.grace
+    return max(1, math.ceil(steps / scheduler.reduction**2 / every)) * every
+
+
+def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
+    """Paths that mean the same in every process, and MLflow as the sweep has it."""
+    from urg.train import with_absolute_paths
+
+    tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
+    return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
+
+
+def _is_prepare(key: str) -> bool:
+    return key.startswith(PREPARE)
+
+
+def _kind(key: str, prepare: PrepareConfig | None) -> type:
+    """The type of a key of the space. Raises UserError for one that cannot be searched over."""
+    if _is_prepare(key):
+        if prepare is None:
+            raise UserError(f"the space names {key}: say in `prepare` from which data preparation to start.")
+        lengths = {f"{PREPARE}{k}": kind for k, kind in leaves(PrepareConfig).items() if k.startswith("lengths.")}
+        return kind_of(lengths, key)
+    if key.startswith(_OURS):
+        raise UserError(f"the space names {key}, which the sweep sets itself or which must be one for all trials.")
+    return kind_of(leaves(TrainConfig), key)
+
+
+def _require_valid(blueprint: Blueprint, dimension: Dimension) -> None:
+    """Raise UserError where an end of a range or a choice is none that training, or preparing, takes."""
+    for value in dimension.corners():
+        point: Point = {other: values[0] for other, values in dimension.when} | {dimension.key: value}
+        try:
+            blueprint.train_config(point, blueprint.units(0)[0])
+            blueprint.prepare_config(point)
+        except UserError as error:
+            raise UserError(f"space {dimension.name}, value {value!r}: {error}") from error

@@ -1,0 +1,143 @@
+"""What Ray Tune runs: one training run of the sweep, its TorchTrainer within a trial that itself takes no CPU.
+
+The trial's function watches the evaluations that the run leaves in its folder and reports each to Tune. Its outcome is
+a file, so that it stands whatever becomes of the process, of Tune, or of MLflow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from tuning.blueprint import Blueprint, Unit
+from tuning.ledger import Outcome, read_outcome
+from urg.training.evaluations import Evaluation, read_evaluations
+
+POLL = 0.3
+"""Seconds between two looks for evaluations."""
+PATIENCE = 120.0
+"""Seconds that a trial waits for an earlier process of its run to be gone."""
+SESSIONS = "sessions.txt"
+"""File in the run's folder with the time at which each of its sessions began."""
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
+
+
+def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
+    """Tune's function: train one unit; report `step`, `objective` and every dev metric at each evaluation.
+
+    settings: number, fold, point, tags for MLflow, and shards where they are not the base's. Raises RuntimeError with
+    the outcome's reason where the run failed, so that Tune counts it as failed too.
+    """
+    unit = Unit(settings["number"], settings["fold"])
+    run = blueprint.trials_folder / unit.name
+    outcome = read_outcome(run)
+    if outcome is None:
+        outcome = _run(settings, blueprint, unit)
+        outcome.write(run)
+    if outcome.state == "failed":
+        raise RuntimeError(outcome.reason)
+
+
+def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
+    """Train, or go on training, to the end."""
+    run = blueprint.trials_folder / unit.name
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / SESSIONS).open("a") as file:
+        file.write(f"{time.time()}\n")
+    try:
+        config = blueprint.train_config(settings["point"], unit, settings["shards"])
+        with ThreadPoolExecutor(1) as pool:
+            _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
+        outcome = counted(read_evaluations(run), blueprint.config.objective)
+    except Exception as error:  # whatever it is ends this trial, not the sweep
+        outcome = Outcome("failed", reason=reason_of(error))
+    return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
+
+
+def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
+    """`urg.train`, once the process that ran this trial before a kill is gone."""
+    from data_pipeline.commit import locked
+    from urg.train import train
+
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with locked(run, busy="trains"):
+                break
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL)
+    train(config, tags)
+
+
+def _watch(run: Path, objective: str, training: Future[None]) -> None:
+    """Report each evaluation to Tune until the training has ended. Raises what the training raised."""
+    from ray import tune
+
+    reported: set[int] = set()
+    while True:
+        ended = training.done()
+        for evaluation in read_evaluations(run):
+            if evaluation.step not in reported:
+                reported.add(evaluation.step)
+                value = evaluation.metrics.get(objective, math.nan)
+                tune.report({**evaluation.metrics, "step": evaluation.step, "objective": value})
+        if ended:
+            return training.result()
+        time.sleep(POLL)
+
+
+def elapsed(run: Path, now: float) -> float:
+    """What the run has taken over all its sessions; one that was killed counts up to its last evaluation."""
+    begins = [float(line) for line in (run / SESSIONS).read_text().splitlines()]
+    evaluated = [evaluation.seconds for evaluation in read_evaluations(run)]
+    total = 0.0
+    for begin, following in itertools.pairwise([*begins, math.inf]):
+        within = [moment for moment in evaluated if begin <= moment < following]
+        total += (now if following == math.inf else max(within, default=begin)) - begin
+    return total
+
+
+def counted(evaluations: Sequence[Evaluation], objective: Sequence[str]) -> Outcome:
+    """The outcome of a run that went to its end: its best evaluation by the first objective, the earlier of equals."""
+    if not evaluations:
+        return Outcome("failed", reason="it ended without an evaluation on the dev split.")
+    for name in objective:
+        values = [evaluation.metrics[name] for evaluation in evaluations if name in evaluation.metrics]
+        if not values:
+            return Outcome("failed", reason=never_reported(name, evaluations))
+        if not all(math.isfinite(value) for value in values):
+            return Outcome("failed", reason=f"{name} is not finite: the training has diverged.")
+    whole = [evaluation for evaluation in evaluations if all(name in evaluation.metrics for name in objective)]
+    if not whole:
+        return Outcome("failed", reason=f"no evaluation has all of {', '.join(objective)}.")
+    best = max(whole, key=lambda evaluation: (evaluation.metrics[objective[0]], -evaluation.step))
+    return Outcome("finished", [best.metrics[name] for name in objective], best.step)
+
+
+def never_reported(name: str, evaluations: Sequence[Evaluation]) -> str:
+    """The sentence for an objective that no evaluation has."""
+    there = sorted({metric for evaluation in evaluations for metric in evaluation.metrics})
+    return f"{NEVER}: {name}; the dev split gave {', '.join(there) or 'nothing'}: choose one of these as --objective."
+
+
+NEVER = "the objective was never reported"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run failed, in one line: the innermost error of the first worker that failed."""
+    failures = getattr(error, "worker_failures", None)
+    text = str(next(iter(failures.values())) if failures else error) or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    line = " ".join((named or lines or [text])[-1].split())[:500]
+    return f"out of memory: {line}" if _OUT_OF_MEMORY.search(text) else line
