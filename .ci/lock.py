@@ -1,4 +1,4 @@
-"""Print the lock file: each package that pyproject.toml asks for, directly or not, at the version installed here.
+"""Print the lock file: each package that the project and its `dev` extra need, directly or not, as installed here.
 
 Run by `make lock`. Local version labels (`+cpu`) are dropped: they name a build for one machine. A package that is
 installed but that nothing asks for is left out, and named on stderr.
@@ -47,8 +47,7 @@ def needed(roots: list[str]) -> dict[str, str]:
 def main() -> None:
     """Print the lock file of the project in the current folder."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    extras = project.get("optional-dependencies", {}).values()
-    found = needed([*project["dependencies"], *(root for extra in extras for root in extra)])
+    found = needed([*project["dependencies"], *project["optional-dependencies"]["dev"]])
     print(HEADER + "".join(f"{name}=={found[name]}\n" for name in sorted(found.keys() - BUILT_IN)), end="")
     stray = {canonical(package.name) for package in distributions()} - found.keys() - BUILT_IN
     if stray:
