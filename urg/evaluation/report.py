@@ -102,7 +102,7 @@ def _bars(comparison: Comparison, gap: Gap) -> list[str]:
 def _table_notes() -> str:
     return (
         '<p class="soft">Best of a column in bold (the oracle, which sees the labels, is a ceiling and cannot be it). '
-        "BLEU 0–100, the rest of the text metrics 0–1. “rows”: rows that a system answered.</p>"
+        "BLEU and the judge's percentages 0–100, ROUGE and BERTScore 0–1; gpt_rank: lower is better. “rows”: rows that a system answered.</p>"
     )
 
 
