@@ -1,0 +1,124 @@
+"""Which systems are asked, and their answers: kept ones of an earlier run, or made now, here or by Ray Data actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from data_pipeline.errors import UserError
+from urg.config import EvaluateConfig
+from urg.evaluation.answer_store import Answered, AnswerStore
+from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
+from urg.systems.protocol import Progress, silent
+from urg.systems.single import single_models
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+    from urg.ensemble import Ensemble
+
+ALL, MODELS = "all", "models"
+INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
+# Systems whose work is one pass: answered together, so that actors do it once.
+TOGETHER = (
+    ("urg_rank", "urg"), ("pair_ranker", "llm_blender"), ("simcls", "simcls_gen"),
+    ("summa_reranker", "summa_reranker_gen"),
+)  # fmt: skip
+
+Load = Callable[[EvaluateConfig], "Ensemble"]
+
+
+def load_ensemble(config: EvaluateConfig) -> Ensemble:
+    """The URG of `config.model`. UserError where the folder holds none."""
+    from urg.ensemble import Ensemble
+
+    return Ensemble.from_pretrained(str(config.model), device=config.device, batch_size=config.batch_size)
+
+
+def make_setup(
+    config: EvaluateConfig, label: str, models: Sequence[str], names: Sequence[str], load: Load, progress: Progress
+) -> Setup:
+    """What the systems `names` are built from. URG is loaded only where one of its systems is asked."""
+    needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
+    return Setup(
+        label=label,
+        models=tuple(models),
+        seed=config.seed,
+        ensemble=load(config) if needs_urg else None,
+        num_beams=config.num_beams,
+        max_new_tokens=config.max_new_tokens,
+        progress=progress,
+    )
+
+
+def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(single models, other systems) that `asked` names, in table order. UserError for a name that is neither."""
+    if asked.strip() == ALL:
+        return list(singles), list(SYSTEMS)
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if not names:
+        raise UserError("--systems names no system; write all, or names by commas (see --list)")
+    for name in names:
+        if name not in (MODELS, *SYSTEMS, *singles):
+            known = ", ".join([ALL, MODELS, *SYSTEMS, *singles])
+            raise UserError(f"there is no system {name}; choose from {known}")
+    return [n for n in singles if n in names or MODELS in names], [name for name in SYSTEMS if name in names]
+
+
+def answer(
+    rows: Sequence[TokenizedExample],
+    label: str,
+    config: EvaluateConfig,
+    store: AnswerStore,
+    load: Load = load_ensemble,
+    progress: Progress = silent,
+) -> tuple[list[System], dict[str, str]]:
+    """Every asked system with its answers to all rows, and the reason for each that could not run.
+
+    A system's answers are in the store when the next one begins.
+    """
+    models = sorted({name for row in rows for name in row.models})
+    singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
+    asked_singles, names = asked_systems(config.systems, list(singles))
+    kept = {name: found for name in names if (found := store.load(name)) is not None}
+    pending = [name for name in names if name not in kept]
+    if any(name not in INSTANT for name in kept):
+        print(f"kept from an earlier run: {', '.join(name for name in kept if name not in INSTANT)}")
+    far = [name for name in pending if name not in INSTANT] if config.workers else []
+    here = [name for name in pending if name not in far]
+    unavailable: dict[str, str] = {}
+    setup = make_setup(config, label, models, here, load, progress)
+    for name in here:
+        try:
+            system = SYSTEMS[name](setup)
+            kept[name] = Answered(name, system.kind, system.answer(rows))
+            store.save(kept[name])
+        except SystemUnavailable as reason:
+            unavailable[name] = str(reason)
+    for family in _families(far):
+        found, reasons = _answer_far(rows, label, models, family, config, load, progress)
+        unavailable |= reasons
+        for system in found:
+            kept[system.name] = system
+            store.save(system)
+    return [*(singles[name] for name in asked_singles), *(kept[n] for n in names if n in kept)], unavailable
+
+
+def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names in order, those that share their work side by side."""
+    found = [tuple(n for n in family if n in names) for family in TOGETHER]
+    alone = [(name,) for name in names if not any(name in family for family in found)]
+    return sorted([family for family in found if family] + alone, key=lambda family: names.index(family[0]))
+
+
+def _answer_far(
+    rows: Sequence[TokenizedExample],
+    label: str,
+    models: Sequence[str],
+    names: tuple[str, ...],
+    config: EvaluateConfig,
+    load: Load,
+    progress: Progress,
+) -> tuple[list[Answered], dict[str, str]]:
+    from urg.evaluation.pool import answer_in_pool
+
+    return answer_in_pool(len(rows), label, models, names, config, load, progress)
