@@ -390,9 +390,8 @@ class StatisticsConfig:
         _require(self.resamples >= 0, "statistics.resamples", self.resamples, "must be 0 (none) or more.")
         _require(self.trials >= 0, "statistics.trials", self.trials, "must be 0 (no test) or more.")
         _require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "must be in (0, 1).")
-        for pair in filter(None, (self.pairs or "").split(",")):
-            names = pair.split(":")
-            _require(len(names) == 2 and len({*names, ""}) == 3, "statistics.pairs", pair, "write it as SYSTEM:OTHER.")
+        for pair in self.pairs.split(",") if self.pairs is not None else ():
+            _require(":" in pair.strip()[1:-1], "statistics.pairs", pair, "write a pair as SYSTEM:OTHER.")
 
 
 @dataclass(frozen=True)
@@ -411,7 +410,9 @@ class HumanConfig:
     def __post_init__(self) -> None:
         _require(self.pairs >= 1, "human.pairs", self.pairs, "at least one pair must be rated.")
         _require(self.first != self.second, "human.second", self.second, "compare two different systems.")
-        _require(len(self.ratings) != 1, "human.ratings", self.ratings, "agreement needs the sheets of 2 raters or more.")
+        _require(
+            len(self.ratings) != 1, "human.ratings", self.ratings, "agreement needs the sheets of 2 raters or more."
+        )
 
 
 @dataclass(frozen=True)
@@ -473,8 +474,9 @@ class EvaluateConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: must be at least 1.")
-        for key in ("shards", "output"):
-            if not (getattr(self, key) or self.list):
+        needed = [] if self.list else ["output"] if self.human.ratings else ["shards", "output"]
+        for key in needed:
+            if not getattr(self, key):
                 raise ValueError(f"{key}: name the folder by --{key}.")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers}: must be 0 (this process) or more.")

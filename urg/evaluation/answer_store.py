@@ -53,7 +53,7 @@ class AnswerStore:
         self._ids = [row.id for row in rows]
         self._fresh = config.fresh
         options = {key: value for key, value in asdict(config).items() if key not in NOT_IN_KEY}
-        self._parts = {"format": FORMAT, "rows": _rows_digest(rows), "options": options, "folders": _folders(options)}
+        self._parts = {"format": FORMAT, "rows": _rows_digest(rows), "options": _by_content(options)}
         self._label = label
 
     def load(self, name: str) -> Answered | None:
@@ -121,15 +121,12 @@ def _rows_digest(rows: Sequence[TokenizedExample]) -> str:
     return digest.hexdigest()
 
 
-def _folders(options: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 by content of each folder that an option names, nested ones included."""
-    found: dict[str, str] = {}
-    for value in options.values():
-        if isinstance(value, dict):
-            found |= _folders(value)
-        elif isinstance(value, str) and value and Path(value).expanduser().is_dir():
-            found[value] = _content(Path(value).expanduser())
-    return found
+def _by_content(value: Any) -> Any:
+    """Options with each folder that they name, nested ones included, as the SHA-256 of what it holds."""
+    if isinstance(value, dict):
+        return {key: _by_content(inner) for key, inner in value.items()}
+    is_folder = isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
+    return _content(Path(value).expanduser()) if is_folder else value
 
 
 def _content(folder: Path) -> str:

@@ -126,9 +126,7 @@ def judge_metrics(
     return values, {metric: dict(count) for metric, count in reasons.items()}
 
 
-def _pick_values(
-    picked: int, models: Sequence[str], verdicts: Verdicts, config: JudgeConfig
-) -> dict[str, float | str]:
+def _pick_values(picked: int, models: Sequence[str], verdicts: Verdicts, config: JudgeConfig) -> dict[str, float | str]:
     """metric → value of one pick, or why it has none."""
     rank = float(verdicts.ranks_N[picked])
     if np.isnan(rank):

@@ -15,10 +15,10 @@ from urg.evaluation.table import best, columns, heading, number
 from urg.systems.protocol import Kind
 
 if TYPE_CHECKING:
+    from urg.evaluation.results import Provenance
     from urg.evaluation.statistics import Difference, Statistics
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-PERCENT = frozenset({"bertscore"})  # what the poster prints times 100
 CEILING = "Ceiling (sees the labels)"
 TABLE2_GROUPS: dict[Kind, str] = {
     "model": "Open-Source LLMs",
@@ -44,6 +44,12 @@ def published() -> dict[str, Any]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
+def is_mixinstruct(comparison: Comparison) -> bool:
+    """Whether some single model of ours is one that the papers have."""
+    names = {known for row in published()["urg"]["table2"]["groups"][0]["rows"] for known in row["ours"]}
+    return any(result.kind == "model" and result.name in names for result in comparison.results)
+
+
 def table2(comparison: Comparison, where: str) -> Sheet:
     """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title."""
     source = published()["urg"]
@@ -60,10 +66,13 @@ def poster(comparison: Comparison, where: str) -> Sheet:
         "A fused text has no verdicts of its own, so none of the judge's metrics.",
     )
 
-    def shown(metric: str, value: float) -> str:
-        return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.2f}"
+    return _beside(
+        comparison, f"LLM-Blender's table: {where}", source["poster"], POSTER_GROUPS, _two_digits, notes, 100
+    )
 
-    return _beside(comparison, f"LLM-Blender's table: {where}", source["poster"], POSTER_GROUPS, shown, notes)
+
+def _two_digits(metric: str, value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _beside(
@@ -73,6 +82,7 @@ def _beside(
     groups: dict[Kind, str],
     shown: Callable[[str, float], str],
     notes: Sequence[str],
+    bertscore_scale: float = 1,
 ) -> Sheet:
     """Our rows in the published order, each beside the published one, then our others; grouped as published."""
     metrics = table["columns"]
@@ -85,16 +95,13 @@ def _beside(
             rows[name].append((ours, row))
     for result in left.values():
         rows.setdefault(groups[result.kind], []).append((result, None))
-    scale = 100.0 if shown is not number else 1.0
+    scales = {"bertscore": bertscore_scale}
 
     def line(ours: Result | None, row: dict[str, Any] | None, marked: frozenset[int]) -> Line:
         means = ours.means if ours else {}
-        mine = [shown(metric, means[metric]) if metric in means else NONE for metric in metrics]
+        mine = [shown(m, means[m] * scales.get(m, 1)) if m in means else NONE for m in metrics]
         values = row["values"] if row else [None] * len(metrics)
-        theirs = [
-            NONE if value is None else shown(metric, value / (scale if metric in PERCENT else 1.0))
-            for metric, value in zip(metrics, values, strict=True)
-        ]
+        theirs = [NONE if value is None else shown(m, value) for m, value in zip(metrics, values, strict=True)]
         return Line((ours.name if ours else NONE, *mine, row["name"] if row else NONE, *theirs), marked)
 
     return Sheet(
@@ -119,6 +126,14 @@ def _best_in(ours: Result | None, group: Sequence[Result | None], metrics: Seque
         if ours is not None and ours.kind != "ceiling" and len(means) > 1 and ours.means.get(metric) == choose(means):
             found.add(column)
     return frozenset(found)
+
+
+def sheets(comparison: Comparison, provenance: Provenance, statistics: Statistics) -> list[Sheet]:
+    """Every table of an evaluation."""
+    where = provenance.title
+    found = [all_systems(comparison, statistics, f"All systems: {where}")]
+    found += [table2(comparison, where), poster(comparison, where)]
+    return found + [differences(comparison, statistics, metric) for metric in statistics.tests]
 
 
 def all_systems(comparison: Comparison, statistics: Statistics, title: str) -> Sheet:

@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import Answered, answer_of, fields_of
-from urg.systems import SYSTEMS, SystemUnavailable
+from urg.systems import SYSTEMS, Setup, SystemUnavailable
 from urg.systems.protocol import Progress, System, silent
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ROWS_PER_CALL = 32
 class Answerer:
     """An actor: answers batches of rows by every system of `names`.
 
-    What a user can mend comes back as data, {"error": sentence}: Ray would start an actor that raises again and again.
+    What a user can mend comes back as data, in a column "error": Ray would start an actor that raises again and again.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Answerer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """batch: {"id": row indices [B]}. Adds for each system a column of its answers as JSON [B]."""
         if self._error:
-            return {"id": batch["id"], **self._column(batch, {"error": self._error})}
+            return {"id": batch["id"], "error": np.array([self._error] * len(batch["id"]), dtype=object)}
         rows = [self._rows[int(index)] for index in batch["id"]]
         columns: dict[str, Any] = {"id": batch["id"]}
         for name, system in self._systems.items():
@@ -58,11 +58,8 @@ class Answerer:
             columns[name] = np.array(lines, dtype=object)
         return columns
 
-    def _column(self, batch: dict[str, np.ndarray], value: dict[str, str]) -> dict[str, Any]:
-        return {"error": np.array([json.dumps(value)] * len(batch["id"]), dtype=object)}
 
-
-def _built(name: str, setup: Any) -> System | str:
+def _built(name: str, setup: Setup) -> System | str:
     """The system, or why it cannot run."""
     try:
         return SYSTEMS[name](setup)
@@ -102,7 +99,7 @@ def answer_in_pool(
         )
         for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
             if "error" in batch:
-                raise UserError(json.loads(batch["error"][0])["error"])
+                raise UserError(str(batch["error"][0]))
             for name in names:
                 for index, line in zip(batch["id"], batch[name], strict=True):
                     lines[name][int(index)] = json.loads(line)

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 from urg.evaluation.comparison import Comparison, Gap, Result, gaps
 from urg.evaluation.report_cases import cases_html
 from urg.evaluation.report_figures import Figure, figures
+from urg.evaluation.report_sureness import published_html, sureness_html
 from urg.evaluation.report_style import CSS, JS
 from urg.evaluation.table import NONE, best, cell, columns, heading
 
 if TYPE_CHECKING:
     from urg.evaluation.results import Provenance
+    from urg.evaluation.statistics import Statistics
 
 HEADLINE = {"urg_rank": "URG top-1 pick", "urg": "URG fused text", "oracle": "Oracle pick"}
 
 
-def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) -> str:
-    """The page. cases: how many rows are shown with all their candidates."""
+def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9, stats: Statistics | None = None) -> str:
+    """The page. cases: how many rows are shown with all their candidates. stats: None shows no intervals and tests."""
     drawn = figures(comparison)
     sections = [
         _header(provenance),
@@ -32,6 +34,8 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) 
         _table_notes(),
         f'<div class="scroll">{_table(comparison)}</div>',
         _missing(comparison),
+        sureness_html(comparison, stats) if stats else "",
+        published_html(comparison, provenance),
         _figures(drawn),
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),

@@ -61,18 +61,42 @@ def _pairs(comparison: Comparison, config: StatisticsConfig) -> list[tuple[str, 
     names = [result.name for result in comparison.results]
     if config.pairs is None:
         return list(combinations(names, 2))
-    pairs = [(first, second) for first, _, second in (pair.partition(":") for pair in config.pairs.split(","))]
-    for name in (name for pair in pairs for name in pair):
-        if name not in names:
-            raise UserError(f"statistics.pairs names {name}, which has no answers here; there are {', '.join(names)}")
-    return pairs
+    return [named_pair(pair, names) for pair in config.pairs.split(",")]
+
+
+def named_pair(pair: str, names: Sequence[str]) -> tuple[str, str]:
+    """The two systems that FIRST:SECOND names; a name may hold a colon. UserError where one is not there."""
+    parts = pair.strip().split(":")
+    for cut in range(1, len(parts)):
+        first, second = ":".join(parts[:cut]), ":".join(parts[cut:])
+        if first in names and second in names:
+            return first, second
+    raise UserError(f"statistics.pairs: {pair} does not name two systems that answered; those are {', '.join(names)}")
+
+
+def sentences(comparison: Comparison, stats: Statistics, level: float = 0.05) -> list[str]:
+    """For URG's systems on each tested metric: above how many others it is for sure, and below how many."""
+    found = []
+    for metric, tests in stats.tests.items():
+        for name in ("urg_rank", "urg"):
+            mine = [test for test in tests if name in (test.first, test.second)]
+            if not mine:
+                continue
+            signs = [test.difference * (1 if test.first == name else -1) for test in mine if test.p_holm < level]
+            above, below = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+            shown = comparison.label if metric == "label" else metric
+            text = f"{name} on {shown}: above {above} and below {below} of {len(mine)} systems"
+            found.append(f"{text}, {len(mine) - above - below} undecided (p < {level}, Holm)")
+    return found
 
 
 def _intervals(
     comparison: Comparison, config: StatisticsConfig, seed: int
 ) -> dict[str, dict[str, tuple[float, float]]]:
     found: dict[str, dict[str, tuple[float, float]]] = {result.name: {} for result in comparison.results}
-    columns = [(r.name, metric, r.values[metric]) for r in comparison.results for metric in r.values if metric in r.means]
+    columns = [
+        (r.name, metric, r.values[metric]) for r in comparison.results for metric in r.values if metric in r.means
+    ]
     if not columns or not config.resamples:
         return found
     low_C, high_C = bootstrap_intervals(
