@@ -425,6 +425,9 @@ class EvaluateConfig:
     """Folder for what is written; made if absent, files of the same names replaced. Needed."""
     model: str | None = None
     """Folder of a trained URG. Null: single models, floors and oracle only."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
+    {pair_ranker: runs/pairs/model}."""
     systems: str = "all"
     """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model."""
     list: bool = False

@@ -35,7 +35,7 @@ METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.parqu
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate a trained URG beside every single model and system, or run an experiment of the paper; write a report."""
+    """Evaluate a trained URG beside every single model and system, or run an experiment of the paper."""
     if config.list:
         from urg.evaluation.listing import listing
 
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
 
     output = writable(config)
     subject = open_subject(config)
-    comparison = _compare(subject, output, load)
+    comparison = compare_systems(subject, output, load)
     provenance = subject.provenance.with_notes(comparison.judged)
     stats = statistics(comparison, config.statistics, config.seed)
     _write(output, comparison, provenance, stats, config)
@@ -72,8 +72,8 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
     return comparison
 
 
-def _compare(subject: Subject, output: Path, load: Load | None) -> Comparison:
-    """Run every system. What may be wrong with a metric's model shows before anything slow begins."""
+def compare_systems(subject: Subject, output: Path, load: Load | None) -> Comparison:
+    """Run every asked system and score its answers. What may be wrong with a metric's model shows before anything slow begins."""
     from urg.evaluation.answer_store import AnswerStore
     from urg.evaluation.answering import answer, load_ensemble
     from urg.evaluation.comparison import compare

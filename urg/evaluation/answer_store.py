@@ -1,4 +1,4 @@
-"""Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with the key of what made it.
+"""Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
 
 The key stands for the rows, the system, its options and the content of the model folders; under another key a file is
 not there.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
@@ -20,9 +21,11 @@ ALL, MODELS = "all", "models"
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
 # Systems whose work is one pass: answered together, so that actors do it once.
 TOGETHER = (
-    ("urg_rank", "urg"), ("pair_ranker", "llm_blender"), ("simcls", "simcls_gen"),
-    ("summa_reranker", "summa_reranker_gen"),
-)  # fmt: skip
+    ("urg_rank", "urg"),
+    ("simcls", "simcls_gen"),
+    ("summareranker", "summareranker_gen"),
+    ("pair_ranker", "pair_ranker_wins", "llm_blender"),
+)
 
 Load = Callable[[EvaluateConfig], "Ensemble"]
 
@@ -35,9 +38,18 @@ def load_ensemble(config: EvaluateConfig) -> Ensemble:
 
 
 def make_setup(
-    config: EvaluateConfig, label: str, models: Sequence[str], names: Sequence[str], load: Load, progress: Progress
+    config: EvaluateConfig,
+    label: str,
+    models: Sequence[str],
+    names: Sequence[str],
+    load: Load,
+    progress: Progress,
+    ids: Sequence[str],
 ) -> Setup:
-    """What the systems `names` are built from. URG is loaded only where one of its systems is asked."""
+    """What the systems `names` are built from. URG is loaded only where one of its systems is asked.
+
+    ids: of all rows that will be asked for.
+    """
     needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
     return Setup(
         label=label,
@@ -47,7 +59,15 @@ def make_setup(
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
         progress=progress,
+        **_further(config, ids),
     )
+
+
+def _further(config: EvaluateConfig, ids: Sequence[str]) -> dict[str, Any]:
+    """What a Setup takes besides, where it does."""
+    known = {field.name for field in fields(Setup)}
+    further = {"folders": dict(config.folders), "ids": tuple(ids), "device": config.device}
+    return {name: value for name, value in further.items() if name in known}
 
 
 def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -86,7 +106,8 @@ def answer(
     far = [name for name in pending if name not in INSTANT] if config.workers else []
     here = [name for name in pending if name not in far]
     unavailable: dict[str, str] = {}
-    setup = make_setup(config, label, models, here, load, progress)
+    ids = [row.id for row in rows]
+    setup = make_setup(config, label, models, here, load, progress, ids)
     for name in here:
         try:
             system = SYSTEMS[name](setup)
@@ -95,7 +116,7 @@ def answer(
         except SystemUnavailable as reason:
             unavailable[name] = str(reason)
     for family in _families(far):
-        found, reasons = _answer_far(rows, label, models, family, config, load, progress)
+        found, reasons = _answer_far(ids, label, models, family, config, load, progress)
         unavailable |= reasons
         for system in found:
             kept[system.name] = system
@@ -111,7 +132,7 @@ def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _answer_far(
-    rows: Sequence[TokenizedExample],
+    ids: Sequence[str],
     label: str,
     models: Sequence[str],
     names: tuple[str, ...],
@@ -121,4 +142,4 @@ def _answer_far(
 ) -> tuple[list[Answered], dict[str, str]]:
     from urg.evaluation.pool import answer_in_pool
 
-    return answer_in_pool(len(rows), label, models, names, config, load, progress)
+    return answer_in_pool(ids, label, models, names, config, load, progress)

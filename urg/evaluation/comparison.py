@@ -74,7 +74,7 @@ class Comparison:
     results: tuple[Result, ...]
     missing: dict[str, str]  # a metric that no system has, or a system that could not run → why
     bleu_signature: str | None = None
-    judged: Judged = Judged((), {})
+    judged: Judged = field(default_factory=lambda: Judged((), {}))
 
     def missing_by_reason(self) -> dict[str, list[str]]:
         """`missing` the other way round: reason → metrics or systems."""
@@ -200,7 +200,7 @@ def _why(
         return NO_WORDS
     if metric in (*TEXT_METRICS, "corpus_bleu"):
         return NO_REFERENCE
-    if kind == "fuser":
+    if all(answer is None or answer.picked is None for answer in answers):
         return NOT_A_CANDIDATE
     if metric in JUDGE_METRICS:
         judged = left_out.get(metric)

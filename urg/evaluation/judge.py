@@ -5,8 +5,8 @@
     beat_vic_rank, beat_oa_rank    % of picks whose rank is no worse than theirs
     judge_top1, _top2, _top3       % of picks among the judge's best 1, 2, 3
 
-Verdicts become points c[i, j]: 1 for the better, −1 for the worse, 0.5 for both where both are good, −0.5 where both are
-bad. LLM-Blender's tables hold both ways to beat: rows of rankers count a verdict above 0, so that picking Vicuna itself
+Verdicts become points c[i, j]: 1 for the better, −1 for the worse, 0.5 for both where both are good,
+−0.5 where both are bad. LLM-Blender's tables hold both ways to beat: rows of rankers count a verdict above 0, so that picking Vicuna itself
 does not beat Vicuna (else "Random" could not have 38.75); the oracle's row has 100, which only ranks can give.
 
 A pick without a verdict has no value. Verdicts that cannot be used are counted by reason, never guessed.
@@ -46,7 +46,7 @@ UNKNOWN_VERDICT = "is none of " + ", ".join(POINTS)
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One row's verdicts as points c [N, N]; NaN where two candidates were not compared. ranks [N]: NaN = not judged."""
+    """One row's verdicts as points c [N, N], NaN = two were not compared; and ranks [N], NaN = not judged."""
 
     points_NN: Floats
     ranks_N: Floats
@@ -101,7 +101,7 @@ def _pair(key: str, models: Sequence[str]) -> tuple[int, int] | str:
 
 
 def ranks(points_NN: Floats, scoring: str = "points") -> Floats:
-    """Rank [N] of each judged model by its sum of points, 1 = best; equal sums share the better rank; NaN = not judged."""
+    """Rank [N] of each model by its sum of points, 1 = best; equal sums share the better rank; NaN = not judged."""
     shown = points_NN - points_NN.T if scoring == "margin" else points_NN
     judged = ~np.isnan(points_NN).all(axis=1)
     sums = np.where(judged, np.nansum(shown, axis=1), -np.inf)
@@ -112,7 +112,7 @@ def ranks(points_NN: Floats, scoring: str = "points") -> Floats:
 def judge_metrics(
     answers: Sequence[Answer | None], rows: Sequence[TokenizedExample], judged: Judged, config: JudgeConfig
 ) -> tuple[dict[str, Floats], dict[str, dict[str, int]]]:
-    """metric → [R] of what was picked, NaN = no value; and metric → reason → rows that were picked in but not judged."""
+    """metric → [R] of what was picked, NaN = no value; and metric → reason → rows whose pick has none."""
     values = {metric: np.full(len(rows), np.nan) for metric in JUDGE_METRICS}
     reasons: dict[str, Counter[str]] = {metric: Counter() for metric in JUDGE_METRICS}
     for index, (answer, row, verdicts) in enumerate(zip(answers, rows, judged.rows, strict=True)):

@@ -14,7 +14,7 @@ from urg.systems import SYSTEMS
 def listing() -> dict[str, Any]:
     """{"systems": [{name, about}], "metrics": [{name, needs, better}]}, in table order."""
     models = {"name": "models", "about": "Every model among the candidates, a system each under its own name."}
-    named = [{"name": name, "about": (build.__doc__ or "").strip().split("\n")[0]} for name, build in SYSTEMS.items()]
+    named = [{"name": name, "about": (build.__doc__ or name).strip().split("\n")[0]} for name, build in SYSTEMS.items()]
     metrics = [{"name": name, "needs": _needs(name), "better": _better(name)} for name in (*METRICS, "corpus_bleu")]
     return {"systems": [models, *named], "metrics": metrics}
 

@@ -1,5 +1,5 @@
-"""The tables of an evaluation: Table 2 of the URG paper and LLM-Blender's poster with the published figures in columns of
-their own, all systems with intervals, and the tests of differences.
+"""The tables of an evaluation: Table 2 of the URG paper and LLM-Blender's poster with the published figures in columns
+of their own, all systems with intervals, and the tests of differences.
 """
 
 from __future__ import annotations

@@ -30,7 +30,13 @@ class Answerer:
     """
 
     def __init__(
-        self, label: str, models: Sequence[str], names: tuple[str, ...], config: EvaluateConfig, load: Load
+        self,
+        label: str,
+        models: Sequence[str],
+        names: tuple[str, ...],
+        config: EvaluateConfig,
+        load: Load,
+        ids: Sequence[str],
     ) -> None:
         from data_pipeline.shards import ShardSet
         from urg.evaluation.answering import make_setup
@@ -39,7 +45,7 @@ class Answerer:
         self._systems: dict[str, System | str] = {}
         try:
             self._rows = ShardSet.open(config.shards, verify=False).split(config.split)
-            setup = make_setup(config, label, models, names, load, silent)
+            setup = make_setup(config, label, models, names, load, silent, ids)
             self._systems = {name: _built(name, setup) for name in names}
         except UserError as error:
             self._error = str(error)
@@ -68,7 +74,7 @@ def _built(name: str, setup: Setup) -> System | str:
 
 
 def answer_in_pool(
-    count: int,
+    ids: Sequence[str],
     label: str,
     models: Sequence[str],
     names: tuple[str, ...],
@@ -76,14 +82,14 @@ def answer_in_pool(
     load: Load,
     progress: Progress,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """The answers of the systems `names` to the first `count` rows of the split, and why others could not run."""
+    """The answers of the systems `names` to the first rows of the split, which have `ids`; why others could not run."""
     import ray
     import ray.data
 
     from data_pipeline.ray_session import ray_session
 
+    count, done = len(ids), 0
     lines: dict[str, list[dict[str, Any]]] = {name: [{}] * count for name in names}
-    done = 0
     with ray_session():
         gpus = 1 if str(config.device).startswith("cuda") else 0
         _require_resources(config.workers, gpus)
@@ -91,7 +97,7 @@ def answer_in_pool(
         blocks = max(config.workers, -(-count // ROWS_PER_CALL))
         answered = ray.data.range(count, override_num_blocks=min(count, blocks)).map_batches(
             Answerer,
-            fn_constructor_args=(label, tuple(models), names, config, load),
+            fn_constructor_args=(label, tuple(models), names, config, load, tuple(ids)),
             batch_size=ROWS_PER_CALL,
             compute=ray.data.ActorPoolStrategy(size=config.workers),
             num_cpus=1,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from urg.evaluation.comparison import Comparison, Gap, Result, gaps
 from urg.evaluation.report_cases import cases_html
 from urg.evaluation.report_figures import Figure, figures
-from urg.evaluation.report_sureness import published_html, sureness_html
 from urg.evaluation.report_style import CSS, JS
+from urg.evaluation.report_sureness import published_html, sureness_html
 from urg.evaluation.table import NONE, best, cell, columns, heading
 
 if TYPE_CHECKING:
@@ -40,10 +40,11 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9, 
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),
     ]
-    return _document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
+    return document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
 
 
-def _document(title: str, body: str, has_figures: bool) -> str:
+def document(title: str, body: str, has_figures: bool) -> str:
+    """A whole page in the report's style. body: HTML, escaped already. has_figures: bring Plotly along."""
     scripts = ""
     if has_figures:
         from plotly.offline import get_plotlyjs
@@ -106,7 +107,8 @@ def _bars(comparison: Comparison, gap: Gap) -> list[str]:
 def _table_notes() -> str:
     return (
         '<p class="soft">Best of a column in bold (the oracle, which sees the labels, is a ceiling and cannot be it). '
-        "BLEU and the judge's percentages 0–100, ROUGE and BERTScore 0–1; gpt_rank: lower is better. “rows”: rows that a system answered.</p>"
+        "BLEU and the judge's percentages 0–100, ROUGE and BERTScore 0–1; gpt_rank: lower is better. "
+        "“rows”: rows that a system answered.</p>"
     )
 
 

@@ -76,14 +76,19 @@ def markdown(sheet: Sheet) -> str:
     """A Markdown table under a heading; best cells bold, groups as rows of their own."""
     width = len(sheet.head)
     head = [f"{span}: {text}" if span else text for span, text in zip(_above(sheet), sheet.head, strict=True)]
-    lines = [f"### {_markdown(sheet.title)}", "", _piped(map(_markdown, head)), "|:--|" + "--:|" * (width - 1)]
+    lines = [
+        f"### {escaped_markdown(sheet.title)}",
+        "",
+        _piped(map(escaped_markdown, head)),
+        "|:--|" + "--:|" * (width - 1),
+    ]
     for group in sheet.groups:
         if group.name:
-            lines.append(_piped([f"**{_markdown(group.name)}**", *[""] * (width - 1)]))
+            lines.append(_piped([f"**{escaped_markdown(group.name)}**", *[""] * (width - 1)]))
         for line in group.lines:
-            cells = [_markdown(text) for text in line.cells]
+            cells = [escaped_markdown(text) for text in line.cells]
             lines.append(_piped(f"**{text}**" if i in line.best else text for i, text in enumerate(cells)))
-    return "\n".join([*lines, "", *(f"- {_markdown(note)}" for note in sheet.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {escaped_markdown(note)}" for note in sheet.notes)]).rstrip() + "\n"
 
 
 def _above(sheet: Sheet) -> list[str]:
@@ -95,7 +100,8 @@ def _piped(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _markdown(text: str) -> str:
+def escaped_markdown(text: str) -> str:
+    """Text on one line that Markdown and HTML take for text."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 

@@ -52,8 +52,9 @@ def statistics(comparison: Comparison, config: StatisticsConfig, seed: int) -> S
 
 def _method(config: StatisticsConfig) -> str:
     return (
-        f"intervals: {config.confidence:.0%}, percentiles of {config.resamples} bootstrap resamples of the rows, the same "
-        f"for all systems; tests: two-sided paired {config.test}, {config.trials} trials, Holm over the pairs of a metric"
+        f"intervals: {config.confidence:.0%}, percentiles of {config.resamples} bootstrap resamples of the rows, "
+        f"the same for all systems; tests: two-sided paired {config.test}, {config.trials} trials, "
+        "Holm over the pairs of a metric"
     )
 
 
@@ -179,7 +180,7 @@ def permutation_p(differences_RP: Floats, trials: int, seed: int) -> Floats:
 
 
 def bootstrap_p(differences_RP: Floats, trials: int, seed: int) -> Floats:
-    """Two-sided p [P] by resampling rows: how often the resampled mean, shifted to 0, is as far off as the observed one.
+    """Two-sided p [P] by resampling rows: how often the resampled mean, shifted to 0, is as far off as the observed.
 
     Source: Efron & Tibshirani 1993, section 16.4; counted as in `permutation_p`.
     """

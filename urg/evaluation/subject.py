@@ -1,4 +1,4 @@
-"""What is evaluated: the rows of a split, the label they are judged by, the model, and what a reader must know of them."""
+"""What is evaluated: the rows of a split, the label they are judged by, the model, and what is to be said of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Subject:
 
 
 def open_subject(config: EvaluateConfig) -> Subject:
-    """Open the data that `config` names and read what the model says of itself. UserError for what the user can mend."""
+    """Open the data that `config` names, and read what the model says of itself. UserError for what can be mended."""
     from data_pipeline.shards import ShardSet
     from urg.ensemble import resolve_device
 

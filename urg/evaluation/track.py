@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: added to the run that trained the model, and as a run for each system below one of its own."""
+"""An evaluation in MLflow: added to the run that trained the model, and as a run a system below one of its own."""
 
 from __future__ import annotations
 
