@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
 
 
 def compare_systems(subject: Subject, output: Path, load: Load | None) -> Comparison:
-    """Run every asked system and score its answers. What may be wrong with a metric's model shows before anything slow begins."""
+    """Run every asked system and score its answers. A metric's model that cannot load shows before anything slow."""
     from urg.evaluation.answer_store import AnswerStore
     from urg.evaluation.answering import answer, load_ensemble
     from urg.evaluation.comparison import compare

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-METRICS = ("label", *RANK_METRICS, *JUDGE_METRICS, *TEXT_METRICS)
+METRICS = ("label", *RANK_METRICS, *TEXT_METRICS, *JUDGE_METRICS)
 LOWER_IS_BETTER = frozenset({"gpt_rank"})
 NO_LABEL = "the picked candidate has no label"
 NOT_A_CANDIDATE = "the answer is a new text, not a candidate, so it has no label and no rank"

@@ -1,8 +1,8 @@
 """Table 6 of the URG paper: people rate two systems' answers, blind, on three criteria from 1 to 5.
 
 Without ratings the sheet is written: `sheet.csv` and `rate.html` (the same, to rate in a browser) for the raters, and
-`key.json`, which says who is who and is not for them. With `--human.ratings` the raters' files are read, and per criterion
-come out: how often each system was preferred, the agreement of the raters, and a sign test. No rating is ever made up.
+`key.json`, which says who is who and is not for them. With `--human.ratings` the raters' files are read; out come, per
+criterion, how often each system was preferred, the agreement of the raters, and a sign test. No rating is made up.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def export_sheet(config: EvaluateConfig, output: Path, load: Load | None = None)
     print(f"{len(items)} pairs of {config.human.first} and {config.human.second}, blinded and shuffled")
     print(f"for raters  {folder / 'rate.html'} (in a browser, offline) or {folder / 'sheet.csv'}: one copy each")
     print(f"keep back   {folder / 'key.json'}: it says which answer is whose")
-    print(
-        f"then        python -m urg.evaluate --experiment human --output {output} --human.ratings '[A.csv, B.csv, C.csv]'"
-    )
+    command = f"python -m urg.evaluate --experiment human --output {output}"
+    print(f"then        {command} --human.ratings '[A.csv, B.csv, C.csv]'")
     return items
 
 
@@ -177,7 +176,7 @@ def _key(path: Path) -> dict[str, Any]:
 
 
 def read_ratings(path: Path, items: Sequence[str]) -> list[list[int]]:
-    """[I, C] of one rater: score of answer 1 minus that of answer 2. UserError, with item and column, for what is none."""
+    """[I, C] of one rater: score of answer 1 minus that of answer 2. UserError for what is no rating."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))

@@ -5,9 +5,9 @@
     beat_vic_rank, beat_oa_rank    % of picks whose rank is no worse than theirs
     judge_top1, _top2, _top3       % of picks among the judge's best 1, 2, 3
 
-Verdicts become points c[i, j]: 1 for the better, −1 for the worse, 0.5 for both where both are good,
-−0.5 where both are bad. LLM-Blender's tables hold both ways to beat: rows of rankers count a verdict above 0, so that picking Vicuna itself
-does not beat Vicuna (else "Random" could not have 38.75); the oracle's row has 100, which only ranks can give.
+Verdicts become points c[i, j]: 1 for the better, −1 for the worse, 0.5 for both where both are good, −0.5 for both
+where both are bad. LLM-Blender's tables hold both ways to beat: rows of rankers count points above 0, so that picking
+Vicuna itself does not beat it (else "Random" could not have 38.75); the oracle's row has 100, which only ranks give.
 
 A pick without a verdict has no value. Verdicts that cannot be used are counted by reason, never guessed.
 Source: Jiang et al. 2023 and their published scoring.
