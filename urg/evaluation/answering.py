@@ -116,18 +116,18 @@ def answer(
         except SystemUnavailable as reason:
             unavailable[name] = str(reason)
     for family in _families(far):
-        found, reasons = _answer_far(ids, label, models, family, config, load, progress)
+        answered, reasons = _answer_far(ids, label, models, family, config, load, progress)
         unavailable |= reasons
-        for system in found:
-            kept[system.name] = system
-            store.save(system)
+        for made in answered:
+            kept[made.name] = made
+            store.save(made)
     return [*(singles[name] for name in asked_singles), *(kept[n] for n in names if n in kept)], unavailable
 
 
 def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
     """The names in order, those that share their work side by side."""
     found = [tuple(n for n in family if n in names) for family in TOGETHER]
-    alone = [(name,) for name in names if not any(name in family for family in found)]
+    alone: list[tuple[str, ...]] = [(name,) for name in names if not any(name in family for family in found)]
     return sorted([family for family in found if family] + alone, key=lambda family: names.index(family[0]))
 
 

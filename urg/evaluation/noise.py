@@ -96,7 +96,7 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
                 texts = fuse_all(name, fuser, chosen, config)
                 kept = Answered(f"noise:{label}:{name}:{variant}", "fuser", [Answer(text) for text in texts])
                 store.save(kept)
-            values = metrics.values([a and a.text for a in kept.answers], [row.output for row in kept_rows])
+            values = metrics.values([a.text if a else None for a in kept.answers], [row.output for row in kept_rows])
             means[name][variant] = {m: float(np.nanmean(v)) for m, v in values.items() if not np.isnan(v).all()}
     return Noise(means, len(usable), len(rows), metrics.missing | missing)
 
