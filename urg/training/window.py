@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from urg.batching import Batch
-from urg.layout import plan_chunks
+from urg.encoder import computed_tokens
 
 
 class Window:
@@ -27,8 +27,8 @@ class Window:
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros((), device=self._device)) + term.detach().float()
         lengths = batch.layout.candidate_lengths
-        chunks = plan_chunks(lengths, self._chunk_tokens)
-        self._computed += sum(length * len(chunk) for length, chunk in chunks) + passes * batch.target_BT.numel()
+        self._computed += computed_tokens(lengths, self._chunk_tokens, self._device)
+        self._computed += passes * batch.target_BT.numel()
         self._real += sum(lengths) + passes * batch.target_tokens
 
     def end_step(self, seconds: float) -> None:
