@@ -7,12 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from urg.evaluation.report_style import CSS
+from urg.evaluation.report import document
 
 if TYPE_CHECKING:
     from urg.evaluation.human import Item
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 STYLE = """
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 14px; }
@@ -70,17 +68,15 @@ def rating_page(items: Sequence[Item], criteria: Sequence[str], sheet: str) -> s
     columns = [f"{criterion}_{side}" for criterion in criteria for side in (1, 2)]
     body = "\n".join(_item(item, criteria) for item in items)
     attributes = f'data-sheet="{html.escape(sheet)}" data-columns="{html.escape(json.dumps(columns))}"'
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Rating sheet</title>\n<style>{CSS}{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Rating sheet</h1>\n"
+    page = (
+        f"<style>{STYLE}</style><h1>Rating sheet</h1>\n"
         f'<p class="soft">{len(items)} questions, two answers each. Rate both answers from 1 (worst) to 5 (best): does '
         "the answer fit the question (appropriateness), how much does it tell (informativeness), how good is it in all "
         "(overall). Your ratings stay in this browser until you save them as a file and hand that in.</p>\n"
         '<div class="dock"><span id="done"></span><button id="save" type="button">Save as CSV</button></div>\n'
-        f"<form {attributes}>\n{body}\n</form>\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<form {attributes}>\n{body}\n</form>\n<script>{SCRIPT}</script>"
     )
+    return document("Rating sheet", page, has_figures=False)
 
 
 def _item(item: Item, criteria: Sequence[str]) -> str:

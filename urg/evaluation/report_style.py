@@ -41,21 +41,6 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 tr:last-child td { border-bottom: 0; } tr.first td { border-top: 2px solid var(--line); }
 tr.ranker td, tr.fuser td { background: var(--wash); } tr.ceiling td { color: var(--soft); font-style: italic; }
 td b { color: var(--accent); }
-tr.group td { color: var(--soft); font-weight: 600; text-align: left; background: var(--wash); }
-th.span { text-align: center; border-left: 2px solid var(--line); }
-.matrix td, .matrix th { font-size: 0.78rem; }
-.matrix td.up { color: var(--third); } .matrix td.down { color: var(--second); }
-.matrix td.sure { font-weight: 650; } .matrix th { max-width: 8em; overflow: hidden; text-overflow: ellipsis; }
-.interval { display: grid; grid-template-columns: minmax(90px, 200px) 1fr 150px; gap: 12px; align-items: center;
-  font-size: 0.84rem; font-variant-numeric: tabular-nums; padding: 1px 0; }
-.interval .who { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.interval .range { position: relative; height: 14px; border-bottom: 1px solid var(--line); }
-.interval .range i { position: absolute; top: 5px; height: 4px; min-width: 2px; border-radius: 2px;
-  background: var(--soft); opacity: .55; }
-.interval .range b { position: absolute; top: 2px; width: 10px; height: 10px; margin-left: -5px; border-radius: 50%;
-  background: var(--soft); }
-.interval.ranker .range *, .interval.fuser .range * { background: var(--accent); }
-.interval.ceiling .range * { background: var(--third); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px; }
 .plot { width: 100%; min-width: 0; overflow: hidden; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 12px; margin: 10px 0; }

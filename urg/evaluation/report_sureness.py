@@ -16,6 +16,23 @@ if TYPE_CHECKING:
     from urg.evaluation.results import Provenance
     from urg.evaluation.statistics import Statistics
 
+STYLE = """
+tr.group td { color: var(--soft); font-weight: 600; text-align: left; background: var(--wash); }
+th.span { text-align: center; }
+.matrix td, .matrix th { font-size: 0.78rem; } .matrix th { max-width: 9em; overflow: hidden; text-overflow: ellipsis; }
+.matrix td.up { color: var(--third); } .matrix td.down { color: var(--second); } .matrix td.sure { font-weight: 650; }
+.interval { display: grid; grid-template-columns: minmax(90px, 200px) 1fr 150px; gap: 12px; align-items: center;
+  font-size: 0.84rem; font-variant-numeric: tabular-nums; padding: 1px 0; }
+.interval .who { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.interval .range { position: relative; height: 14px; border-bottom: 1px solid var(--line); }
+.interval .range i { position: absolute; top: 4px; height: 6px; min-width: 2px; border-radius: 3px; opacity: .5;
+  background: var(--soft); }
+.interval .range b { position: absolute; top: 2px; width: 10px; height: 10px; margin-left: -5px; border-radius: 50%;
+  background: var(--soft); }
+.interval.ranker .range *, .interval.fuser .range * { background: var(--accent); }
+.interval.ceiling .range * { background: var(--third); }
+"""
+
 SHOWN = ("label", "rougeL", "bertscore", "bartscore", "bleurt", "gpt_rank")  # whose intervals are drawn
 
 
@@ -82,4 +99,4 @@ def published_html(comparison: Comparison, provenance: Provenance) -> str:
         f'<div class="case">{as_html(sheet)}</div></details>'
         for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title))
     ]
-    return f"<h2>Beside the published figures</h2>{''.join(parts)}"
+    return f"<style>{STYLE}</style><h2>Beside the published figures</h2>{''.join(parts)}"
