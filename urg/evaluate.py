@@ -7,7 +7,7 @@ Writes into the output folder
     predictions.parquet  one line a system and row: picked model, scores, text, metrics (null = no value)
     report.html          all of it to look at, in one file that needs no network
     tables.md, .tex      all systems, Table 2 of the URG paper and LLM-Blender's table beside what they published
-    answers/             what each system answered; the same command again keeps them
+    answers/, values/    what each system answered, what each text scored: the same command again takes them from there
 
 and prints the table. A metric without a value is absent from "systems" and stands in "missing"; it is never 0 or null.
 `--experiment noise|human|cases` runs an experiment of the paper instead, `--list` prints what there is as JSON.
@@ -79,10 +79,16 @@ def compare_systems(subject: Subject, output: Path, load: Load | None) -> Compar
     from urg.evaluation.comparison import compare
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
+    from urg.evaluation.value_store import ValueStore
 
     config, rows, label, progress = subject.config, subject.rows, subject.label, Progress()
     text_metrics = TextMetrics(
-        config.bertscore_model, str(config.device), progress, config.bartscore_model, config.bleurt_model
+        config.bertscore_model,
+        str(config.device),
+        progress,
+        config.bartscore_model,
+        config.bleurt_model,
+        ValueStore(output, config.fresh),
     )
     store = AnswerStore(output, config, rows, label)
     systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress)

@@ -126,10 +126,11 @@ def _by_content(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _by_content(inner) for key, inner in value.items()}
     is_folder = isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
-    return _content(Path(value).expanduser()) if is_folder else value
+    return content_digest(Path(value).expanduser()) if is_folder else value
 
 
-def _content(folder: Path) -> str:
+def content_digest(folder: Path) -> str:
+    """SHA-256 of the files in a folder, by name and content."""
     from data_pipeline.shard_writing import file_sha256
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())

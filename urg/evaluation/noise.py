@@ -72,6 +72,7 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
     from urg.evaluation.answer_store import Answered, AnswerStore
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
+    from urg.evaluation.value_store import ValueStore
 
     usable = [(row, gold) for row in rows if (gold := _gold(row, label)) is not None and row.output.strip()]
     if not usable:
@@ -82,7 +83,12 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
     kept_rows = [row for row, _ in usable]
     progress = Progress()
     metrics = TextMetrics(
-        config.bertscore_model, str(config.device), progress, config.bartscore_model, config.bleurt_model
+        config.bertscore_model,
+        str(config.device),
+        progress,
+        config.bartscore_model,
+        config.bleurt_model,
+        ValueStore(output, config.fresh),
     )
     store = AnswerStore(output, config, kept_rows, label)
     fusers, missing = _fusers(rows, label, config, load, progress)

@@ -8,9 +8,13 @@ function, a line in MODEL_METRICS, an argument of `TextMetrics`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from urg.evaluation.value_store import ValueStore
 
 Floats = NDArray[np.float64]
 Values = dict[str, list[float]]  # metric → one value a pair
@@ -71,6 +75,7 @@ class TextMetrics:
     """Scores (text, reference) pairs and remembers them.
 
     …_model: hub id or folder of a metric's model, loaded at once (UserError); None: that metric is `missing`.
+    store: keeps values over the end of the process; None keeps them in memory only.
     progress: called with what is being scored, how many pairs are done, and of how many.
     """
 
@@ -81,11 +86,13 @@ class TextMetrics:
         progress: Callable[[str, int, int], None] = lambda what, done, of: None,
         bartscore_model: str | None = None,
         bleurt_model: str | None = None,
+        store: ValueStore | None = None,
     ) -> None:
         models = {"bertscore": bertscore_model, "bartscore": bartscore_model, "bleurt": bleurt_model}
         self.missing = {metric: NO_MODEL.format(metric=metric) for metric, model in models.items() if not model}
         self._scorers: dict[str, Scorer] = {"ROUGE": _rouge, "BLEU": _bleu}
-        self._scorers |= {metric: MODEL_METRICS[metric](model, device) for metric, model in models.items() if model}
+        self._scorers |= {f"{m}:{model}": MODEL_METRICS[m](model, device) for m, model in models.items() if model}
+        self._store = store
         self._progress = progress
         self._known: dict[tuple[str, str], dict[str, float]] = {}
 
@@ -105,15 +112,29 @@ class TextMetrics:
         }
 
     def _score(self, new: list[tuple[str, str]]) -> None:
-        scored: dict[str, list[float]] = {name: [] for name in self.names}
-        for what, scorer in self._scorers.items():
-            for start in range(0, len(new), PAIRS_PER_CALL):
-                texts, references = zip(*new[start : start + PAIRS_PER_CALL], strict=True)
-                for name, values in scorer(texts, references).items():
-                    scored[name].extend(values)
-                self._progress(what, min(start + PAIRS_PER_CALL, len(new)), len(new))
-        for index, pair in enumerate(new):
-            self._known[pair] = {name: values[index] for name, values in scored.items()}
+        for scorer, score in self._scorers.items():
+            what, todo = scorer.partition(":")[0], self._recall(scorer, new)
+            for start in range(0, len(todo), PAIRS_PER_CALL):
+                part = todo[start : start + PAIRS_PER_CALL]
+                texts, references = zip(*part, strict=True)
+                scored = score(texts, references)
+                if self._store:
+                    self._store.put(scorer, part, scored)
+                for index, pair in enumerate(part):
+                    self._known.setdefault(pair, {}).update({name: own[index] for name, own in scored.items()})
+                self._progress(what, start + len(part), len(todo))
+
+    def _recall(self, scorer: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Take the values that the store has of `pairs`; returns the pairs that are still to be scored."""
+        if not self._store:
+            return pairs
+        todo = []
+        for pair, values in zip(pairs, self._store.get(scorer, pairs), strict=True):
+            if values is None:
+                todo.append(pair)
+            else:
+                self._known.setdefault(pair, {}).update(values)
+        return todo
 
 
 def corpus_bleu(texts: Sequence[str | None], references: Sequence[str]) -> tuple[float, str] | None:
