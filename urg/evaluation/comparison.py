@@ -108,7 +108,7 @@ def compare(
         answers = system.answer(rows)
         values = {"label": _label_values(answers, labels)}
         ranks, left_out = _rank_values(system.kind, answers, labels)
-        verdicts, not_judged = judge_metrics(answers, rows, judged, judge)
+        verdicts, not_judged = judge_metrics(answers, rows, judged, judge, system.kind == "model")
         texts = [None if answer is None else answer.text for answer in answers]
         values |= ranks | verdicts | text_metrics.values(texts, references)
         whole = corpus_bleu(texts, references)

@@ -39,6 +39,7 @@ POINTS = {"A is better": (1.0, -1.0), "B is better": (-1.0, 1.0), "Same good": (
 NO_VERDICTS = "no row has verdicts (cmp_results)"
 NOT_JUDGED = "the judge did not compare the pick"
 NO_REFERENCE_MODEL = "the judge did not compare the pick with {model}; name the model by --judge.{option}"
+ITSELF = "a single model does not beat itself"
 NO_PAIR = "the key names no pair of models"
 UNKNOWN_MODEL = "names a model that is not among the row's candidates"
 UNKNOWN_VERDICT = "is none of " + ", ".join(POINTS)
@@ -110,20 +111,35 @@ def ranks(points_NN: Floats, scoring: str = "points") -> Floats:
 
 
 def judge_metrics(
-    answers: Sequence[Answer | None], rows: Sequence[TokenizedExample], judged: Judged, config: JudgeConfig
+    answers: Sequence[Answer | None],
+    rows: Sequence[TokenizedExample],
+    judged: Judged,
+    config: JudgeConfig,
+    single: bool = False,
 ) -> tuple[dict[str, Floats], dict[str, dict[str, int]]]:
-    """metric → [R] of what was picked, NaN = no value; and metric → reason → rows whose pick has none."""
+    """metric → [R] of what was picked, NaN = no value; and metric → reason → rows whose pick has none.
+
+    single: the system is a single model, for which beating itself is not defined.
+    """
     values = {metric: np.full(len(rows), np.nan) for metric in JUDGE_METRICS}
     reasons: dict[str, Counter[str]] = {metric: Counter() for metric in JUDGE_METRICS}
     for index, (answer, row, verdicts) in enumerate(zip(answers, rows, judged.rows, strict=True)):
         if answer is None or answer.picked is None or verdicts is None:
             continue
         for metric, value in _pick_values(answer.picked, row.models, verdicts, config).items():
+            if single and row.models[answer.picked] == _compared_with(metric, config):
+                value = ITSELF
             if isinstance(value, str):
                 reasons[metric][value] += 1
             else:
                 values[metric][index] = value
     return values, {metric: dict(count) for metric, count in reasons.items()}
+
+
+def _compared_with(metric: str, config: JudgeConfig) -> str | None:
+    """The model that a metric compares the pick with."""
+    names = {"beat_vic": config.vicuna, "beat_oa": config.open_assistant}
+    return names.get(metric.removesuffix("_rank"))
 
 
 def _pick_values(picked: int, models: Sequence[str], verdicts: Verdicts, config: JudgeConfig) -> dict[str, float | str]:

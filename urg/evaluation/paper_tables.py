@@ -27,6 +27,7 @@ TABLE2_GROUPS: dict[Kind, str] = {
     "fuser": "generation-based",
     "ceiling": CEILING,
 }
+INTEREST: tuple[Kind, ...] = ("ranker", "fuser", "ceiling", "floor", "model")  # of the differences: what is asked first
 POSTER_GROUPS: dict[Kind, str] = {
     "model": "LLMs",
     "floor": "Rankers",
@@ -159,7 +160,8 @@ def _with_interval(result: Result, metric: str, statistics: Statistics) -> str:
 def differences(comparison: Comparison, statistics: Statistics, metric: str) -> Sheet:
     """The tested differences of one metric: row minus column, with stars by Holm-corrected p."""
     found = {(test.first, test.second): test for test in statistics.tests[metric]}
-    names = [r.name for r in comparison.results if any(r.name in pair for pair in found)]
+    tested = [result for result in comparison.results if any(result.name in pair for pair in found)]
+    names = [result.name for result in sorted(tested, key=lambda result: INTEREST.index(result.kind))]
     lines = []
     for name in names:
         cells = [_difference(metric, found.get((name, other)), found.get((other, name))) for other in names]

@@ -138,12 +138,15 @@ def _head(metric: str, comparison: Comparison) -> str:
 def _missing(comparison: Comparison) -> str:
     """Why a metric or a system is not there at all, and what – means in a column."""
     reasons = [f"{', '.join(names)}: {reason}" for reason, names in comparison.missing_by_reason().items()]
+    alike: dict[tuple[str, str], list[str]] = {}  # (systems, reason) → metrics
     for metric in columns(comparison):
         by_reason: dict[str, list[str]] = {}
         for result in comparison.results:
             if metric in result.missing:
                 by_reason.setdefault(result.missing[metric], []).append(result.name)
-        reasons += [f"{metric} of {_listed(names)}: {reason}" for reason, names in by_reason.items()]
+        for reason, names in by_reason.items():
+            alike.setdefault((_listed(names), reason), []).append(metric)
+    reasons += [f"{', '.join(metrics)} of {names}: {reason}" for (names, reason), metrics in alike.items()]
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
     summary = f"<summary>What is missing ({NONE}), and why</summary>"
     return f'<details>{summary}<div class="case"><ul class="missing">{items}</ul></div></details>' if items else ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STYLE = """
 tr.group td { color: var(--soft); font-weight: 600; text-align: left; background: var(--wash); }
-th.span { text-align: center; }
+th.span { text-align: center; } td.published { color: var(--soft); background: var(--page); }
 .matrix td, .matrix th { font-size: 0.78rem; } .matrix th { max-width: 9em; overflow: hidden; text-overflow: ellipsis; }
 .matrix td.up { color: var(--third); } .matrix td.down { color: var(--second); } .matrix td.sure { font-weight: 650; }
 .interval { display: grid; grid-template-columns: minmax(90px, 200px) 1fr 150px; gap: 12px; align-items: center;

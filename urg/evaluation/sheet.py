@@ -138,17 +138,18 @@ def as_html(sheet: Sheet) -> str:
         parts = (f'<th colspan="{width}" class="span">{html.escape(text)}</th>' for text, width in sheet.spans)
         above = f"<tr>{''.join(parts)}</tr>"
     head = "".join(f"<th>{html.escape(text)}</th>" for text in sheet.head)
-    body = []
+    body, spanned = [], list(enumerate(_above(sheet)))
     for group in sheet.groups:
         if group.name:
             body.append(f'<tr class="group"><td colspan="{len(sheet.head)}">{html.escape(group.name)}</td></tr>')
-        body += [f"<tr>{''.join(_cell(line, i) for i in range(len(sheet.head)))}</tr>" for line in group.lines]
+        body += [f"<tr>{''.join(_cell(line, i, above) for i, above in spanned)}</tr>" for line in group.lines]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in sheet.notes)
     listed = f'<ul class="missing soft">{notes}</ul>' if notes else ""
     table = f'<table class="sheet"><thead>{above}<tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     return f'<div class="scroll">{table}</div>{listed}'
 
 
-def _cell(line: Line, column: int) -> str:
+def _cell(line: Line, column: int, above: str) -> str:
     text = html.escape(line.cells[column])
-    return f"<td><b>{text}</b></td>" if column in line.best else f"<td>{text}</td>"
+    shown = f"<b>{text}</b>" if column in line.best else text
+    return f'<td class="published">{shown}</td>' if above.startswith("published") else f"<td>{shown}</td>"

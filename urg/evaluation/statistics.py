@@ -85,7 +85,7 @@ def sentences(comparison: Comparison, stats: Statistics, level: float = 0.05) ->
                 continue
             signs = [test.difference * (1 if test.first == name else -1) for test in mine if test.p_holm < level]
             above, below = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
-            shown = comparison.label if metric == "label" else metric
+            shown = f"label {comparison.label}" if metric == "label" else metric
             text = f"{name} on {shown}: above {above} and below {below} of {len(mine)} systems"
             found.append(f"{text}, {len(mine) - above - below} undecided (p < {level}, Holm)")
     return found

@@ -14,6 +14,7 @@ from data_pipeline.shards import TokenizedExample
 from tests.urg.made_up import row
 from urg.config import JudgeConfig
 from urg.evaluation.judge import (
+    ITSELF,
     JUDGE_METRICS,
     NO_PAIR,
     NOT_JUDGED,
@@ -65,6 +66,11 @@ def test_metrics_by_hand() -> None:
 def test_the_two_published_ways_to_beat_differ_where_the_model_itself_is_picked() -> None:
     v = of_pick("v")
     assert (v["beat_vic"], v["beat_vic_rank"]) == (0.0, 100.0)
+    made = judged_row(FULL)
+    values, reasons = judge_metrics([Answer("", 0)], [made], read_verdicts([made]), CONFIG, single=True)
+    assert np.isnan(values["beat_vic"][0])  # of Vicuna's own row, as published
+    assert values["beat_oa"][0] == 100.0
+    assert reasons["beat_vic_rank"] == {ITSELF: 1}
 
 
 def test_draws_cancel_in_the_margin() -> None:

@@ -113,9 +113,9 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
     sheet = poster(mixinstruct(), "here")
     rows = {line.cells[7]: line.cells for group in sheet.groups for line in group.lines}
     assert sheet.head[1:7] == ("bertscore", "bartscore", "bleurt", "gpt_rank", "beat_vic", "beat_oa")
-    assert rows["Open Assistant"][:7] == (OA, "–", "–", "–", "1.00", "100.00", "0.00")
+    assert rows["Open Assistant"][:7] == (OA, "–", "–", "–", "1.00", "100.00", "–")  # as published: not of itself
     assert rows["Open Assistant"][8:] == ("74.68", "-3.49", "-0.41", "3.90", "63.09", "–")
-    assert rows["Vicuna"][4:7] == ("2.00", "0.00", "0.00")
+    assert rows["Vicuna"][4:7] == ("2.00", "–", "0.00")
     assert rows["PairRanker (K = 3) + GenFuser"][0] == "–"
 
 
