@@ -8,6 +8,7 @@ criterion, how often each system was preferred, the agreement of the raters, and
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -73,12 +74,9 @@ def export_sheet(config: EvaluateConfig, output: Path, load: Load | None = None)
     answers = {name: _texts(name, subject, output, load) for name in (config.human.first, config.human.second)}
     items = draw(subject, answers, config.human.pairs, config.seed)
     folder = output / "human"
-    sheet_id = f"{config.human.first}-{config.human.second}-{config.seed}-{len(items)}"
     key = {str(item.number): {"id": item.row_id, "1": item.systems[0], "2": item.systems[1]} for item in items}
-    write_json(
-        folder / "key.json",
-        {"sheet": sheet_id, "first": config.human.first, "second": config.human.second, "items": key},
-    )
+    write_json(folder / "key.json", {"first": config.human.first, "second": config.human.second, "items": key})
+    sheet_id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]  # tells a rater nothing
     write_text(folder / "sheet.csv", sheet_csv(items))
     write_text(folder / "rate.html", rating_page(items, CRITERIA, sheet_id))
     print(f"{len(items)} pairs of {config.human.first} and {config.human.second}, blinded and shuffled")

@@ -147,7 +147,8 @@ def _pick_values(picked: int, models: Sequence[str], verdicts: Verdicts, config:
     rank = float(verdicts.ranks_N[picked])
     if np.isnan(rank):
         return dict.fromkeys(JUDGE_METRICS, NOT_JUDGED)
-    values: dict[str, float | str] = {f"judge_top{k}": 100.0 * (rank <= k) for k in (1, 2, 3)} | {"gpt_rank": rank}
+    values: dict[str, float | str] = {f"judge_top{k}": 100.0 * (rank <= k) for k in (1, 2, 3)}
+    values["gpt_rank"] = rank
     for short, option, model in (("vic", "vicuna", config.vicuna), ("oa", "open_assistant", config.open_assistant)):
         reason = NO_REFERENCE_MODEL.format(model=model, option=option)
         reference = models.index(model) if model in models else None

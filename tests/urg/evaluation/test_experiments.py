@@ -157,7 +157,8 @@ def test_the_sheet_is_blinded_shuffled_and_seeded(configure: Configure, tmp_path
     for text in (sheet, page):
         assert "row/" not in text  # the id
         assert "model-" not in text
-    assert "random" not in sheet
+        assert "random" not in text
+        assert "urg" not in text.lower()
     sides = [sides["1"] for sides in key["items"].values()]
     assert {"random", "urg"} == set(sides)
     ids = [sides["id"] for sides in key["items"].values()]
