@@ -353,8 +353,12 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     run([replace(rows[0], texts=("other", *rows[0].texts[1:])), *rows[1:]])
     (run.folder / "model" / "weights").write_bytes(b"other")
     run(rows)
+    predictions = run.folder / "predictions.jsonl"
+    for content in ("one", "two"):
+        predictions.write_text(content)
+        run(rows, folders={"imported": str(predictions)})
     run(rows, fresh=True)
-    assert len(run.stub.calls) == 6
+    assert len(run.stub.calls) == 8
 
 
 def test_damaged_answers_are_made_again(run: Run) -> None:

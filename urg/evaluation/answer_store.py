@@ -1,7 +1,7 @@
 """Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
 
-The key stands for the rows, the system, its options and the content of the model folders; under another key a file is
-not there.
+The key stands for the rows, the system, its options and the content of the folders and files that they name; under
+another key a file is not there.
 """
 
 from __future__ import annotations
@@ -122,16 +122,17 @@ def _rows_digest(rows: Sequence[TokenizedExample]) -> str:
 
 
 def _by_content(value: Any) -> Any:
-    """Options with each folder that they name, nested ones included, as the SHA-256 of what it holds."""
+    """Options with each folder or file that they name, nested ones included, as the SHA-256 of what it holds."""
     if isinstance(value, dict):
         return {key: _by_content(inner) for key, inner in value.items()}
-    is_folder = isinstance(value, str) and value != "" and Path(value).expanduser().is_dir()
-    return content_digest(Path(value).expanduser()) if is_folder else value
+    if not isinstance(value, str) or not value or not Path(value).expanduser().exists():
+        return value
+    return content_digest(Path(value).expanduser())
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 of the files in a folder, by name and content."""
+    """SHA-256 of the files in a folder by name and content, or of one file."""
     from data_pipeline.shard_writing import file_sha256
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     return hashlib.sha256("".join(f"{p.relative_to(folder)}\n{file_sha256(p)}\n" for p in files).encode()).hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import urg.systems
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import Answered, AnswerStore
@@ -65,6 +66,9 @@ def make_setup(
 
 def _further(config: EvaluateConfig, ids: Sequence[str]) -> dict[str, Any]:
     """What a Setup takes besides, where it does."""
+    takers = getattr(urg.systems, "FOLDERS", {})
+    if unknown := sorted(config.folders.keys() - takers) if takers else []:
+        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(takers)}")
     known = {field.name for field in fields(Setup)}
     further = {"folders": dict(config.folders), "ids": tuple(ids), "device": config.device}
     return {name: value for name, value in further.items() if name in known}

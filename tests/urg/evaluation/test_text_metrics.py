@@ -88,3 +88,17 @@ def test_corpus_bleu_over_the_rows_that_have_both() -> None:
     assert value is not None
     assert value == bleu.corpus_bleu(texts[:1], references[:1])  # type: ignore[arg-type]
     assert corpus_bleu([None], ["y"]) is None
+
+
+def test_bartscore_and_bleurt_are_asked_of_their_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    bartscore = pytest.importorskip("data_pipeline.quality.bartscore")
+    regression = pytest.importorskip("data_pipeline.quality.regression")
+    for module, name, value in ((bartscore, "BartScore", -2.5), (regression, "Bleurt", 0.5)):
+        made = lambda model, value=value: lambda texts, references: [value + len(model.name)] * len(texts)  # noqa: E731
+        monkeypatch.setattr(module, name, made)
+    metrics = TextMetrics(bartscore_model="bart", bleurt_model="b")
+    values = metrics.values(["x", None], ["y", "y"])
+    assert values["bartscore"][0] == 1.5
+    assert values["bleurt"][0] == 1.5
+    assert np.isnan(values["bleurt"][1])
+    assert set(metrics.missing) == {"bertscore"}
