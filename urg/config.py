@@ -374,7 +374,7 @@ class StatisticsConfig:
     """Confidence intervals of means, and tests of differences; both pair the systems by row."""
 
     resamples: int = 2000
-    """Resamples of the rows for intervals; 0 for no intervals."""
+    """Resamples of the rows for intervals, 100 or more; 0 for no intervals."""
     confidence: float = 0.95
     """Coverage of the intervals, in (0, 1)."""
     test: Literal["permutation", "bootstrap"] = "permutation"
@@ -387,7 +387,8 @@ class StatisticsConfig:
     """Metrics whose differences are tested, where they have values; each is corrected by itself."""
 
     def __post_init__(self) -> None:
-        _require(self.resamples >= 0, "statistics.resamples", self.resamples, "must be 0 (none) or more.")
+        enough = self.resamples == 0 or self.resamples >= 100
+        _require(enough, "statistics.resamples", self.resamples, "must be 0 (no intervals), or 100 or more.")
         _require(self.trials >= 0, "statistics.trials", self.trials, "must be 0 (no test) or more.")
         _require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "must be in (0, 1).")
         for pair in self.pairs.split(",") if self.pairs is not None else ():

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 from urg.config import StatisticsConfig
-
-if TYPE_CHECKING:
-    from urg.evaluation.comparison import Comparison
+from urg.evaluation.comparison import METRICS, Comparison
 
 Floats = NDArray[np.float64]
 BLOCK = 4_000_000  # entries of a block of resampled weights: 32 MB
@@ -45,8 +42,11 @@ class Statistics:
 
 
 def statistics(comparison: Comparison, config: StatisticsConfig, seed: int) -> Statistics:
-    """The intervals of every mean, and the tests of the asked metrics. UserError where an asked pair is not there."""
+    """The intervals of every mean, and the tests of the asked metrics. UserError where an asked pair or metric is not."""
     asked = _pairs(comparison, config)
+    for metric in filter(None, config.metrics.split(",")):
+        if metric not in METRICS:
+            raise UserError(f"statistics.metrics names {metric}, which is no metric; choose from {', '.join(METRICS)}")
     return Statistics(_intervals(comparison, config, seed), _tests(comparison, config, asked, seed), _method(config))
 
 
