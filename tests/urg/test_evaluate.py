@@ -392,6 +392,8 @@ def test_intervals_and_tests_are_written(run: Run) -> None:
     assert better["p_holm"] < 0.01
     with pytest.raises(UserError, match="urg_rank:nonesuch does not name two systems"):
         run(random_rows(4), statistics=StatisticsConfig(pairs="urg_rank:nonesuch"))
+    with pytest.raises(UserError, match=r"statistics\.metrics names rouge, which is no metric"):
+        run(random_rows(4), statistics=StatisticsConfig(metrics="rouge"))
 
 
 def test_verdicts_that_cannot_be_used_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ class Statistics:
 
 
 def statistics(comparison: Comparison, config: StatisticsConfig, seed: int) -> Statistics:
-    """The intervals of every mean, and the tests of the asked metrics. UserError where an asked pair or metric is not."""
+    """The intervals of every mean, and the tests of the asked metrics. UserError for a pair or metric there is not."""
     asked = _pairs(comparison, config)
     for metric in filter(None, config.metrics.split(",")):
         if metric not in METRICS:

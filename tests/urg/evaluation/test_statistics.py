@@ -96,6 +96,6 @@ def test_holm_never_lowers_and_keeps_the_order(p: list[float]) -> None:
 
 def test_pairs_are_named_and_a_name_may_hold_a_colon() -> None:
     assert named_pair("model:urg:urg", ["urg", "model:urg"]) == ("model:urg", "urg")
-    for wrong in ({"pairs": "urg"}, {"pairs": ""}, {"confidence": 1.0}, {"resamples": -1}, {"trials": -1}):
+    for wrong in ({"pairs": "urg"}, {"pairs": ""}, {"confidence": 1.0}, {"resamples": 7}, {"trials": -1}):
         with pytest.raises(ValueError, match="statistics"):
             StatisticsConfig(**wrong)  # type: ignore[arg-type]
