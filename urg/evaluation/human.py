@@ -75,9 +75,11 @@ def export_sheet(config: EvaluateConfig, output: Path, load: Load | None = None)
     items = draw(subject, answers, config.human.pairs, config.seed)
     folder = output / "human"
     key = {str(item.number): {"id": item.row_id, "1": item.systems[0], "2": item.systems[1]} for item in items}
-    write_json(folder / "key.json", {"first": config.human.first, "second": config.human.second, "items": key})
-    sheet_id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]  # tells a rater nothing
-    write_text(folder / "sheet.csv", sheet_csv(items))
+    texts = [(item.question, item.answers) for item in items]
+    sheet_id = hashlib.sha256(json.dumps([key, texts]).encode()).hexdigest()[:12]  # tells a rater nothing
+    names = {"sheet": sheet_id, "first": config.human.first, "second": config.human.second}
+    write_json(folder / "key.json", names | {"items": key})
+    write_text(folder / "sheet.csv", sheet_csv(items, sheet_id))
     write_text(folder / "rate.html", rating_page(items, CRITERIA, sheet_id))
     print(f"{len(items)} pairs of {config.human.first} and {config.human.second}, blinded and shuffled")
     print(f"for raters  {folder / 'rate.html'} (in a browser, offline) or {folder / 'sheet.csv'}: one copy each")
@@ -124,16 +126,16 @@ def draw(subject: Subject, answers: dict[str, dict[str, str]], count: int, seed:
     return items
 
 
-def sheet_csv(items: Sequence[Item]) -> str:
-    """The sheet as CSV: item, question, both answers, and an empty column a rating."""
+def sheet_csv(items: Sequence[Item], sheet_id: str) -> str:
+    """The sheet as CSV: item, the sheet's id, question, both answers, and an empty column a rating."""
     import io
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["item", "question", "answer_1", "answer_2", *COLUMNS])
+    writer.writerow(["item", "sheet", "question", "answer_1", "answer_2", *COLUMNS])
     for item in items:
         texts = [_no_formula(text) for text in (item.question, *item.answers)]
-        writer.writerow([item.number, *texts, *[""] * len(COLUMNS)])
+        writer.writerow([item.number, sheet_id, *texts, *[""] * len(COLUMNS)])
     return out.getvalue()
 
 
@@ -152,7 +154,7 @@ def import_ratings(folder: Path, files: Sequence[str]) -> list[Preference]:
     twice = {path.resolve() for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1}
     if twice:
         raise UserError(f"{twice.pop()} is given twice: name the file of each rater once")
-    scores_RIC = np.array([read_ratings(path, list(key["items"])) for path in paths])
+    scores_RIC = np.array([read_ratings(path, list(key["items"]), key["sheet"]) for path in paths])
     sides_I = np.array([1 if sides["1"] == key["first"] else -1 for sides in key["items"].values()])
     found = [preference(criterion, scores_RIC[:, :, c], sides_I) for c, criterion in enumerate(CRITERIA)]
     table = table6(found, key["first"], key["second"], len(paths), len(sides_I))
@@ -173,19 +175,21 @@ def _key(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_ratings(path: Path, items: Sequence[str]) -> list[list[int]]:
+def read_ratings(path: Path, items: Sequence[str], sheet_id: str) -> list[list[int]]:
     """[I, C] of one rater: score of answer 1 minus that of answer 2. UserError for what is no rating."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the ratings {path} cannot be read ({type(error).__name__}); give the rater's CSV") from error
-    lacking = [column for column in ("item", *COLUMNS) if not lines or column not in lines[0]]
+    lacking = [column for column in ("item", "sheet", *COLUMNS) if not lines or column not in lines[0]]
     if lacking:
         raise UserError(f"the ratings {path} have no column {lacking[0]}; give a filled copy of sheet.csv")
     by_item: dict[str, dict[str, str]] = {}
     for line in lines:
         item = (line["item"] or "").strip()
+        if (line["sheet"] or "").strip() != sheet_id:
+            raise UserError(f"the ratings {path} are of another sheet than key.json; give those of this one")
         if item not in items or item in by_item:
             what = "twice" if item in by_item else "which is not on the sheet"
             raise UserError(f"the ratings {path} have item {item or '(blank)'}, {what}; give one line for each item")
@@ -250,7 +254,7 @@ def table6(found: Sequence[Preference], first: str, second: str, raters: int, it
         spans=(("", 1), ("ours", 5), ("published", 3)),
         notes=(
             f"ours: {items} items, {raters} raters; percent of single judgements; kappa: Fleiss, of three categories; "
-            "the sign test is over items by the raters' sum, ties left out.",
+            "the sign test is over items by the raters' sum, ties left out. Equal answers were not shown.",
             f"published: {source['source']}; a comparison without ties.",
         ),
     )

@@ -52,8 +52,8 @@ form.addEventListener('change', () => {
 document.querySelector('#save').addEventListener('click', () => {
   const open = items.find(item => !columns.every(column => rating(item, column)));
   if (open && !confirm('Not everything is rated. Save what there is?')) { open.scrollIntoView(); return; }
-  const lines = items.map(item => [item.dataset.item, ...columns.map(column => rating(item, column))].join(','));
-  const text = ['item,' + columns.join(','), ...lines].join('\\n') + '\\n';
+  const lines = items.map(item => [item.dataset.item, form.dataset.sheet, ...columns.map(column => rating(item, column))].join(','));
+  const text = ['item,sheet,' + columns.join(','), ...lines].join('\\n') + '\\n';
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'text/csv'}));
   link.download = 'ratings.csv';
@@ -64,7 +64,7 @@ show();
 
 
 def rating_page(items: Sequence[Item], criteria: Sequence[str], sheet: str) -> str:
-    """The page. sheet: under which name the browser keeps the ratings."""
+    """The page. sheet: its id, under which the browser keeps the ratings, and which goes into the CSV."""
     columns = [f"{criterion}_{side}" for criterion in criteria for side in (1, 2)]
     body = "\n".join(_item(item, criteria) for item in items)
     attributes = f'data-sheet="{html.escape(sheet)}" data-columns="{html.escape(json.dumps(columns))}"'

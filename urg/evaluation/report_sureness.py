@@ -21,7 +21,7 @@ tr.group td { color: var(--soft); font-weight: 600; text-align: left; background
 th.span { text-align: center; } td.published { color: var(--soft); background: var(--page); }
 .matrix td, .matrix th { font-size: 0.78rem; } .matrix th { max-width: 9em; overflow: hidden; text-overflow: ellipsis; }
 .matrix td.up { color: var(--third); } .matrix td.down { color: var(--second); } .matrix td.sure { font-weight: 650; }
-.interval { display: grid; grid-template-columns: minmax(90px, 200px) 1fr 150px; gap: 12px; align-items: center;
+.interval { display: grid; grid-template-columns: minmax(70px, 25%) 1fr 142px; gap: 10px; align-items: center;
   font-size: 0.84rem; font-variant-numeric: tabular-nums; padding: 1px 0; }
 .interval .who { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .interval .range { position: relative; height: 14px; border-bottom: 1px solid var(--line); }

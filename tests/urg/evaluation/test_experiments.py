@@ -219,6 +219,7 @@ def test_ratings_become_percents_kappa_and_a_sign_test(
         (lambda lines: lines[2].update(overall_1=""), "no rating for item 3, column overall_1"),
         (lambda lines: lines[2].update(overall_1="6"), "the rating 6, which is none of 1, 2, 3, 4, 5"),
         (lambda lines: lines[2].update(overall_1="good"), "the rating good"),
+        (lambda lines: lines[5].update(sheet="other"), "are of another sheet"),
         (lambda lines: lines.pop(), "lack item 12 and 0 others"),
         (lambda lines: lines.append(lines[0]), "item 1, twice"),
         (lambda lines: lines[0].update(item="77"), "item 77, which is not on the sheet"),
