@@ -12,7 +12,7 @@ from typing import Literal
 
 PRESETS = Path(__file__).parent / "configs"
 TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "bertscore")
-DEV_METRICS = (*TEXT_METRICS, "label", "hit@1", "ndcg", "spearman", "kendall")
+DEV_METRICS = (*TEXT_METRICS, "label", "hit@1", "mrr", "ndcg", "spearman", "kendall", "pearson")
 
 
 def _require(holds: bool, key: str, value: object, mend: str) -> None:

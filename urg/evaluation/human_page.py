@@ -52,7 +52,8 @@ form.addEventListener('change', () => {
 document.querySelector('#save').addEventListener('click', () => {
   const open = items.find(item => !columns.every(column => rating(item, column)));
   if (open && !confirm('Not everything is rated. Save what there is?')) { open.scrollIntoView(); return; }
-  const lines = items.map(item => [item.dataset.item, form.dataset.sheet, ...columns.map(column => rating(item, column))].join(','));
+  const rated = item => columns.map(column => rating(item, column));
+  const lines = items.map(item => [item.dataset.item, form.dataset.sheet, ...rated(item)].join(','));
   const text = ['item,sheet,' + columns.join(','), ...lines].join('\\n') + '\\n';
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'text/csv'}));
