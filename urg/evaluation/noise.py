@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from urg.evaluation.answering import Load
     from urg.evaluation.sheet import Sheet
 
+Floats = NDArray[np.float64]
+
 BASE = 2
 VARIANTS = {"base": 0, "12": 1, "11,12": 2}  # as the paper names them → how many of the worst are added
 METRICS = ("bertscore", "bartscore", "bleurt", "rougeL", "rougeLsum", "bleu")
@@ -30,12 +33,13 @@ METRICS = ("bertscore", "bartscore", "bleurt", "rougeL", "rougeLsum", "bleu")
 
 @dataclass(frozen=True)
 class Noise:
-    """means[system][variant][metric]; rows: how many have enough labelled candidates and a reference, of how many."""
+    """means: system → variant → metric. rows: how many have enough labelled candidates and a reference, of how many."""
 
     means: dict[str, dict[str, dict[str, float]]]
     rows: int
     of: int
     missing: dict[str, str]  # metric or system → why it is not there
+    intervals: dict[str, dict[str, dict[str, tuple[float, float]]]]  # of Δ%: system → variant → metric → (low, high)
 
     def change(self, system: str, variant: str, metric: str) -> float | None:
         """Δ% of a metric; None where it was not measured, or its base is 0."""
@@ -92,9 +96,9 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
     )
     store = AnswerStore(output, config, kept_rows, label)
     fusers, missing = _fusers(rows, label, config, load, progress)
-    means: dict[str, dict[str, dict[str, float]]] = {}
+    scored: dict[str, dict[str, dict[str, Floats]]] = {}
     for name, fuser in fusers.items():
-        means[name] = {}
+        scored[name] = {}
         for variant, added in VARIANTS.items():
             kept = store.load(f"noise:{label}:{name}:{variant}")
             if kept is None:
@@ -103,8 +107,49 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
                 kept = Answered(f"noise:{label}:{name}:{variant}", "fuser", [Answer(text) for text in texts])
                 store.save(kept)
             values = metrics.values([a.text if a else None for a in kept.answers], [row.output for row in kept_rows])
-            means[name][variant] = {m: float(np.nanmean(v)) for m, v in values.items() if not np.isnan(v).all()}
-    return Noise(means, len(usable), len(rows), metrics.missing | missing)
+            scored[name][variant] = {m: v for m, v in values.items() if not np.isnan(v).all()}
+    means = {
+        name: {variant: {m: float(np.nanmean(v)) for m, v in values.items()} for variant, values in by.items()}
+        for name, by in scored.items()
+    }
+    return Noise(means, len(usable), len(rows), metrics.missing | missing, _intervals(scored, config))
+
+
+def _intervals(
+    scored: dict[str, dict[str, dict[str, Floats]]], config: EvaluateConfig
+) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Bootstrap intervals of every Δ%, from the same resamples of the rows."""
+    asked, found = config.statistics, {}
+    for name, by in scored.items() if asked.resamples else ():
+        found[name] = {variant: dict[str, tuple[float, float]]() for variant in list(VARIANTS)[1:]}
+        for variant, intervals in found[name].items():
+            for metric in by["base"].keys() & by[variant].keys():
+                columns = by["base"][metric], by[variant][metric]
+                interval = change_interval(*columns, asked.resamples, asked.confidence, config.seed)
+                if interval is not None:
+                    intervals[metric] = interval
+    return found
+
+
+def change_interval(
+    base_R: Floats, noisy_R: Floats, resamples: int, confidence: float, seed: int
+) -> tuple[float, float] | None:
+    """Percentile interval of 100 (noisy mean − base mean) / |base mean| over the rows that have both.
+
+    None where a resample has the base 0, of which there are no percents.
+    """
+    from urg.evaluation.statistics import resampled
+
+    both = ~np.isnan(base_R - noisy_R)
+    parts = []
+    for weights_SR in resampled(int(both.sum()), resamples, seed):
+        base_S, noisy_S = weights_SR @ base_R[both], weights_SR @ noisy_R[both]
+        if not base_S.all():
+            return None
+        parts.append(100 * (noisy_S - base_S) / np.abs(base_S))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _gold(row: TokenizedExample, label: str) -> list[int] | None:
@@ -179,6 +224,14 @@ def _fusing(name: str, fuser: Fuser, count: int) -> Iterator[None]:
         model.settings = settings
 
 
+def _cell(noise: Noise, system: str, variant: str, metric: str) -> str:
+    change = noise.change(system, variant, metric)
+    if change is None:
+        return "–"
+    interval = noise.intervals.get(system, {}).get(variant, {}).get(metric)
+    return f"{change:+.2f}%" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+
+
 def table5(noise: Noise, where: str) -> Sheet:
     """Table 5, ours beside what was published."""
     from urg.evaluation.paper_tables import published
@@ -192,8 +245,7 @@ def table5(noise: Noise, where: str) -> Sheet:
     for system in noise.means:
         for variant in list(VARIANTS)[1:]:
             row = next((r for r in left if system in r["ours"] and r["added"] == variant), None)
-            changes = [noise.change(system, variant, metric) for metric in ours]
-            cells = [NONE if change is None else f"{change:+.2f}%" for change in changes]
+            cells = [_cell(noise, system, variant, metric) for metric in ours]
             values = [NONE] * 4 if row is None else [f"{value:+.2f}%" for value in row["values"]]
             lines.append(Line((system, variant, *cells, row["name"] if row else NONE, *values)))
             left = [other for other in left if other is not row]

@@ -116,7 +116,7 @@ def bootstrap_intervals(values_RC: Floats, resamples: int, confidence: float, se
     has_RC = (~np.isnan(values_RC)).astype(np.float64)
     filled_RC = np.nan_to_num(values_RC)
     means = []
-    for weights_SR in _resampled(len(values_RC), resamples, seed):
+    for weights_SR in resampled(len(values_RC), resamples, seed):
         counts_SC = weights_SR @ has_RC
         means.append(np.where(counts_SC > 0, weights_SR @ filled_RC / np.maximum(counts_SC, 1), np.nan))
     tail = (1 - confidence) / 2
@@ -124,7 +124,7 @@ def bootstrap_intervals(values_RC: Floats, resamples: int, confidence: float, se
     return low_C, high_C
 
 
-def _resampled(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+def resampled(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each row is drawn, [S, R] in blocks: the bootstrap as products of matrices."""
     generator = np.random.default_rng(seed)
     block = max(1, BLOCK // max(rows, 1))
@@ -188,7 +188,7 @@ def bootstrap_p(differences_RP: Floats, trials: int, seed: int) -> Floats:
     filled_RP = np.nan_to_num(differences_RP)
     means_P = filled_RP.sum(axis=0) / has_RP.sum(axis=0)
     extreme_P = np.zeros(filled_RP.shape[1])
-    for weights_SR in _resampled(len(filled_RP), trials, seed):
+    for weights_SR in resampled(len(filled_RP), trials, seed):
         counts_SP = weights_SR @ has_RP
         shifted_SP = weights_SR @ filled_RP / np.maximum(counts_SP, 1) - means_P
         extreme_P += ((np.abs(shifted_SP) >= np.abs(means_P) - 1e-12) & (counts_SP > 0)).sum(axis=0)

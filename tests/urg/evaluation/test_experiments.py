@@ -21,7 +21,7 @@ from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
 from urg.config import EvaluateConfig, HumanConfig
 from urg.evaluation.cases import run_cases
 from urg.evaluation.human import COLUMNS, CRITERIA, fleiss_kappa, preference, run_human
-from urg.evaluation.noise import VARIANTS, fuse_all, run_noise, table5
+from urg.evaluation.noise import VARIANTS, change_interval, fuse_all, run_noise, table5
 from urg.systems import Fusion, Scores
 
 Configure = Callable[..., EvaluateConfig]
@@ -78,7 +78,7 @@ def test_noise_adds_the_worst_to_the_two_best_and_compares_on_the_same_rows(
     assert "--bertscore_model" in noise.missing["bertscore"]
     sheet = table5(noise, "here")
     first = sheet.groups[0].lines[0].cells
-    assert first[:3] == ("urg", "12", "-7.69%")
+    assert first[:3] == ("urg", "12", "-7.69% [-7.69, -7.69]")  # both rows lose as much
     assert first[-5:] == ("URG", "-1.10%", "-0.22%", "-1.14%", "-4.69%")
     assert [line.cells[0] for line in sheet.groups[0].lines] == ["urg", "urg", "–", "–"]  # GenFuser: published only
     assert "2 of 4 rows" in capsys.readouterr().out
@@ -93,6 +93,21 @@ def test_a_negative_base_loses_when_it_falls(configure: Configure, tmp_path: Pat
     from urg.evaluation.noise import Noise
 
     assert Noise.change(noise, "urg", "12", "bartscore") == -50.0  # type: ignore[arg-type]
+
+
+def test_the_interval_of_a_change_covers_it_and_pairs_the_rows() -> None:
+    random = np.random.default_rng(0)
+    base = random.uniform(0.2, 0.9, 200)
+    noisy = 0.9 * base + random.normal(0, 0.01, 200)  # every row loses a tenth: sure, however the rows differ
+    found = change_interval(base, noisy, 500, 0.95, 0)
+    assert found is not None
+    low, high = found
+    assert -10.5 < low < -9.9 < high + 0.5 < -9.0
+    assert change_interval(np.zeros(5), np.ones(5), 100, 0.95, 0) is None
+    missing = np.where(np.arange(200) < 20, np.nan, noisy)
+    assert change_interval(base, missing, 500, 0.95, 0) == pytest.approx(
+        change_interval(base[20:], noisy[20:], 500, 0.95, 0)
+    )
 
 
 @dataclass(frozen=True)
