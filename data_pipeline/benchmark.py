@@ -96,9 +96,9 @@ def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     sample = work / "tokenizer-sample.jsonl"
     write_corpus(sample, 1000, config.seed + 1)
     folder = config.tokenizer or str(work / "tokenizer")
+    texts = list(row_texts(sample.read_bytes().splitlines()))
     if config.tokenizer is None:
-        save_tokenizer(train_tokenizer(row_texts([sample]), 8192), Path(folder))
-    texts = list(row_texts([sample]))
+        save_tokenizer(train_tokenizer(texts, 8192), Path(folder))
     tokens = sum(len(ids) for ids, _ in encode_texts(texts, load_tokenizer(folder), 100_000))
     return folder, tokens / sum(len(text.split()) for text in texts)
 

@@ -111,12 +111,11 @@ def test_a_killed_worker_is_replaced_within_the_run(start: Start, tmp_path: Path
 
 
 def _busy_workers(pid: int) -> list[int]:
-    """Ray's workers that run a task, at most one."""
+    """Ray's workers that run a task of a plan, at most one."""
     found = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                title = " ".join(child.cmdline())
-                if title.startswith("ray::") and "IDLE" not in title:
+                if " ".join(child.cmdline()).startswith("ray::Map"):
                     found.append(child.pid)
     return found[:1]

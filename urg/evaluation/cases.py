@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def run_cases(config: EvaluateConfig, output: Path, load: Load | None = None) -> Comparison:
     """Run the systems (or take their kept answers), write cases.md and cases.html with `config.cases` rows."""
+    from data_pipeline.page import document
     from urg.evaluate import compare_systems
-    from urg.evaluation.report import document
     from urg.evaluation.results import write_text
     from urg.evaluation.subject import open_subject
 

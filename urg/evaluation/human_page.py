@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from urg.evaluation.report import document
+from data_pipeline.page import document
 
 if TYPE_CHECKING:
     from urg.evaluation.human import Item
