@@ -6,7 +6,7 @@ Writes into the output folder
                          "intervals", "tests", ...}
     predictions.parquet  one line a system and row: picked model, scores, text, metrics (null = no value)
     report.html          all of it to look at, in one file that needs no network
-    tables.md, .tex      all systems, Table 2 of the URG paper and LLM-Blender's table beside what they published
+    tables.md .tex .json all systems, Table 2 of the URG paper and LLM-Blender's table beside what they published
     answers/, values/    what each system answered, what each text scored: the same command again takes them from there
 
 and prints the table. A metric without a value is absent from "systems" and stands in "missing"; it is never 0 or null.
@@ -123,10 +123,13 @@ def _write(
         write_sheets,
         write_text,
     )
+    from urg.evaluation.sheet import as_json
 
     write_json(output / METRICS_FILE, metrics_document(comparison, provenance, stats))
     write_parquet(output / PREDICTIONS_FILE, predictions_table(comparison))
-    write_sheets(output / "tables", sheets(comparison, provenance, stats))
+    tables = sheets(comparison, provenance, stats)
+    write_sheets(output / "tables", tables)
+    write_json(output / "tables.json", {"tables": [as_json(table) for table in tables]})
     write_text(output / REPORT_FILE, report_page(comparison, provenance, config.cases, stats))
 
 
@@ -154,7 +157,7 @@ def _show(
         for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title)):
             print(f"\n{plain(sheet)}")
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
-    print(f"tables    {output / 'tables.md'} and .tex: with intervals, tests and published figures")
+    print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")
     print(f"report    file://{output / REPORT_FILE}   (open it in a browser; it needs no network)")
     if config.model is not None:
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")

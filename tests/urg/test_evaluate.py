@@ -335,7 +335,14 @@ def test_a_rerun_replaces_its_files_and_leaves_no_other(run: Run) -> None:
     run(random_rows(3))
     again = {path.name: path.read_bytes() for path in (run.folder / "out").iterdir() if path.is_file()}
     assert again == first
-    assert set(first) == {"metrics.json", "predictions.parquet", "report.html", "tables.md", "tables.tex"}
+    assert set(first) == {
+        "metrics.json",
+        "predictions.parquet",
+        "report.html",
+        "tables.md",
+        "tables.tex",
+        "tables.json",
+    }
 
 
 def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def is_mixinstruct(comparison: Comparison) -> bool:
 def table2(comparison: Comparison, where: str) -> Sheet:
     """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title."""
     source = published()["urg"]
-    notes = (f"published: {source['source']}.", "bleu: mean sentence BLEU.", *source["slips"][:2])
+    notes = (f"published: {source['source']}.", "bleu: mean sentence BLEU.", *source["slips"][:3])
     return _beside(comparison, f"Table 2: {where}", source["table2"], TABLE2_GROUPS, number, notes)
 
 

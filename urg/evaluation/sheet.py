@@ -1,4 +1,4 @@
-"""A table on its way to a reader: groups of rows of text cells, as plain text, Markdown, LaTeX or HTML."""
+"""A table on its way to a reader: groups of rows of text cells, as plain text, Markdown, LaTeX, HTML or JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NONE = "–"
 _LATEX = {
@@ -75,7 +76,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 def markdown(sheet: Sheet) -> str:
     """A Markdown table under a heading; best cells bold, groups as rows of their own."""
     width = len(sheet.head)
-    head = [f"{span}: {text}" if span else text for span, text in zip(_above(sheet), sheet.head, strict=True)]
+    head = as_json(sheet)["columns"]
     lines = [
         f"### {escaped_markdown(sheet.title)}",
         "",
@@ -129,6 +130,13 @@ def _tabbed(cells: Iterable[str]) -> str:
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def as_json(sheet: Sheet) -> dict[str, Any]:
+    """A table for programs: {title, columns, groups: [{name, rows}], notes}; a column's name has its span before it."""
+    columns = [f"{span}: {text}" if span else text for span, text in zip(_above(sheet), sheet.head, strict=True)]
+    groups = [{"name": group.name, "rows": [list(line.cells) for line in group.lines]} for group in sheet.groups]
+    return {"title": sheet.title, "columns": columns, "groups": groups, "notes": list(sheet.notes)}
 
 
 def as_html(sheet: Sheet) -> str:

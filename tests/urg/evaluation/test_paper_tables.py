@@ -11,7 +11,7 @@ from urg.config import StatisticsConfig
 from urg.evaluation.comparison import Comparison, compare
 from urg.evaluation.paper_tables import differences, is_mixinstruct, poster, published, sheets, table2
 from urg.evaluation.results import Provenance
-from urg.evaluation.sheet import Group, Line, Sheet, as_html, latex, markdown, plain
+from urg.evaluation.sheet import Group, Line, Sheet, as_html, as_json, latex, markdown, plain
 from urg.evaluation.statistics import statistics
 from urg.evaluation.text_metrics import TextMetrics
 from urg.systems import Setup, build_systems
@@ -46,6 +46,8 @@ def test_every_form_keeps_every_cell_and_escapes_what_is_markup() -> None:
     assert plain(SHEET).splitlines()[1:] == ["who     x   y", "[G & co]", "<b>|*   1  2*", "$b{    10   –", "  a #note"]
     assert r"| \<b\>\|\* | 1 | **2** |" in markdown(SHEET)
     assert "ours: x" in markdown(SHEET)
+    assert as_json(SHEET)["columns"] == ["who", "ours: x", "ours: y"]
+    assert as_json(SHEET)["groups"][0]["rows"] == [["<b>|*", "1", "2"], ["$b{", "10", "–"]]
     tex = latex(SHEET)
     assert r"$<$b$>$|* & 1 & \textbf{2} \\" in tex
     assert r"\$b\{ & 10 & -- \\" in tex
