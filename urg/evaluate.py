@@ -1,102 +1,105 @@
-"""Evaluate a trained URG beside every single model, the floors and the oracle: `python -m urg.evaluate`.
+"""Evaluate a trained URG beside every other system: `python -m urg.evaluate --systems all`.
 
 Writes into the output folder
 
-    metrics.json         {"systems": {name: {metric: mean}}, "missing": {metric, system, "system.metric": reason}, ...}
+    metrics.json         {"systems": {name: {metric: mean}}, "missing": {metric, system, "system.metric": reason},
+                         "intervals", "tests", ...}
     predictions.parquet  one line a system and row: picked model, scores, text, metrics (null = no value)
     report.html          all of it to look at, in one file that needs no network
+    tables.md .tex .json all systems, Table 2 of the URG paper and LLM-Blender's table beside what they published
+    answers/, values/    what each system answered, what each text scored: the same command again takes them from there
 
 and prints the table. A metric without a value is absent from "systems" and stands in "missing"; it is never 0 or null.
+`--experiment noise|human|cases` runs an experiment of the paper instead, `--list` prints what there is as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from data_pipeline.shards import ShardSet, TokenizedExample
-    from urg.ensemble import Ensemble
+    from urg.evaluation.answering import Load
     from urg.evaluation.comparison import Comparison
     from urg.evaluation.results import Provenance
+    from urg.evaluation.statistics import Statistics
+    from urg.evaluation.subject import Subject
 
-FEW_ROWS = 100
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.parquet", "report.html"
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate a trained URG beside every single model, random, longest and oracle picks; write table and report."""
-    evaluate(config)
+    """Evaluate a trained URG beside every single model and system, or run an experiment of the paper."""
+    if config.list:
+        from urg.evaluation.listing import listing
+
+        print(json.dumps(listing(), indent=2))
+    elif config.experiment == "noise":
+        from urg.evaluation.noise import run_noise
+
+        run_noise(config, writable(config))
+    elif config.experiment == "human":
+        from urg.evaluation.human import run_human
+
+        run_human(config, writable(config))
+    elif config.experiment == "cases":
+        from urg.evaluation.cases import run_cases
+
+        run_cases(config, writable(config))
+    else:
+        evaluate(config)
 
 
-def load_ensemble(config: EvaluateConfig) -> Ensemble:
-    """The URG of `config.model`. UserError where the folder holds none."""
-    from urg.ensemble import Ensemble
+def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
+    """Run the evaluation, write its files, print its table. load: makes the ensemble where a model is named."""
+    from urg.evaluation.statistics import statistics
+    from urg.evaluation.subject import open_subject
 
-    return Ensemble.from_pretrained(str(config.model), device=config.device, batch_size=config.batch_size)
-
-
-def _on_device(config: EvaluateConfig) -> EvaluateConfig:
-    """The configuration with its device named: a GPU where there is one. UserError for one that is not there."""
-    from urg.ensemble import resolve_device
-
-    return replace(config, device=str(resolve_device(config.device)))
-
-
-def evaluate(config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble] = load_ensemble) -> Comparison:
-    """Run the evaluation, write its three files, print its table. load: makes the ensemble where a model is named."""
-    from data_pipeline.shards import ShardSet
-    from urg.evaluation.results import Provenance
-
-    output = _writable(Path(config.output).expanduser().absolute())
-    config = _on_device(config)
-    shards = ShardSet.open(config.shards)
-    model = model_facts(config.model)
-    rows, label = _rows(shards, config), _label(shards, config, model)
-    comparison = _compare(rows, label, config, load)
-    data = _data_facts(shards, config.split, rows, label)
-    provenance = Provenance(data, model, asdict(config), notes(data, model))
-    _write(output, comparison, provenance, config)
-    _show(output, comparison, provenance, config)
-    _track(output, comparison, config)
+    output = writable(config)
+    subject = open_subject(config)
+    comparison = compare_systems(subject, output, load)
+    provenance = subject.provenance.with_notes(comparison.judged)
+    stats = statistics(comparison, config.statistics, config.seed)
+    _write(output, comparison, provenance, stats, config)
+    _show(output, comparison, provenance, stats, config)
+    _track(output, comparison, provenance, config)
     return comparison
 
 
-def _compare(
-    rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig, load: Callable[[EvaluateConfig], Ensemble]
-) -> Comparison:
-    """Run every system. What may be wrong with encoder or model shows before anything slow begins."""
+def compare_systems(subject: Subject, output: Path, load: Load | None) -> Comparison:
+    """Run every asked system and score its answers. A metric's model that cannot load shows before anything slow."""
+    from urg.evaluation.answer_store import AnswerStore
+    from urg.evaluation.answering import answer, load_ensemble
     from urg.evaluation.comparison import compare
+    from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
-    from urg.systems import Setup, build_systems
+    from urg.evaluation.value_store import ValueStore
 
-    progress = Progress()
-    text_metrics = TextMetrics(config.bertscore_model, str(config.device), progress)
-    setup = Setup(
-        label=label,
-        models=tuple(sorted({name for row in rows for name in row.models})),
-        seed=config.seed,
-        ensemble=None if config.model is None else load(config),
-        num_beams=config.num_beams,
-        max_new_tokens=config.max_new_tokens,
-        progress=progress,
+    config, rows, label, progress = subject.config, subject.rows, subject.label, Progress()
+    text_metrics = TextMetrics(
+        config.bertscore_model,
+        str(config.device),
+        progress,
+        config.bartscore_model,
+        config.bleurt_model,
+        ValueStore(output, config.fresh),
     )
-    systems, unavailable = build_systems(setup)
-    return compare(rows, label, systems, text_metrics, unavailable)
+    store = AnswerStore(output, config, rows, label)
+    systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress)
+    if not systems:
+        raise UserError("; ".join(f"{name} cannot run: {reason}" for name, reason in unavailable.items()))
+    return compare(rows, label, systems, text_metrics, unavailable, config.judge)
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made if absent and tried out: better now than after the generation."""
+def writable(config: EvaluateConfig) -> Path:
+    """The output folder, made if absent and tried out: better now than after the generation."""
+    folder = Path(config.output).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".{os.getpid()}.trial"
@@ -107,94 +110,37 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def model_facts(folder: str | None) -> dict[str, Any]:
-    """What urg.json says of a model: folder, label, training steps, whether it is trained. Empty without a model."""
-    if folder is None:
-        return {}
-    path = Path(folder).expanduser().absolute()
-    if not (path / "urg.json").is_file():
-        raise UserError(f"{path} is no URG model (no urg.json): name the model folder of a training run by --model")
-    try:
-        settings = json.loads((path / "urg.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path / 'urg.json'} is no JSON ({error}); export the model again") from error
-    steps = int(settings.get("steps") or 0)
-    generated = bool(settings.get("generated_data"))
-    facts = {"folder": str(path), "label": settings.get("label"), "k": settings.get("k"), "steps": steps}
-    return facts | {"trained": steps > 0, "generated_data": generated}
-
-
-def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:
-    """The rows to evaluate. UserError where an id stands twice, for predictions are kept by id."""
-    split = shards.split(config.split)
-    rows = [split[index] for index in range(min(len(split), config.rows or len(split)))]
-    if not rows:
-        raise UserError(f"split {config.split} of {shards.folder} has no rows; choose another by --split")
-    twice = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"split {config.split} has {len(twice)} ids more than once, such as {twice[0]}; prepare it again"
-        )
-    return rows
-
-
-def _label(shards: ShardSet, config: EvaluateConfig, model: dict[str, Any]) -> str:
-    """The label's name. UserError, with the names there are, where none is named or no row has it."""
-    label = config.label or model.get("label")
-    if not label:
-        names = ", ".join(shards.score_names) or "no score at all"
-        raise UserError(f"no label is named and the model names none; the data have {names}: choose one by --label")
-    shards.split(config.split).has_label(label)
-    return str(label)
-
-
-def _data_facts(shards: ShardSet, split: str, rows: Sequence[TokenizedExample], label: str) -> dict[str, Any]:
-    labelled = sum(bool((row.scores[label] == row.scores[label]).any()) for row in rows)
-    sizes = [len(row.texts) for row in rows]
-    return {
-        "shards": str(shards.folder),
-        "data_key": shards.manifest.get("key"),
-        "split": split,
-        "label": label,
-        "rows": len(rows),
-        "rows_with_label": labelled,
-        "rows_with_reference": sum(bool(row.output.strip()) for row in rows),
-        "candidates_per_row": {"min": min(sizes), "mean": sum(sizes) / len(sizes), "max": max(sizes)},
-        "generated": bool(shards.manifest.get("generated")) or all(row.id.startswith("generated/") for row in rows),
-    }
-
-
-def notes(data: dict[str, Any], model: dict[str, Any]) -> tuple[str, ...]:
-    """What a reader must know before believing a figure."""
-    found = []
-    if data["generated"]:
-        found.append("The data are generated and their models simulated: no figure here says anything of real models.")
-    if data["rows"] < FEW_ROWS:
-        found.append(f"Only {data['rows']} rows: most differences between systems are chance.")
-    if model and not model["trained"]:
-        found.append("The URG model is untrained (0 steps): its rows show what random weights do.")
-    if model and model["label"] not in (None, data["label"]):
-        found.append(f"URG was trained to rank by {model['label']}, and is judged here by {data['label']}.")
-    if data["rows_with_label"] < data["rows"]:
-        unlabelled = data["rows"] - data["rows_with_label"]
-        found.append(f"{unlabelled} rows have no {data['label']}: no label, no rank metrics.")
-    if 0 < data["rows_with_reference"] < data["rows"]:
-        found.append(f"{data['rows'] - data['rows_with_reference']} rows have no reference: no text metrics.")
-    return tuple(found)
-
-
-def _write(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
+def _write(
+    output: Path, comparison: Comparison, provenance: Provenance, stats: Statistics, config: EvaluateConfig
+) -> None:
+    from urg.evaluation.paper_tables import sheets
     from urg.evaluation.report import report_page
-    from urg.evaluation.results import metrics_document, predictions_table, write_json, write_parquet, write_text
+    from urg.evaluation.results import (
+        metrics_document,
+        predictions_table,
+        write_json,
+        write_parquet,
+        write_sheets,
+        write_text,
+    )
+    from urg.evaluation.sheet import as_json
 
-    write_json(output / METRICS_FILE, metrics_document(comparison, provenance))
+    write_json(output / METRICS_FILE, metrics_document(comparison, provenance, stats))
     write_parquet(output / PREDICTIONS_FILE, predictions_table(comparison))
-    write_text(output / REPORT_FILE, report_page(comparison, provenance, config.cases))
+    tables = sheets(comparison, provenance, stats)
+    write_sheets(output / "tables", tables)
+    write_json(output / "tables.json", {"tables": [as_json(table) for table in tables]})
+    write_text(output / REPORT_FILE, report_page(comparison, provenance, config.cases, stats))
 
 
-def _show(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
+def _show(
+    output: Path, comparison: Comparison, provenance: Provenance, stats: Statistics, config: EvaluateConfig
+) -> None:
     """The table, its notes, the gap closed, where the files are, and what to do next."""
     from urg.evaluation.comparison import gaps
+    from urg.evaluation.paper_tables import is_mixinstruct, poster, table2
+    from urg.evaluation.sheet import plain
+    from urg.evaluation.statistics import sentences
     from urg.evaluation.table import gap_sentence, print_table
 
     print()
@@ -205,42 +151,33 @@ def _show(output: Path, comparison: Comparison, provenance: Provenance, config: 
         print(f"note: {note}")
     for gap in [gap for gap in gaps(comparison) if gap.metric in ("label", "rougeL")]:
         print(gap_sentence(gap, comparison))
+    for sentence in sentences(comparison, stats):
+        print(sentence)
+    if is_mixinstruct(comparison):
+        for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title)):
+            print(f"\n{plain(sheet)}")
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
+    print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")
     print(f"report    file://{output / REPORT_FILE}   (open it in a browser; it needs no network)")
     if config.model is not None:
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")
 
 
-def _track(output: Path, comparison: Comparison, config: EvaluateConfig) -> None:
-    """Add the means, table and report to the MLflow run that trained the model, where there is one."""
-    from urg.evaluation.track import add_to_training_run
+def _track(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
+    """Add the results to MLflow, where the run that trained the model is at hand."""
+    from urg.evaluation.track import add_to_training_run, log_systems
 
     if config.model is None or not config.track:
         return
     files = [output / METRICS_FILE, output / REPORT_FILE]
     try:
         run_id = add_to_training_run(Path(config.model), config.split, comparison, files)
+        parent = log_systems(Path(config.model), comparison, provenance) if run_id else None
     except UserError as error:
         print(f"note: not added to MLflow: {error}")
         return
     if run_id:
-        print(f"MLflow    added to run {run_id}; see it with: make ui")
-
-
-class Progress:
-    """Shows on stderr how far a slow part is: rewriting one line on a terminal, elsewhere a line for each quarter."""
-
-    def __init__(self) -> None:
-        self._quarter = (-1, "")
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{what}: {done} of {of}", end="\n" if done >= of else "", file=sys.stderr, flush=True)
-            return
-        quarter = (4 * done // max(of, 1), what)
-        if quarter != self._quarter:
-            self._quarter = quarter
-            print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
+        print(f"MLflow    added to run {run_id}; a run a system below {parent}; see them with: make ui")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.quality.rouge import rouge
 from data_pipeline.shards import ShardSet, TokenizedExample
 from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
+from urg.config import StatisticsConfig
 from urg.evaluate import EvaluateConfig, evaluate
 from urg.evaluation.comparison import METRICS, Comparison, compare, gaps
-from urg.evaluation.rank_metrics import hit_at_1, ndcg, spearman
+from urg.evaluation.judge import JUDGE_METRICS
+from urg.evaluation.rank_metrics import RANK_METRICS, hit_at_1, ndcg, spearman
 from urg.evaluation.table import best, plain_table, print_table
-from urg.evaluation.text_metrics import TextMetrics
-from urg.systems import Setup, build_systems
+from urg.evaluation.text_metrics import MODEL_METRICS, TextMetrics
+from urg.systems import SYSTEMS, Setup, build_systems
 
 NAN = float("nan")
 
@@ -118,7 +120,9 @@ def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
             reason = written["missing"].get(metric) or written["missing"].get(f"{name}.{metric}")
             assert (metric in means) != bool(reason), (name, metric)
         assert all(isinstance(value, float) and math.isfinite(value) for value in means.values())
-    assert written["missing"]["bertscore"].startswith("no encoder was named")
+    assert written["missing"]["bertscore"].startswith("no model was named")
+    assert "--bleurt_model" in written["missing"]["bleurt"]
+    assert written["missing"]["gpt_rank"] == "no row has verdicts (cmp_results)"
     assert "new text, not a candidate" in written["missing"]["urg.label"]
     assert written["metrics"]["corpus_bleu"].startswith("nrefs:1")
     assert written["counts"]["urg_rank"]["rougeL"] == written["data"]["rows"] == 6
@@ -196,7 +200,7 @@ def test_without_references_rank_metrics_work_and_text_metrics_say_why(
 ) -> None:
     written = run([replace(made, output="  ") for made in random_rows(5)])
     ranked = written["systems"]["urg_rank"]
-    assert {"label", "hit@1", "ndcg", "spearman", "kendall"} == set(ranked)
+    assert {"label", *RANK_METRICS} == set(ranked)
     assert "no row has a reference text" in written["missing"]["rougeL"]
     assert "no row has a reference text" in written["missing"]["corpus_bleu"]
     assert written["systems"]["urg"] == {}
@@ -246,7 +250,7 @@ def test_table_columns_line_up_and_the_best_stands_out() -> None:
     assert title == "title"
     assert len({len(line.rstrip("* ")) <= len(head) for line in body}) == 1
     marked = best(result)
-    assert {metric for _, metric in marked} == {m for m in METRICS if m != "bertscore"}
+    assert {metric for _, metric in marked} == {*METRICS} - {*MODEL_METRICS, *JUDGE_METRICS}
     assert not any(name == "oracle" for name, _ in marked)
 
 
@@ -319,7 +323,7 @@ def test_a_read_only_output_is_refused(run: Run) -> None:
         run(random_rows(3), output="/sys/evaluation")  # where nobody may write, root included
 
 
-@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"rows": 0}, {"batch_size": -1}, {"cases": -1}])
+@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"rows": 0}, {"batch_size": -1}, {"cases": -1}, {"workers": -1}])
 def test_a_wrong_setting_is_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EvaluateConfig(shards="x", output="y", **wrong)  # type: ignore[arg-type]
@@ -327,10 +331,98 @@ def test_a_wrong_setting_is_named(wrong: dict[str, int]) -> None:
 
 def test_a_rerun_replaces_its_files_and_leaves_no_other(run: Run) -> None:
     run(random_rows(3))
-    first = {path.name: path.read_bytes() for path in (run.folder / "out").iterdir()}
+    first = {path.name: path.read_bytes() for path in (run.folder / "out").iterdir() if path.is_file()}
     run(random_rows(3))
-    assert {path.name: path.read_bytes() for path in (run.folder / "out").iterdir()} == first
-    assert set(first) == {"metrics.json", "predictions.parquet", "report.html"}
+    again = {path.name: path.read_bytes() for path in (run.folder / "out").iterdir() if path.is_file()}
+    assert again == first
+    assert set(first) == {
+        "metrics.json",
+        "predictions.parquet",
+        "report.html",
+        "tables.md",
+        "tables.tex",
+        "tables.json",
+    }
+
+
+def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = random_rows(6)
+    whole = run(rows)
+    assert len(run.stub.calls) == 1
+    (run.folder / "out" / "metrics.json").unlink()
+    assert run(rows) == whole  # the kept answers give the same figures
+    assert len(run.stub.calls) == 1
+    assert "kept from an earlier run: urg_rank, urg" in capsys.readouterr().out
+    (run.folder / "out" / "answers" / "urg.parquet").unlink()  # killed before this one was done
+    assert run(rows) == whole
+    assert len(run.stub.calls) == 2
+    run(rows, num_beams=2)  # other options, other data, another model: another key
+    run([replace(rows[0], texts=("other", *rows[0].texts[1:])), *rows[1:]])
+    (run.folder / "model" / "weights").write_bytes(b"other")
+    run(rows)
+    predictions = run.folder / "predictions.jsonl"
+    for content in ("one", "two"):
+        predictions.write_text(content)
+        run(rows, folders={"imported": str(predictions)})
+    run(rows, fresh=True)
+    assert len(run.stub.calls) == 8
+
+
+def test_damaged_answers_are_made_again(run: Run) -> None:
+    whole = run(random_rows(4))
+    kept = run.folder / "out" / "answers" / "urg.parquet"
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert run(random_rows(4)) == whole
+    assert len(run.stub.calls) == 2
+
+
+def test_systems_by_name(run: Run) -> None:
+    written = run(random_rows(4), systems="random, model-1")
+    assert list(written["systems"]) == ["model-1", "random"]
+    assert not run.stub.calls  # URG was not asked, so it was not loaded
+    assert set(run(random_rows(4), systems="models,oracle")["systems"]) == {*(f"model-{i}" for i in range(4)), "oracle"}
+    with pytest.raises(UserError, match="there is no system nonesuch; choose from all, models, random"):
+        run(random_rows(4), systems="urg,nonesuch")
+    with pytest.raises(UserError, match=r"urg cannot run: no URG model was given"):
+        run(random_rows(4), systems="urg", model=None, label="quality")
+
+
+def test_intervals_and_tests_are_written(run: Run) -> None:
+    written = run(random_rows(40), statistics=StatisticsConfig(pairs="urg_rank:random,urg_rank:oracle"))
+    for name, means in written["systems"].items():
+        assert written["intervals"][name].keys() == means.keys() - {"corpus_bleu"}
+        for metric, (low, high) in written["intervals"][name].items():
+            assert low - 1e-9 <= means[metric] <= high + 1e-9
+    (better, worse) = written["tests"]["label"]
+    assert (better["first"], better["second"], better["rows"]) == ("urg_rank", "random", 40)
+    assert better["difference"] > 0 > worse["difference"]
+    assert better["p_holm"] < 0.01
+    with pytest.raises(UserError, match="urg_rank:nonesuch does not name two systems"):
+        run(random_rows(4), statistics=StatisticsConfig(pairs="urg_rank:nonesuch"))
+    with pytest.raises(UserError, match=r"statistics\.metrics names rouge, which is no metric"):
+        run(random_rows(4), statistics=StatisticsConfig(metrics="rouge"))
+
+
+def test_verdicts_that_cannot_be_used_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"model-0,model-1": "A is better", "model-0,unknown": "A is better", "model-1,model-2": "who knows"}
+    rows = random_rows(4)
+    written = run([replace(rows[0], cmp_results=bad), *rows[1:]])
+    assert written["judge"]["rows_with_verdicts"] == 1
+    assert sum(written["judge"]["verdicts_left_out"].values()) == 2
+    assert written["systems"]["model-0"]["gpt_rank"] == 1.0
+    assert "model-2.gpt_rank" in written["missing"]
+    printed = capsys.readouterr().out
+    assert "note: 1 verdicts of cmp_results left out: names a model that is not among" in printed
+    assert "note: 3 rows have no verdicts" in printed
+
+
+def test_list_is_json_and_light() -> None:
+    command = [sys.executable, "-m", "urg.evaluate", "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    listed = json.loads(done.stdout)
+    assert {"models", *SYSTEMS} == {system["name"] for system in listed["systems"]}
+    assert {*METRICS, "corpus_bleu"} == {metric["name"] for metric in listed["metrics"]}
+    assert next(metric for metric in listed["metrics"] if metric["name"] == "gpt_rank")["better"] == "lower"
 
 
 @pytest.mark.slow

@@ -10,8 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from urg.config import JudgeConfig
+from urg.evaluation.judge import (
+    JUDGE_METRICS,
+    NO_VERDICTS,
+    Judged,
+    judge_metrics,
+    read_verdicts,
+)
 from urg.evaluation.rank_metrics import FEW_LABELS, RANK_METRICS, rank_metrics, why_undefined
-from urg.evaluation.text_metrics import NO_REFERENCE, NO_WORDS, ROUGE, TEXT_METRICS, TextMetrics, corpus_bleu
+from urg.evaluation.text_metrics import (
+    MODEL_METRICS,
+    NO_REFERENCE,
+    NO_WORDS,
+    ROUGE,
+    TEXT_METRICS,
+    TextMetrics,
+    corpus_bleu,
+)
 from urg.systems.protocol import KINDS, Answer, Kind, System
 
 if TYPE_CHECKING:
@@ -19,7 +35,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-METRICS = ("label", *RANK_METRICS, *TEXT_METRICS)
+METRICS = ("label", *RANK_METRICS, *TEXT_METRICS, *JUDGE_METRICS)
+LOWER_IS_BETTER = frozenset({"gpt_rank"})
 NO_LABEL = "the picked candidate has no label"
 NOT_A_CANDIDATE = "the answer is a new text, not a candidate, so it has no label and no rank"
 NO_RANKING = "a single model does not rank the candidates"
@@ -40,7 +57,7 @@ class Result:
     means: dict[str, float]  # over the rows that have a value; also corpus_bleu
     counts: dict[str, int]  # those rows, by metric
     missing: dict[str, str]  # metric → why it has no value
-    left_out: dict[str, dict[str, int]] = field(default_factory=dict)  # rank metric → reason → rows
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)  # rank or judge metric → reason → rows
 
     @property
     def rows(self) -> int:
@@ -57,6 +74,7 @@ class Comparison:
     results: tuple[Result, ...]
     missing: dict[str, str]  # a metric that no system has, or a system that could not run → why
     bleu_signature: str | None = None
+    judged: Judged = field(default_factory=lambda: Judged((), {}))
 
     def missing_by_reason(self) -> dict[str, list[str]]:
         """`missing` the other way round: reason → metrics or systems."""
@@ -76,8 +94,11 @@ def compare(
     systems: Sequence[System],
     text_metrics: TextMetrics,
     unavailable: dict[str, str] | None = None,
+    judge: JudgeConfig | None = None,
 ) -> Comparison:
     """Run every system on `rows` and score its answers. unavailable: systems that cannot run, and why."""
+    judge = judge or JudgeConfig()
+    judged = read_verdicts(rows, judge.scoring)
     references = [row.output for row in rows]
     labels = [_labels(row, label) for row in rows]
     # all candidates once, row by row (ROUGE keeps the reference's words); what systems pick is then looked up
@@ -87,14 +108,16 @@ def compare(
         answers = system.answer(rows)
         values = {"label": _label_values(answers, labels)}
         ranks, left_out = _rank_values(system.kind, answers, labels)
+        verdicts, not_judged = judge_metrics(answers, rows, judged, judge, system.kind == "model")
         texts = [None if answer is None else answer.text for answer in answers]
-        values |= ranks | text_metrics.values(texts, references)
+        values |= ranks | verdicts | text_metrics.values(texts, references)
         whole = corpus_bleu(texts, references)
+        left_out |= not_judged
         results.append(_result(system, answers, values, left_out, None if whole is None else whole[0]))
         signature = whole[1] if whole else signature
     ordered = sorted(results, key=lambda result: (KINDS.index(result.kind), -_merit(result)))
     missing = text_metrics.missing | _missing_everywhere(ordered) | (unavailable or {})
-    return Comparison(rows, label, tuple(ordered), missing, signature)
+    return Comparison(rows, label, tuple(ordered), missing, signature, judged)
 
 
 def _missing_everywhere(results: Sequence[Result]) -> dict[str, str]:
@@ -158,7 +181,7 @@ def _result(
     counts = {metric: len(kept) for metric, kept in present.items()}
     if whole_bleu is not None:
         means["corpus_bleu"], counts["corpus_bleu"] = whole_bleu, counts["bleu"]
-    asked = [m for m in (*METRICS, "corpus_bleu") if m != "bertscore" or m in values]
+    asked = [m for m in (*METRICS, "corpus_bleu") if m not in MODEL_METRICS or m in values]
     missing = {m: _why(system.kind, m, answers, means, left_out) for m in asked if m not in means}
     return Result(system.name, system.kind, answers, values, means, counts, missing, left_out)
 
@@ -177,8 +200,11 @@ def _why(
         return NO_WORDS
     if metric in (*TEXT_METRICS, "corpus_bleu"):
         return NO_REFERENCE
-    if kind == "fuser":
+    if all(answer is None or answer.picked is None for answer in answers):
         return NOT_A_CANDIDATE
+    if metric in JUDGE_METRICS:
+        judged = left_out.get(metric)
+        return f"in every row: {max(judged, key=lambda reason: judged[reason])}" if judged else NO_VERDICTS
     if metric == "label":
         return f"{NO_LABEL}, in every row"
     if kind == "model" and metric != "hit@1":

@@ -1,11 +1,11 @@
-"""How well the scores of one row's candidates agree with their labels: hit@1, NDCG, Spearman, Kendall.
+"""How well the scores of one row's candidates agree with their labels: hit@1, MRR, NDCG, Spearman, Kendall, Pearson.
 
 Every function takes scores [N] and labels [N], both higher = better, and returns a float, or NaN where the row does not
 define the metric. Rules, the same for all:
 
 - A candidate whose label is missing (NaN) is left out of its row; a score is needed only for the others.
 - With fewer than two labelled candidates, or all labels equal, there is nothing to rank: undefined.
-- With all scores equal, a correlation is undefined; hit@1 and NDCG are not, for something is still picked.
+- With all scores equal, a correlation is undefined; hit@1, MRR and NDCG are not, for something is still picked.
 
 Undefined rows are left out of the mean and counted by reason, never taken for 0.
 """
@@ -34,6 +34,18 @@ def hit_at_1(scores: ArrayLike, labels: ArrayLike) -> float:
     if _undefined(scores_N, labels_N, needs_spread=False):
         return float("nan")
     return float(labels_N[np.argmax(scores_N)] == labels_N.max())
+
+
+def mrr(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Reciprocal rank, 0..1, of a candidate with the row's best label: the first of them in the order of the scores.
+
+    Equal scores stand in the order of the row, as URG picks.
+    """
+    scores_N, labels_N = _labelled(scores, labels)
+    if _undefined(scores_N, labels_N, needs_spread=False):
+        return float("nan")
+    ordered_N = labels_N[np.argsort(-scores_N, kind="stable")]
+    return 1.0 / (1 + int(np.argmax(ordered_N == labels_N.max())))
 
 
 def ndcg(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -71,13 +83,25 @@ def kendall(scores: ArrayLike, labels: ArrayLike) -> float:
     return float(scipy.stats.kendalltau(scores_N, labels_N, variant="b").statistic)
 
 
+def pearson(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Pearson's correlation of the values themselves, −1..1."""
+    scores_N, labels_N = _labelled(scores, labels)
+    if _undefined(scores_N, labels_N, needs_spread=True):
+        return float("nan")
+    # Centred and scaled first: the values of a softmax may differ in the ninth digit, and scipy then warns.
+    sides = [(side - side.mean()) / np.abs(side - side.mean()).max() for side in (scores_N, labels_N)]
+    return float(scipy.stats.pearsonr(*sides).statistic)
+
+
 RANK_METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
     "hit@1": hit_at_1,
+    "mrr": mrr,
     "ndcg": ndcg,
     "spearman": spearman,
     "kendall": kendall,
+    "pearson": pearson,
 }
-CORRELATIONS = frozenset({"spearman", "kendall"})  # undefined also where all scores are equal
+CORRELATIONS = frozenset({"spearman", "kendall", "pearson"})  # undefined also where all scores are equal
 
 
 @dataclass(frozen=True)

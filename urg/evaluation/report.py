@@ -14,16 +14,18 @@ from data_pipeline.page import Figure, document, figure_html
 from urg.evaluation.comparison import Comparison, Gap, Result, gaps
 from urg.evaluation.report_cases import cases_html
 from urg.evaluation.report_figures import figures
+from urg.evaluation.report_sureness import published_html, sureness_html
 from urg.evaluation.table import NONE, best, cell, columns, heading
 
 if TYPE_CHECKING:
     from urg.evaluation.results import Provenance
+    from urg.evaluation.statistics import Statistics
 
 HEADLINE = {"urg_rank": "URG top-1 pick", "urg": "URG fused text", "oracle": "Oracle pick"}
 
 
-def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) -> str:
-    """The page. cases: how many rows are shown with all their candidates."""
+def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9, stats: Statistics | None = None) -> str:
+    """The page. cases: how many rows are shown with all their candidates. stats: None shows no intervals and tests."""
     drawn = figures(comparison)
     sections = [
         _header(provenance),
@@ -32,6 +34,8 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) 
         _table_notes(),
         f'<div class="scroll">{_table(comparison)}</div>',
         _missing(comparison),
+        sureness_html(comparison, stats) if stats else "",
+        published_html(comparison, provenance),
         _figures(drawn),
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),
@@ -88,7 +92,8 @@ def _bars(comparison: Comparison, gap: Gap) -> list[str]:
 def _table_notes() -> str:
     return (
         '<p class="soft">Best of a column in bold (the oracle, which sees the labels, is a ceiling and cannot be it). '
-        "BLEU 0–100, the rest of the text metrics 0–1. “rows”: rows that a system answered.</p>"
+        "BLEU and the judge's percentages 0–100, ROUGE and BERTScore 0–1; gpt_rank: lower is better. "
+        "“rows”: rows that a system answered.</p>"
     )
 
 
@@ -118,12 +123,15 @@ def _head(metric: str, comparison: Comparison) -> str:
 def _missing(comparison: Comparison) -> str:
     """Why a metric or a system is not there at all, and what – means in a column."""
     reasons = [f"{', '.join(names)}: {reason}" for reason, names in comparison.missing_by_reason().items()]
+    alike: dict[tuple[str, str], list[str]] = {}  # (systems, reason) → metrics
     for metric in columns(comparison):
         by_reason: dict[str, list[str]] = {}
         for result in comparison.results:
             if metric in result.missing:
                 by_reason.setdefault(result.missing[metric], []).append(result.name)
-        reasons += [f"{metric} of {_listed(names)}: {reason}" for reason, names in by_reason.items()]
+        for reason, names in by_reason.items():
+            alike.setdefault((_listed(names), reason), []).append(metric)
+    reasons += [f"{', '.join(metrics)} of {names}: {reason}" for (names, reason), metrics in alike.items()]
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
     summary = f"<summary>What is missing ({NONE}), and why</summary>"
     return f'<details>{summary}<div class="case"><ul class="missing">{items}</ul></div></details>' if items else ""

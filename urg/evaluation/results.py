@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,10 @@ from urg.evaluation.comparison import METRICS, Comparison, Result, gaps
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from urg.evaluation.judge import Judged
+    from urg.evaluation.sheet import Sheet
+    from urg.evaluation.statistics import Statistics
 
 FORMAT = 1
 
@@ -45,8 +49,15 @@ class Provenance:
         parts = [f"{self.data['split']} split", f"{self.data['rows']} rows", f"label {self.data['label']}"]
         return ", ".join(parts) + "".join(f" — {warning}" for warning in self.warnings)
 
+    def with_notes(self, judged: Judged) -> Provenance:
+        """With what is to be said of the judge's verdicts added to the notes."""
+        found = [f"{count} verdicts of cmp_results left out: {reason}." for reason, count in judged.ignored.items()]
+        if 0 < judged.count < len(judged.rows):
+            found.append(f"{len(judged.rows) - judged.count} rows have no verdicts: none of the judge's metrics.")
+        return replace(self, notes=(*self.notes, *found))
 
-def metrics_document(comparison: Comparison, provenance: Provenance) -> dict[str, Any]:
+
+def metrics_document(comparison: Comparison, provenance: Provenance, stats: Statistics | None = None) -> dict[str, Any]:
     """metrics.json. A metric without a value is absent from "systems" and stands in "missing" with its reason."""
     missing = dict(comparison.missing)
     for result in comparison.results:
@@ -66,7 +77,14 @@ def metrics_document(comparison: Comparison, provenance: Provenance) -> dict[str
         "model": provenance.model,
         "settings": provenance.settings,
         "metrics": _described(comparison, provenance),
+        "judge": {"rows_with_verdicts": comparison.judged.count, "verdicts_left_out": comparison.judged.ignored},
+        **({} if stats is None else _statistics(stats)),
     }
+
+
+def _statistics(stats: Statistics) -> dict[str, Any]:
+    tests = {metric: [asdict(test) for test in tests] for metric, tests in stats.tests.items()}
+    return {"intervals": stats.intervals, "tests": tests, "statistics": stats.method}
 
 
 def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]:
@@ -81,6 +99,9 @@ def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]
     }
     if comparison.bleu_signature:
         described["corpus_bleu"] = comparison.bleu_signature
+    for metric in ("bartscore", "bleurt"):
+        if provenance.settings.get(f"{metric}_model"):
+            described[metric] = f"model {provenance.settings[f'{metric}_model']}"
     encoder = provenance.settings.get("bertscore_model")
     if encoder:
         from data_pipeline.quality.bertscore import describe
@@ -122,6 +143,14 @@ def _number(value: float) -> float | None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """JSON with sorted-as-given keys; a NaN is a bug and raises ValueError."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sheets(path: Path, sheets: Sequence[Sheet]) -> None:
+    """The tables as `path`.md and `path`.tex."""
+    from urg.evaluation.sheet import latex, markdown
+
+    write_text(path.with_suffix(".md"), "\n".join(map(markdown, sheets)))
+    write_text(path.with_suffix(".tex"), "\n".join(map(latex, sheets)))
 
 
 def write_text(path: Path, text: str) -> None:

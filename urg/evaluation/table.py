@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from urg.evaluation.comparison import METRICS, WIDE_COVERAGE, Comparison, Gap, Result
+from urg.evaluation.comparison import LOWER_IS_BETTER, METRICS, WIDE_COVERAGE, Comparison, Gap, Result
+from urg.evaluation.judge import JUDGE_METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,11 +26,16 @@ def heading(metric: str, comparison: Comparison) -> str:
 
 
 def cell(result: Result, metric: str) -> str:
-    """A mean as text: four decimals, two for BLEU (0..100), – where it is missing."""
+    """A mean as text: four decimals, two for BLEU and the judge's (0..100), – where it is missing."""
     value = result.means.get(metric)
     if value is None:
         return NONE
-    if metric in ("bleu", "corpus_bleu"):
+    return number(metric, value)
+
+
+def number(metric: str, value: float) -> str:
+    """A value of a metric as text."""
+    if metric in ("bleu", "corpus_bleu", *JUDGE_METRICS):
         return f"{value:.2f}"
     return f"{value:.2e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
 
@@ -44,7 +50,8 @@ def best(comparison: Comparison) -> set[tuple[str, str]]:
         having = [r for r in comparison.results if r.kind != "ceiling" and metric in r.means]
         widest = max((result.counts[metric] for result in having), default=0)
         full = [result for result in having if result.counts[metric] >= WIDE_COVERAGE * widest]
-        top = max((result.means[metric] for result in full), default=None)
+        choose = min if metric in LOWER_IS_BETTER else max
+        top = choose((result.means[metric] for result in full), default=None)
         if top is not None:
             shown = next(cell(result, metric) for result in full if result.means[metric] == top)
             marked |= {(result.name, metric) for result in full if cell(result, metric) == shown}

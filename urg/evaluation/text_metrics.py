@@ -1,16 +1,20 @@
 """The metrics of a text against its reference, each distinct pair scored once.
 
 A candidate is also what selecting systems pick, so most texts come several times: `TextMetrics` scores a pair when it
-first sees it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric: a function, a line
-in `TextMetrics.__init__`, its name in TEXT_METRICS.
+first sees it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric with a model: a
+function, a line in MODEL_METRICS, an argument of `TextMetrics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from urg.evaluation.value_store import ValueStore
 
 Floats = NDArray[np.float64]
 Values = dict[str, list[float]]  # metric → one value a pair
@@ -18,7 +22,7 @@ Scorer = Callable[[Sequence[str], Sequence[str]], Values]  # of texts and refere
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 NO_REFERENCE = "no row has a reference text (its output is empty)"
-NO_ENCODER = "no encoder was named; name a hub id or a local folder by --bertscore_model"
+NO_MODEL = "no model was named; name a hub id or a local folder by --{metric}_model"
 NO_WORDS = "no reference has a Latin letter or a digit, all that rouge_score sees"
 PAIRS_PER_CALL = 512  # between two signs of progress
 
@@ -35,20 +39,43 @@ def _bleu(texts: Sequence[str], references: Sequence[str]) -> Values:
     return {"bleu": sentence_bleu(texts, references)}
 
 
+def _bartscore(model: str, device: str) -> Scorer:
+    from data_pipeline.quality.bartscore import BartScore
+    from data_pipeline.quality.model_folder import MetricModel
+
+    score = BartScore(MetricModel(model, device=device))
+    return lambda texts, references: {"bartscore": score(texts, references)}
+
+
+def _bleurt(model: str, device: str) -> Scorer:
+    from data_pipeline.quality.model_folder import MetricModel
+    from data_pipeline.quality.regression import Bleurt
+
+    score = Bleurt(MetricModel(model, device=device))
+    return lambda texts, references: {"bleurt": score(texts, references)}
+
+
 def _bertscore(model: str, device: str) -> Scorer:
     from data_pipeline.quality.bertscore import bertscore, load_scorer
 
-    load_scorer(model, device=device)  # a wrong name fails now, not after the generation
+    load_scorer(model, device=device)
     return lambda texts, references: {"bertscore": bertscore(texts, references, model, device=device)}
 
 
-TEXT_METRICS = (*ROUGE, "bleu", "bertscore")  # in the order of the paper's table
+# metric → what loads its scorer, at once: a wrong name fails now, not after the generation
+MODEL_METRICS: dict[str, Callable[[str, str], Scorer]] = {
+    "bertscore": _bertscore,
+    "bartscore": _bartscore,
+    "bleurt": _bleurt,
+}
+TEXT_METRICS = (*ROUGE, "bleu", *MODEL_METRICS)
 
 
 class TextMetrics:
     """Scores (text, reference) pairs and remembers them.
 
-    bertscore_model: hub id or folder of BERTScore's encoder, loaded at once (UserError); None: BERTScore is `missing`.
+    …_model: hub id or folder of a metric's model, loaded at once (UserError); None: that metric is `missing`.
+    store: keeps values over the end of the process; None keeps them in memory only.
     progress: called with what is being scored, how many pairs are done, and of how many.
     """
 
@@ -57,11 +84,15 @@ class TextMetrics:
         bertscore_model: str | None = None,
         device: str = "cpu",
         progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+        bartscore_model: str | None = None,
+        bleurt_model: str | None = None,
+        store: ValueStore | None = None,
     ) -> None:
-        self.missing: dict[str, str] = {} if bertscore_model else {"bertscore": NO_ENCODER}
+        models = {"bertscore": bertscore_model, "bartscore": bartscore_model, "bleurt": bleurt_model}
+        self.missing = {metric: NO_MODEL.format(metric=metric) for metric, model in models.items() if not model}
         self._scorers: dict[str, Scorer] = {"ROUGE": _rouge, "BLEU": _bleu}
-        if bertscore_model:
-            self._scorers["BERTScore"] = _bertscore(bertscore_model, device)
+        self._scorers |= {f"{m}:{model}": MODEL_METRICS[m](model, device) for m, model in models.items() if model}
+        self._store = store
         self._progress = progress
         self._known: dict[tuple[str, str], dict[str, float]] = {}
 
@@ -81,15 +112,29 @@ class TextMetrics:
         }
 
     def _score(self, new: list[tuple[str, str]]) -> None:
-        scored: dict[str, list[float]] = {name: [] for name in self.names}
-        for what, scorer in self._scorers.items():
-            for start in range(0, len(new), PAIRS_PER_CALL):
-                texts, references = zip(*new[start : start + PAIRS_PER_CALL], strict=True)
-                for name, values in scorer(texts, references).items():
-                    scored[name].extend(values)
-                self._progress(what, min(start + PAIRS_PER_CALL, len(new)), len(new))
-        for index, pair in enumerate(new):
-            self._known[pair] = {name: values[index] for name, values in scored.items()}
+        for scorer, score in self._scorers.items():
+            what, todo = scorer.partition(":")[0], self._recall(scorer, new)
+            for start in range(0, len(todo), PAIRS_PER_CALL):
+                part = todo[start : start + PAIRS_PER_CALL]
+                texts, references = zip(*part, strict=True)
+                scored = score(texts, references)
+                if self._store:
+                    self._store.put(scorer, part, scored)
+                for index, pair in enumerate(part):
+                    self._known.setdefault(pair, {}).update({name: own[index] for name, own in scored.items()})
+                self._progress(what, start + len(part), len(todo))
+
+    def _recall(self, scorer: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Take the values that the store has of `pairs`; returns the pairs that are still to be scored."""
+        if not self._store:
+            return pairs
+        todo = []
+        for pair, values in zip(pairs, self._store.get(scorer, pairs), strict=True):
+            if values is None:
+                todo.append(pair)
+            else:
+                self._known.setdefault(pair, {}).update(values)
+        return todo
 
 
 def corpus_bleu(texts: Sequence[str | None], references: Sequence[str]) -> tuple[float, str] | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from data_pipeline.errors import UserError
 from urg.tracking.delivery import EVENTS_PER_SEND
 from urg.tracking.journal import Event, RunCard
 from urg.tracking.loggable import (
     NAME_LIMIT,
     TAG_LIMIT,
+    clean_name,
     redact,
 )
 
@@ -265,3 +268,39 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if experiment is None:
         raise RuntimeError(f"MLflow has an experiment {name!r} and does not find it.")
     return str(experiment.experiment_id)
+
+
+def log_finished_runs(
+    uri: str,
+    experiment: str,
+    parent: tuple[str, Mapping[str, str]],
+    children: Mapping[str, tuple[Mapping[str, str], Mapping[str, float]]],
+) -> str:
+    """A parent run and one below it for each child, all finished at once; returns the parent's id.
+
+    parent: (name, params). children: name → (params, metrics). The same metric names in all of them are what MLflow's
+    compare view lays side by side. Waits for the server. Raises UserError where it cannot be reached or refuses.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = _make_client(uri)
+        experiment_id = _experiment_id(client, experiment, uri)
+        now = int(time.time() * 1000)
+        top = client.create_run(experiment_id, start_time=now, run_name=parent[0])
+        client.log_batch(top.info.run_id, params=[Param(key, value) for key, value in parent[1].items()])
+        for name, (params, metrics) in children.items():
+            run = client.create_run(experiment_id, start_time=now, run_name=name)
+            client.log_batch(
+                run.info.run_id,
+                metrics=[Metric(clean_name(key), value, now, 0) for key, value in metrics.items()],
+                params=[Param(key, value) for key, value in params.items()],
+                tags=[RunTag("mlflow.parentRunId", top.info.run_id)],
+            )
+            client.set_terminated(run.info.run_id)
+        client.set_terminated(top.info.run_id)
+    except (MlflowException, OSError) as error:
+        reason = redact(" ".join(str(error).split()))[:300]
+        raise UserError(f"MLflow at {redact(uri)} did not take the runs ({reason})") from error
+    return str(top.info.run_id)

@@ -18,7 +18,9 @@ from urg.evaluation.rank_metrics import (
     RANK_METRICS,
     hit_at_1,
     kendall,
+    mrr,
     ndcg,
+    pearson,
     rank_metrics,
     spearman,
 )
@@ -36,6 +38,15 @@ def test_values_by_hand() -> None:
     discounts = [1 / math.log2(rank + 1) for rank in (1, 2, 3, 4)]
     got = 2 * discounts[0] + 3 * discounts[1] + 1 * discounts[2]  # gains: label − 1
     assert ndcg(scores, labels) == pytest.approx(got / (3 * discounts[0] + 2 * discounts[1] + 1 * discounts[2]))
+
+
+def test_mrr_and_pearson_by_hand() -> None:
+    assert mrr([0.1, 0.4, 0.3, 0.2], [4.0, 3.0, 1.0, 2.0]) == 1 / 4
+    assert mrr([1, 1, 0], [5, 9, 9]) == 1 / 2  # tied scores stand in the order of the row
+    assert mrr([3, 2, 1], [0, 7, 7]) == 1 / 2  # the first of the best
+    assert pearson([1.0, 2.0, 3.0], [2.0, 4.0, 9.0]) == pytest.approx(7 / math.sqrt(2 * 26))
+    assert pearson([1e-9, 2e-9, 3e-9], [2.0, 4.0, 9.0]) == pytest.approx(7 / math.sqrt(2 * 26))  # attention is tiny
+    assert pearson([0.5, 0.5 + 1e-12], [1.0, 2.0]) == pytest.approx(1.0)
 
 
 def test_negative_labels_need_no_special_case() -> None:
@@ -95,7 +106,7 @@ def test_order_offset_and_unit_change_nothing(row, random, unit: float, offset: 
         value = metric(scores, labels)
         assert metric(scores, labels * unit + offset) == pytest.approx(value, nan_ok=True), name
         assert metric(scores * unit + offset, labels) == pytest.approx(value, nan_ok=True), name
-        if name != "hit@1" or len(set(scores.tolist())) == len(scores):  # hit@1 breaks ties by position
+        if name not in ("hit@1", "mrr") or len(set(scores.tolist())) == len(scores):  # these break ties by position
             assert metric(scores[order], labels[order]) == pytest.approx(value, nan_ok=True), name
 
 
@@ -109,7 +120,7 @@ def test_a_candidate_without_label_is_as_if_absent(row: tuple[list[float], list[
 
 def test_perfect_and_reversed() -> None:
     labels = [0.3, -2.0, 7.0, 1.0]
-    assert [metric(labels, labels) for metric in RANK_METRICS.values()] == pytest.approx([1, 1, 1, 1])
+    assert [metric(labels, labels) for metric in RANK_METRICS.values()] == pytest.approx([1] * len(RANK_METRICS))
     reverse = [-label for label in labels]
     assert (hit_at_1(reverse, labels), spearman(reverse, labels), kendall(reverse, labels)) == (0.0, -1.0, -1.0)
     assert 0 < ndcg(reverse, labels) < 1
@@ -120,17 +131,16 @@ def test_undefined_rows_are_left_out_and_counted() -> None:
     labels = [[1.0, 2.0], [5.0, 5.0], [1.0, 2.0], [NAN, 2.0], [1.0, 2.0]]
     result = rank_metrics(scores, labels)
     common = {EQUAL_LABELS: 1, FEW_LABELS: 1, NO_SCORES: 1}
-    assert result.left_out == {
-        "hit@1": common, "ndcg": common,
-        "spearman": {**common, EQUAL_SCORES: 1}, "kendall": {**common, EQUAL_SCORES: 1},
-    }  # fmt: skip
+    flat = {**common, EQUAL_SCORES: 1}
+    correlations = {"spearman": flat, "kendall": flat, "pearson": flat}
+    assert result.left_out == {"hit@1": common, "mrr": common, "ndcg": common} | correlations
     assert np.isnan(result.values["spearman"]).tolist() == [False, True, True, True, True]
     assert result.means()["spearman"] == pytest.approx(1.0)
     assert result.means()["hit@1"] == 0.5
 
 
 def test_a_metric_that_no_row_defines_has_no_mean() -> None:
-    assert rank_metrics([[1.0, 1.0]], [[1.0, 2.0]]).means().keys() == {"hit@1", "ndcg"}
+    assert rank_metrics([[1.0, 1.0]], [[1.0, 2.0]]).means().keys() == {"hit@1", "mrr", "ndcg"}
     assert rank_metrics([], []).means() == {}
 
 

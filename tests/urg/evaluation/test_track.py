@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from urg.evaluation.track import add_to_training_run
+from data_pipeline.errors import UserError
+from urg.evaluation.track import add_to_training_run, log_systems
 from urg.tracking import Tracker, default_uri
 
 COMPARISON: Any = SimpleNamespace(
+    label="quality",
     results=[
-        SimpleNamespace(name="urg", means={"rougeL": 0.5}),
-        SimpleNamespace(name="urg_rank", means={"label": 0.4}),
-        SimpleNamespace(name="some-model", means={"label": 0.1}),
-    ]
+        SimpleNamespace(name="urg", kind="fuser", means={"rougeL": 0.5}),
+        SimpleNamespace(name="urg_rank", kind="ranker", means={"label": 0.4, "hit@1": 0.3}),
+        SimpleNamespace(name="some-model", kind="model", means={"label": 0.1}),
+    ],
 )
+PROVENANCE: Any = SimpleNamespace(data={"split": "test"})
 
 
 @pytest.fixture
@@ -53,3 +56,31 @@ def test_means_and_files_are_added_to_the_same_run(model: Path, tmp_path: Path) 
 def test_a_model_that_is_in_no_run_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert add_to_training_run(tmp_path / "model", "test", COMPARISON, []) is None
+
+
+def test_each_system_is_a_run_below_one_of_the_evaluation(model: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    parent = log_systems(model, COMPARISON, PROVENANCE)
+    client = MlflowClient(default_uri(model.parents[1]))
+    experiment = client.get_experiment_by_name("urg").experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    found = {run.info.run_name: run for run in below}
+    assert set(found) == {"urg", "urg_rank", "some-model"}
+    assert found["urg_rank"].data.metrics == {"label": 0.4, "hit_at_1": 0.3}
+    assert found["some-model"].data.metrics == {"label": 0.1}  # one name in all runs: what is compared
+    facts = {"kind": "fuser", "label": "quality", "split": "test", "system": "urg", "trained_as": "mine"}
+    assert found["urg"].data.params == facts
+    assert {run.info.status for run in below} == {"FINISHED"}
+    assert client.get_run(parent).info.run_name == "evaluation of mine"
+
+
+def test_a_server_that_is_away_is_one_sentence(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = model.parent / "config.yaml"
+    config = yaml.safe_load(settings.read_text()) | {"tracking": {"uri": "http://127.0.0.1:9", "experiment": "urg"}}
+    settings.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 did not take the runs"):
+        log_systems(model, COMPARISON, PROVENANCE)
+    settings.write_text(yaml.safe_dump(config | {"tracking": {"uri": "off", "experiment": "urg"}}))
+    assert log_systems(model, COMPARISON, PROVENANCE) is None

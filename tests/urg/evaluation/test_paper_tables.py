@@ -1,0 +1,139 @@
+"""Tables in their four forms, the published figures, and how ours stand beside them."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.urg.made_up import StubEnsemble, random_rows, row
+from urg.config import StatisticsConfig
+from urg.evaluation.comparison import Comparison, compare
+from urg.evaluation.paper_tables import differences, is_mixinstruct, poster, published, sheets, table2
+from urg.evaluation.results import Provenance
+from urg.evaluation.sheet import Group, Line, Sheet, as_html, as_json, latex, markdown, plain
+from urg.evaluation.statistics import statistics
+from urg.evaluation.text_metrics import TextMetrics
+from urg.systems import Setup, build_systems
+
+OA, VICUNA = "oasst-sft-4-pythia-12b-epoch-3.5", "vicuna-13b-1.1"
+VERDICTS = {f"{OA},{VICUNA}": "A is better"}
+
+
+def compared(rows: list, label: str = "quality") -> Comparison:  # type: ignore[type-arg]
+    models = tuple(sorted({name for made in rows for name in made.models}))
+    systems, unavailable = build_systems(Setup(label=label, models=models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
+    return compare(rows, label, systems, TextMetrics(), unavailable)
+
+
+def mixinstruct() -> Comparison:
+    rows = [
+        row(str(i), ["a b", "c d", "a c"], [OA, VICUNA, "new-model"], "a b", quality=[1.0, 0.0, 0.5]) for i in range(3)
+    ]
+    return compared([type(made)(**(vars(made) | {"cmp_results": VERDICTS})) for made in rows])
+
+
+SHEET = Sheet(
+    "50 % of a_b",
+    ("who", "x", "y"),
+    (Group("G & co", (Line(("<b>|*", "1", "2"), frozenset({2})), Line(("$b{", "10", "–")))),),
+    (("", 1), ("ours", 2)),
+    ("a #note",),
+)
+
+
+def test_every_form_keeps_every_cell_and_escapes_what_is_markup() -> None:
+    assert plain(SHEET).splitlines()[1:] == ["who     x   y", "[G & co]", "<b>|*   1  2*", "$b{    10   –", "  a #note"]
+    assert r"| \<b\>\|\* | 1 | **2** |" in markdown(SHEET)
+    assert "ours: x" in markdown(SHEET)
+    assert as_json(SHEET)["columns"] == ["who", "ours: x", "ours: y"]
+    assert as_json(SHEET)["groups"][0]["rows"] == [["<b>|*", "1", "2"], ["$b{", "10", "–"]]
+    tex = latex(SHEET)
+    assert r"$<$b$>$|* & 1 & \textbf{2} \\" in tex
+    assert r"\$b\{ & 10 & -- \\" in tex
+    assert r"\caption{50 \% of a\_b}" in tex
+    assert r"\multicolumn{2}{c}{ours}" in tex
+    page = as_html(SHEET)
+    assert "&lt;b&gt;|*" in page
+    assert "<td><b>2</b></td>" in page
+    opened: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: opened.append(tag)  # type: ignore[method-assign]
+    parser.handle_endtag = lambda tag: opened.remove(tag)  # type: ignore[method-assign]
+    parser.feed(page)
+    assert not opened
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="columns"):
+        Sheet("t", ("a", "b"), (Group("", (Line(("1",)),)),))
+
+
+def test_published_figures_are_complete_and_as_printed() -> None:
+    tables = published()
+    table = tables["urg"]["table2"]
+    assert [group["name"] for group in table["groups"]] == [
+        "Open-Source LLMs", "Closed-Source LLMs", "selection-based", "generation-based",
+    ]  # fmt: skip
+    assert [len(group["rows"]) for group in table["groups"]] == [12, 1, 6, 5]
+    for name in ("table3", "table4", "table5", "table6", "table7"):
+        assert all(len(r["values"]) == len(tables["urg"][name]["columns"]) for r in tables["urg"][name]["rows"])
+    for group in [*table["groups"], *tables["llm_blender"]["poster"]["groups"]]:
+        columns = table["columns"] if group in table["groups"] else tables["llm_blender"]["poster"]["columns"]
+        assert all(len(printed["values"]) == len(columns) for printed in group["rows"])
+    (best,) = (printed for printed in table["groups"][3]["rows"] if printed["name"] == "URG (3B)")
+    assert best["values"] == [0.8045, -2.8901, -0.1755, 0.4632, 0.2538, 16.59, 0.3727]
+    speeds = {r["name"]: r["values"] for r in tables["urg"]["table4"]["rows"]}
+    assert speeds["URG (3B)"][4] == pytest.approx(3 * speeds["URG (3B)"][3], abs=1e-3)  # Norm is size × speed
+    assert any("Table 3" in slip for slip in tables["urg"]["slips"])
+
+
+def test_table2_has_the_papers_order_and_never_mixes_published_figures_into_ours() -> None:
+    result = mixinstruct()
+    assert is_mixinstruct(result)
+    sheet = table2(result, "here")
+    assert [group.name for group in sheet.groups][:4] == [
+        "Open-Source LLMs", "Closed-Source LLMs", "selection-based", "generation-based",
+    ]  # fmt: skip
+    assert sheet.spans[1:] == (("ours", 7), ("published", 8))
+    models = {line.cells[8]: line for line in sheet.groups[0].lines}
+    assert models["Oasst-12b"].cells[0] == OA
+    assert models["Oasst-12b"].cells[4] == "1.0000"  # our rouge1
+    assert models["Oasst-12b"].cells[1] == "–"  # no BERTScore of ours, although one was published
+    assert models["Oasst-12b"].cells[9] == "0.7468"
+    assert models["MPT"].cells[:8] == ("–",) * 8
+    assert sheet.groups[0].lines[-1].cells[0] == "new-model"  # ours, which the paper does not have
+    assert sheet.groups[0].lines[-1].cells[8:] == ("–",) * 8
+    assert [line.cells[8] for line in sheet.groups[2].lines][:6] == [
+        "random", "SummaReranker", "SimCLS", "PairRanker", "URG-rank (770M)", "URG-rank (3B)",
+    ]  # fmt: skip
+    names = [line.cells[0] for group in sheet.groups for line in group.lines if line.cells[0] != "–"]
+    assert sorted(names) == sorted(each.name for each in result.results)
+
+
+def test_the_posters_table_has_the_judges_metrics() -> None:
+    sheet = poster(mixinstruct(), "here")
+    rows = {line.cells[7]: line.cells for group in sheet.groups for line in group.lines}
+    assert sheet.head[1:7] == ("bertscore", "bartscore", "bleurt", "gpt_rank", "beat_vic", "beat_oa")
+    assert rows["Open Assistant"][:7] == (OA, "–", "–", "–", "1.00", "100.00", "–")  # as published: not of itself
+    assert rows["Open Assistant"][8:] == ("74.68", "-3.49", "-0.41", "3.90", "63.09", "–")
+    assert rows["Vicuna"][4:7] == ("2.00", "–", "0.00")
+    assert rows["PairRanker (K = 3) + GenFuser"][0] == "–"
+
+
+def test_differences_are_antisymmetric_and_starred() -> None:
+    result = compared(random_rows(40))
+    stats = statistics(result, StatisticsConfig(trials=20000, pairs="urg_rank:random,random:longest"), 0)
+    sheet = differences(result, stats, "label")
+    cells = {(line.cells[0], other): text for line in sheet.groups[0].lines for other, text in
+             zip(sheet.head[1:], line.cells[1:], strict=True)}  # fmt: skip
+    assert cells["urg_rank", "random"].startswith("+")
+    assert cells["urg_rank", "random"].endswith("***")
+    assert cells["random", "urg_rank"] == cells["urg_rank", "random"].replace("+", "−")
+    assert cells["urg_rank", "longest"] == ""  # not asked
+    titles = [each.title for each in sheets(result, Provenance({"split": "s", "rows": 1, "label": "l", "generated": 0},
+                                                              {}, {}, ()), stats)]  # fmt: skip
+    assert [title.split(":")[0] for title in titles] == [
+        "All systems", "Table 2", "LLM-Blender's table", "Differences in label", "Differences in rougeL",
+    ]  # fmt: skip
+    assert not is_mixinstruct(result)

@@ -1,0 +1,138 @@
+"""Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
+
+The key stands for the rows, the system, its options and the content of the folders and files that they name; under
+another key a file is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+
+from urg.config import EvaluateConfig
+from urg.evaluation.results import write_parquet
+from urg.systems.protocol import KINDS, Answer, Kind
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+
+FOLDER = "answers"
+FORMAT = 1
+# Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
+NOT_IN_KEY = frozenset({
+    "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
+    "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "judge", "statistics", "human",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A system (`urg.systems.protocol.System`) whose answers are there already."""
+
+    name: str
+    kind: Kind
+    answers: list[Answer | None]
+
+    def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
+        """The answers to the rows that they were made for."""
+        return self.answers
+
+
+class AnswerStore:
+    """The answers below an output folder, for one set of rows and one configuration."""
+
+    def __init__(self, output: Path, config: EvaluateConfig, rows: Sequence[TokenizedExample], label: str) -> None:
+        self._folder = output / FOLDER
+        self._ids = [row.id for row in rows]
+        self._fresh = config.fresh
+        options = {key: value for key, value in asdict(config).items() if key not in NOT_IN_KEY}
+        self._parts = {"format": FORMAT, "rows": _rows_digest(rows), "options": _by_content(options)}
+        self._label = label
+
+    def load(self, name: str) -> Answered | None:
+        """What an earlier run left of a system; None where there is nothing, or nothing that can be read."""
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._fresh or not self._path(name).is_file():
+            return None
+        try:
+            table = pyarrow.parquet.read_table(self._path(name))
+        except (OSError, pyarrow.ArrowException):
+            return None  # damaged from outside: answered anew
+        found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if found.get("key") != self.key(name) or found.get("kind") not in KINDS or table["id"].to_pylist() != self._ids:
+            return None
+        return Answered(name, found["kind"], [answer_of(line) for line in table.to_pylist()])  # type: ignore[arg-type]
+
+    def save(self, system: Answered) -> None:
+        """Put a system's answers in place, all at once."""
+        import pyarrow as pa
+
+        fields = [
+            ("id", pa.string()), ("text", pa.string()), ("picked", pa.int32()), ("scores", pa.list_(pa.float64())),
+            ("used", pa.list_(pa.int32())),
+        ]  # fmt: skip
+        lines = [{"id": row_id, **fields_of(answer)} for row_id, answer in zip(self._ids, system.answers, strict=True)]
+        schema = pa.schema(fields, metadata={"key": self.key(system.name), "kind": system.kind})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_parquet(self._path(system.name), pa.Table.from_pylist(lines, schema=schema))
+
+    def key(self, name: str) -> str:
+        """What the answers of a system depend on, as 64 hexadecimal digits."""
+        label = self._label if name.startswith("oracle") else None  # only an oracle sees it
+        return hashlib.sha256(json.dumps(self._parts | {"system": name, "label": label}).encode()).hexdigest()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{quote(name, safe='')}.parquet"
+
+
+def fields_of(answer: Answer | None) -> dict[str, Any]:
+    """An answer as plain values; text None = the system did not answer the row."""
+    if answer is None:
+        return {"text": None, "picked": None, "scores": None, "used": []}
+    scores = None if answer.scores is None else [float(score) for score in answer.scores]
+    return {"text": answer.text, "picked": answer.picked, "scores": scores, "used": [int(i) for i in answer.used]}
+
+
+def answer_of(line: dict[str, Any]) -> Answer | None:
+    """The answer that `fields_of` made `line` from."""
+    if line["text"] is None:
+        return None
+    scores = None if line["scores"] is None else np.array(line["scores"], dtype=np.float64)
+    return Answer(line["text"], line["picked"], scores, tuple(line["used"]))
+
+
+def _rows_digest(rows: Sequence[TokenizedExample]) -> str:
+    """SHA-256 of all that a system may read of the rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        texts = [row.id, row.instruction, row.input, row.output, row.models, row.texts, row.cmp_results]
+        digest.update(json.dumps(texts).encode())
+        for name in sorted(row.scores):
+            digest.update(name.encode() + np.ascontiguousarray(row.scores[name], dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def _by_content(value: Any) -> Any:
+    """Options with each folder or file that they name, nested ones included, as the SHA-256 of what it holds."""
+    if isinstance(value, dict):
+        return {key: _by_content(inner) for key, inner in value.items()}
+    if not isinstance(value, str) or not value or not Path(value).expanduser().exists():
+        return value
+    return content_digest(Path(value).expanduser())
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 of the files in a folder by name and content, or of one file."""
+    from data_pipeline.shard_writing import file_sha256
+
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(f"{p.relative_to(folder)}\n{file_sha256(p)}\n" for p in files).encode()).hexdigest()

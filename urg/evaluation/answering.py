@@ -1,0 +1,149 @@
+"""Which systems are asked, and their answers: kept ones of an earlier run, or made now, here or by Ray Data actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import urg.systems
+from data_pipeline.errors import UserError
+from urg.config import EvaluateConfig
+from urg.evaluation.answer_store import Answered, AnswerStore
+from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
+from urg.systems.protocol import Progress, silent
+from urg.systems.single import single_models
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+    from urg.ensemble import Ensemble
+
+ALL, MODELS = "all", "models"
+INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
+# Systems whose work is one pass: answered together, so that actors do it once.
+TOGETHER = (
+    ("urg_rank", "urg"),
+    ("simcls", "simcls_gen"),
+    ("summareranker", "summareranker_gen"),
+    ("pair_ranker", "pair_ranker_wins", "llm_blender"),
+)
+
+Load = Callable[[EvaluateConfig], "Ensemble"]
+
+
+def load_ensemble(config: EvaluateConfig) -> Ensemble:
+    """The URG of `config.model`. UserError where the folder holds none."""
+    from urg.ensemble import Ensemble
+
+    return Ensemble.from_pretrained(str(config.model), device=config.device, batch_size=config.batch_size)
+
+
+def make_setup(
+    config: EvaluateConfig,
+    label: str,
+    models: Sequence[str],
+    names: Sequence[str],
+    load: Load,
+    progress: Progress,
+    ids: Sequence[str],
+) -> Setup:
+    """What the systems `names` are built from. URG is loaded only where one of its systems is asked.
+
+    ids: of all rows that will be asked for.
+    """
+    needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
+    return Setup(
+        label=label,
+        models=tuple(models),
+        seed=config.seed,
+        ensemble=load(config) if needs_urg else None,
+        num_beams=config.num_beams,
+        max_new_tokens=config.max_new_tokens,
+        progress=progress,
+        **_further(config, ids),
+    )
+
+
+def _further(config: EvaluateConfig, ids: Sequence[str]) -> dict[str, Any]:
+    """What a Setup takes besides, where it does."""
+    takers = getattr(urg.systems, "FOLDERS", {})
+    if unknown := sorted(config.folders.keys() - takers) if takers else []:
+        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(takers)}")
+    known = {field.name for field in fields(Setup)}
+    further = {"folders": dict(config.folders), "ids": tuple(ids), "device": config.device}
+    return {name: value for name, value in further.items() if name in known}
+
+
+def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(single models, other systems) that `asked` names, in table order. UserError for a name that is neither."""
+    if asked.strip() == ALL:
+        return list(singles), list(SYSTEMS)
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if not names:
+        raise UserError("--systems names no system; write all, or names by commas (see --list)")
+    for name in names:
+        if name not in (MODELS, *SYSTEMS, *singles):
+            known = ", ".join([ALL, MODELS, *SYSTEMS, *singles])
+            raise UserError(f"there is no system {name}; choose from {known}")
+    return [n for n in singles if n in names or MODELS in names], [name for name in SYSTEMS if name in names]
+
+
+def answer(
+    rows: Sequence[TokenizedExample],
+    label: str,
+    config: EvaluateConfig,
+    store: AnswerStore,
+    load: Load = load_ensemble,
+    progress: Progress = silent,
+) -> tuple[list[System], dict[str, str]]:
+    """Every asked system with its answers to all rows, and the reason for each that could not run.
+
+    A system's answers are in the store when the next one begins.
+    """
+    models = sorted({name for row in rows for name in row.models})
+    singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
+    asked_singles, names = asked_systems(config.systems, list(singles))
+    kept = {name: found for name in names if (found := store.load(name)) is not None}
+    pending = [name for name in names if name not in kept]
+    if any(name not in INSTANT for name in kept):
+        print(f"kept from an earlier run: {', '.join(name for name in kept if name not in INSTANT)}")
+    far = [name for name in pending if name not in INSTANT] if config.workers else []
+    here = [name for name in pending if name not in far]
+    unavailable: dict[str, str] = {}
+    ids = [row.id for row in rows]
+    setup = make_setup(config, label, models, here, load, progress, ids)
+    for name in here:
+        try:
+            system = SYSTEMS[name](setup)
+            kept[name] = Answered(name, system.kind, system.answer(rows))
+            store.save(kept[name])
+        except SystemUnavailable as reason:
+            unavailable[name] = str(reason)
+    for family in _families(far):
+        answered, reasons = _answer_far(ids, label, models, family, config, load, progress)
+        unavailable |= reasons
+        for made in answered:
+            kept[made.name] = made
+            store.save(made)
+    return [*(singles[name] for name in asked_singles), *(kept[n] for n in names if n in kept)], unavailable
+
+
+def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names in order, those that share their work side by side."""
+    found = [tuple(n for n in family if n in names) for family in TOGETHER]
+    alone: list[tuple[str, ...]] = [(name,) for name in names if not any(name in family for family in found)]
+    return sorted([family for family in found if family] + alone, key=lambda family: names.index(family[0]))
+
+
+def _answer_far(
+    ids: Sequence[str],
+    label: str,
+    models: Sequence[str],
+    names: tuple[str, ...],
+    config: EvaluateConfig,
+    load: Load,
+    progress: Progress,
+) -> tuple[list[Answered], dict[str, str]]:
+    from urg.evaluation.pool import answer_in_pool
+
+    return answer_in_pool(ids, label, models, names, config, load, progress)

@@ -1,0 +1,181 @@
+"""The tables of an evaluation: Table 2 of the URG paper and LLM-Blender's poster with the published figures in columns
+of their own, all systems with intervals, and the tests of differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from urg.evaluation.comparison import LOWER_IS_BETTER, Comparison, Result
+from urg.evaluation.sheet import NONE, Group, Line, Sheet
+from urg.evaluation.table import best, columns, heading, number
+from urg.systems.protocol import Kind
+
+if TYPE_CHECKING:
+    from urg.evaluation.results import Provenance
+    from urg.evaluation.statistics import Difference, Statistics
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+CEILING = "Ceiling (sees the labels)"
+TABLE2_GROUPS: dict[Kind, str] = {
+    "model": "Open-Source LLMs",
+    "floor": "selection-based",
+    "ranker": "selection-based",
+    "fuser": "generation-based",
+    "ceiling": CEILING,
+}
+INTEREST: tuple[Kind, ...] = ("ranker", "fuser", "ceiling", "floor", "model")  # of the differences: what is asked first
+POSTER_GROUPS: dict[Kind, str] = {
+    "model": "LLMs",
+    "floor": "Rankers",
+    "ranker": "Rankers",
+    "fuser": "LLM-Blender",
+    "ceiling": "Analysis",
+}
+
+
+@lru_cache(maxsize=1)
+def published() -> dict[str, Any]:
+    """What published.yaml holds."""
+    import yaml
+
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def is_mixinstruct(comparison: Comparison) -> bool:
+    """Whether some single model of ours is one that the papers have."""
+    names = {known for row in published()["urg"]["table2"]["groups"][0]["rows"] for known in row["ours"]}
+    return any(result.kind == "model" and result.name in names for result in comparison.results)
+
+
+def table2(comparison: Comparison, where: str) -> Sheet:
+    """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title."""
+    source = published()["urg"]
+    notes = (f"published: {source['source']}.", "bleu: mean sentence BLEU.", *source["slips"][:3])
+    return _beside(comparison, f"Table 2: {where}", source["table2"], TABLE2_GROUPS, number, notes)
+
+
+def poster(comparison: Comparison, where: str) -> Sheet:
+    """The poster's table: BERTScore in percent, and the judge's metrics from `cmp_results`."""
+    source = published()["llm_blender"]
+    notes = (
+        f"published: {source['source']}.",
+        *source["slips"],
+        "A fused text has no verdicts of its own, so none of the judge's metrics.",
+    )
+
+    return _beside(
+        comparison, f"LLM-Blender's table: {where}", source["poster"], POSTER_GROUPS, _two_digits, notes, 100
+    )
+
+
+def _two_digits(metric: str, value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _beside(
+    comparison: Comparison,
+    title: str,
+    table: dict[str, Any],
+    groups: dict[Kind, str],
+    shown: Callable[[str, float], str],
+    notes: Sequence[str],
+    bertscore_scale: float = 1,
+) -> Sheet:
+    """Our rows in the published order, each beside the published one, then our others; grouped as published."""
+    metrics = table["columns"]
+    printed = {group["name"]: group["rows"] for group in table["groups"]}
+    left = {result.name: result for result in comparison.results}
+    rows: dict[str, list[tuple[Result | None, dict[str, Any] | None]]] = {name: [] for name in printed}
+    for name, published_rows in printed.items():
+        for row in published_rows:
+            ours = next((left.pop(known) for known in row["ours"] if known in left), None)
+            rows[name].append((ours, row))
+    for result in left.values():
+        rows.setdefault(groups[result.kind], []).append((result, None))
+    scales = {"bertscore": bertscore_scale}
+
+    def line(ours: Result | None, row: dict[str, Any] | None, marked: frozenset[int]) -> Line:
+        means = ours.means if ours else {}
+        mine = [shown(m, means[m] * scales.get(m, 1)) if m in means else NONE for m in metrics]
+        values = row["values"] if row else [None] * len(metrics)
+        theirs = [NONE if value is None else shown(m, value) for m, value in zip(metrics, values, strict=True)]
+        return Line((ours.name if ours else NONE, *mine, row["name"] if row else NONE, *theirs), marked)
+
+    return Sheet(
+        title,
+        ("system", *metrics, "published as", *metrics),
+        tuple(
+            Group(name, tuple(line(o, r, _best_in(o, [x for x, _ in members], metrics)) for o, r in members))
+            for name, members in rows.items()
+            if members
+        ),
+        spans=(("", 1), ("ours", len(metrics)), ("published", len(metrics) + 1)),
+        notes=tuple(notes),
+    )
+
+
+def _best_in(ours: Result | None, group: Sequence[Result | None], metrics: Sequence[str]) -> frozenset[int]:
+    """The columns in which `ours` is the best of its group (ties: all of them); none where it stands alone."""
+    found = set()
+    for column, metric in enumerate(metrics, start=1):
+        means = [r.means[metric] for r in group if r is not None and metric in r.means and r.kind != "ceiling"]
+        choose = min if metric in LOWER_IS_BETTER else max
+        if ours is not None and ours.kind != "ceiling" and len(means) > 1 and ours.means.get(metric) == choose(means):
+            found.add(column)
+    return frozenset(found)
+
+
+def sheets(comparison: Comparison, provenance: Provenance, statistics: Statistics) -> list[Sheet]:
+    """Every table of an evaluation."""
+    where = provenance.title
+    found = [all_systems(comparison, statistics, f"All systems: {where}")]
+    found += [table2(comparison, where), poster(comparison, where)]
+    return found + [differences(comparison, statistics, metric) for metric in statistics.tests]
+
+
+def all_systems(comparison: Comparison, statistics: Statistics, title: str) -> Sheet:
+    """Every system and metric with its interval."""
+    metrics, marked = columns(comparison), best(comparison)
+    groups: dict[Kind, list[Line]] = {}
+    for result in comparison.results:
+        cells = [result.name, str(result.rows), *(_with_interval(result, m, statistics) for m in metrics)]
+        top = frozenset(i for i, m in enumerate(metrics, start=2) if (result.name, m) in marked)
+        groups.setdefault(result.kind, []).append(Line(tuple(cells), top))
+    head = ("system", "rows", *(heading(metric, comparison) for metric in metrics))
+    return Sheet(title, head, tuple(Group("", tuple(lines)) for lines in groups.values()), notes=(statistics.method,))
+
+
+def _with_interval(result: Result, metric: str, statistics: Statistics) -> str:
+    if metric not in result.means:
+        return NONE
+    shown = number(metric, result.means[metric])
+    interval = statistics.intervals.get(result.name, {}).get(metric)
+    return shown if interval is None else f"{shown} [{number(metric, interval[0])}, {number(metric, interval[1])}]"
+
+
+def differences(comparison: Comparison, statistics: Statistics, metric: str) -> Sheet:
+    """The tested differences of one metric: row minus column, with stars by Holm-corrected p."""
+    found = {(test.first, test.second): test for test in statistics.tests[metric]}
+    tested = [result for result in comparison.results if any(result.name in pair for pair in found)]
+    names = [result.name for result in sorted(tested, key=lambda result: INTEREST.index(result.kind))]
+    lines = []
+    for name in names:
+        cells = [_difference(metric, found.get((name, other)), found.get((other, name))) for other in names]
+        lines.append(Line((name, *cells)))
+    title = f"Differences in {heading(metric, comparison)}: row minus column"
+    stars = "* p < .05, ** p < .01, *** p < .001 after Holm's correction over the pairs of this table"
+    return Sheet(title, ("", *names), (Group("", tuple(lines)),), notes=(stars,))
+
+
+def _difference(metric: str, forward: Difference | None, backward: Difference | None) -> str:
+    test = forward or backward
+    if test is None:
+        return ""
+    stars = "*" * sum(test.p_holm < level for level in (0.05, 0.01, 0.001))
+    value = test.difference if forward else -test.difference
+    text = number(metric, abs(value))
+    return ("−" if value < 0 else "+") + text + stars
