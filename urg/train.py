@@ -162,7 +162,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, data_hash: st
     if note:
         print(note)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-    tags = {"git_commit": _git_commit(), "data": data_hash, "system": "urg"}
+    tags = {"git_commit": _git_commit(), "data": data_hash, "system": config.system}
     job = Job(config, run, uri, resume_from, tags)
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
