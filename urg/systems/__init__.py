@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 
 from data_pipeline.errors import UserError
+from urg.systems.folder import FOLDERS
 from urg.systems.longest import longest
 from urg.systems.oracle import oracle
 from urg.systems.protocol import (
@@ -57,17 +58,6 @@ SYSTEMS: dict[str, Builder] = {
     "imported": _lazy("imported", "imported"),
     "oracle": oracle,
 }
-
-FOLDERS = {
-    "mlm_scoring": "a masked language model, folder or hub id",
-    "reward_model": "a sequence-classification model, folder or hub id",
-    "simcls": "the model folder of `python -m urg.train --system simcls`",
-    "summareranker": "the model folder of `python -m urg.train --system summareranker`",
-    "pair_ranker": "the model folder of `python -m urg.train --system pair_ranker`, or llm-blender/PairRM-hf's",
-    "gen_fuser": "the model folder of `python -m urg.train --system gen_fuser`",
-    "imported": "predictions, JSON lines with id and text",
-}
-"""What may be named in `Setup.folders`, and what it is."""
 
 
 def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:

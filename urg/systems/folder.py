@@ -1,4 +1,4 @@
-"""The folder of a trained system: safetensors, tokenizer, and system.json that says which system it is.
+"""The folders that systems need, and that of a trained one: system.json says which system it holds.
 
 config.json, model.safetensors, tokenizer…   as Hugging Face writes them
 system.json                                  {"system": "pair_ranker", "settings": {…}}
@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from urg.systems.protocol import Setup, SystemUnavailable
 
+FOLDERS = {
+    "mlm_scoring": "a masked language model (folder or hub id)",
+    "reward_model": "a sequence-classification model (folder or hub id)",
+    "simcls": "the model folder of `python -m urg.train --system simcls`",
+    "summareranker": "the model folder of `python -m urg.train --system summareranker`",
+    "pair_ranker": "the model folder of `python -m urg.train --system pair_ranker`, or that of llm-blender/PairRM-hf",
+    "gen_fuser": "the model folder of `python -m urg.train --system gen_fuser`",
+    "imported": "a file of predictions (JSON lines with id and text)",
+}
+"""What may be named in `Setup.folders`, by system, and what it is."""
 SYSTEM_FILE = "system.json"
 URG_FILE = "urg.json"
 
@@ -39,10 +50,18 @@ def read_system(folder: Path, expected: str) -> dict[str, Any]:
     return settings
 
 
+def named_folder(setup: Setup, name: str) -> str:
+    """The folder or file that was named for a system. SystemUnavailable where none was."""
+    folder = setup.folders.get(name)
+    if not folder:
+        raise SystemUnavailable(f"it needs {FOLDERS[name]}, and none was named for {name}")
+    return folder
+
+
 def _require_folder(folder: Path, expected: str) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder} for {expected}: {_mend(expected)}.")
 
 
 def _mend(expected: str) -> str:
-    return f"name the model folder of a run of `python -m urg.train --system {expected}`"
+    return f"name {FOLDERS[expected]}"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from urg.model import URG
 from urg.systems.backbone import load_plain_tokenizer
-from urg.systems.folder import read_system, write_system
+from urg.systems.folder import named_folder, read_system, write_system
 from urg.systems.protocol import Fusion, Progress, Scores, Setup
-from urg.systems.trained import folder_of, on_device, shared
+from urg.systems.trained import on_device, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -188,7 +188,7 @@ def shared_fuser(setup: Setup) -> FusesBest:
     """The fuser that all systems of this setup share. SystemUnavailable where no folder was named."""
 
     def make() -> FusesBest:
-        model = on_device(GenFuser.from_pretrained(folder_of(setup, "gen_fuser")), setup)
+        model = on_device(GenFuser.from_pretrained(named_folder(setup, "gen_fuser")), setup)
         return FusesBest(model, setup.progress, setup.num_beams, setup.max_new_tokens)
 
     return shared(setup, "gen_fuser", make)

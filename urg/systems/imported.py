@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from urg.systems.protocol import Answer, Kind, Setup, SystemUnavailable
+from urg.systems.folder import named_folder
+from urg.systems.protocol import Answer, Kind, Setup
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
@@ -32,10 +33,7 @@ class Imported:
 
 def imported(setup: Setup) -> Imported:
     """The predictions of the file that was named. SystemUnavailable where none was; UserError for an unusable one."""
-    file = setup.folders.get("imported")
-    if not file:
-        raise SystemUnavailable("no file of predictions was named")
-    path = Path(file).expanduser()
+    path = Path(named_folder(setup, "imported")).expanduser()
     texts = read_predictions(path)
     if setup.ids is not None:
         require_ids(path, texts, setup.ids)

@@ -18,8 +18,9 @@ from data_pipeline.errors import UserError
 from urg.layout import plan_chunks
 from urg.systems.backbone import load_model, load_plain_tokenizer
 from urg.systems.encoder import position_limit
+from urg.systems.folder import named_folder
 from urg.systems.protocol import Ranked, Scores, Setup
-from urg.systems.trained import ModelRanker, Remembered, folder_of, on_device
+from urg.systems.trained import ModelRanker, Remembered, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,7 +111,7 @@ def _copies(special_masks: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndar
 
 def mlm_scoring(setup: Setup) -> Ranked:
     """The likeliest candidate."""
-    folder = folder_of(setup, "mlm_scoring")
+    folder = named_folder(setup, "mlm_scoring")
     model = load_model("AutoModelForMaskedLM", folder, "a masked language model")
     scorer = MaskedScorer(on_device(model, setup), load_plain_tokenizer(folder))
     return Ranked("mlm_scoring", "ranker", ModelRanker(Remembered(scorer.scores, "mlm_scoring", setup.progress)))

@@ -20,9 +20,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.tokenization import question_text
 from urg.systems.comparison import AGGREGATIONS, Pair, bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
+from urg.systems.folder import SYSTEM_FILE, named_folder
 from urg.systems.prefixed import FIRST, SECOND, SOURCE, Ids
 from urg.systems.protocol import FusedBy, Ranked, Scores, Setup
-from urg.systems.trained import ModelRanker, Remembered, folder_of, load_ranker, on_device, shared
+from urg.systems.trained import ModelRanker, Remembered, load_ranker, on_device, shared
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -156,8 +157,6 @@ def load_pair_ranker(folder: str | Path) -> PairRanker:
     """A PairRanker that we trained, or a folder in the layout of `llm-blender/PairRM-hf`. Raises UserError."""
     import json
 
-    from urg.systems.folder import SYSTEM_FILE
-
     path = Path(folder).expanduser()
     if (path / SYSTEM_FILE).is_file() or not (path / "config.json").is_file():
         return load_ranker(PairRanker, path)
@@ -217,7 +216,7 @@ def llm_blender(setup: Setup) -> FusedBy:
 
 def _model(setup: Setup) -> PairRanker:
     def load() -> PairRanker:
-        return on_device(load_pair_ranker(folder_of(setup, PairRanker.system)), setup)  # type: ignore[no-any-return]
+        return on_device(load_pair_ranker(named_folder(setup, PairRanker.system)), setup)  # type: ignore[no-any-return]
 
     return shared(setup, "pair_ranker model", load)
 

@@ -16,8 +16,9 @@ from data_pipeline.tokenization import question_text
 from urg.layout import plan_chunks
 from urg.systems.backbone import load_model, load_plain_tokenizer
 from urg.systems.encoder import position_limit
+from urg.systems.folder import named_folder
 from urg.systems.protocol import Ranked, Scores, Setup
-from urg.systems.trained import ModelRanker, Remembered, folder_of, on_device
+from urg.systems.trained import ModelRanker, Remembered, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +70,7 @@ class RewardScorer:
 
 def reward_model(setup: Setup) -> Ranked:
     """The candidate with the highest reward."""
-    folder = folder_of(setup, "reward_model")
+    folder = named_folder(setup, "reward_model")
     model = load_model("AutoModelForSequenceClassification", folder, "a sequence-classification model")
     scorer = RewardScorer(on_device(model, setup), load_plain_tokenizer(folder))
     return Ranked("reward_model", "ranker", ModelRanker(Remembered(scorer.scores, "reward_model", setup.progress)))

@@ -13,8 +13,8 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from urg.systems.backbone import encoder_of, load_plain_tokenizer
 from urg.systems.encoder import ROWS_PER_CALL, EncoderRanker, RankerSettings
-from urg.systems.folder import read_system
-from urg.systems.protocol import Progress, Scores, Setup, SystemUnavailable
+from urg.systems.folder import named_folder, read_system
+from urg.systems.protocol import Progress, Scores, Setup
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
@@ -92,19 +92,11 @@ class ModelRanker:
         return list(self.scores.of(rows))
 
 
-def folder_of(setup: Setup, name: str) -> str:
-    """The folder that was named for a system. SystemUnavailable where none was."""
-    folder = setup.folders.get(name)
-    if not folder:
-        raise SystemUnavailable(f"no folder was named for {name}; train it, and name its model folder")
-    return folder
-
-
 def shared_ranker(setup: Setup, cls: type[EncoderRanker]) -> ModelRanker:
     """The ranker that all systems of this setup share."""
 
     def make() -> ModelRanker:
-        model = on_device(load_ranker(cls, folder_of(setup, cls.system)), setup)
+        model = on_device(load_ranker(cls, named_folder(setup, cls.system)), setup)
         return ModelRanker(Remembered(model.scores, f"{cls.system} ranks", setup.progress))
 
     return shared(setup, cls.system, make)
