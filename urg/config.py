@@ -301,6 +301,12 @@ class TrainConfig:
             f"gen_fuser does not rank; choose one of {', '.join(TEXT_METRICS)}.",
         )
         _require(
+            self.engine.zero_stage != 3 or self.ranker.inference == "full",
+            "ranker.inference",
+            self.ranker.inference,
+            "under engine.zero_stage 3 all workers must make as many passes; use full.",
+        )
+        _require(
             self.checkpoint_every is None or self.checkpoint_every >= 1,
             "checkpoint_every",
             self.checkpoint_every,

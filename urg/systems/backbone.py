@@ -15,6 +15,8 @@ from data_pipeline.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
+
 
 def load_encoder(name: str) -> nn.Module:
     """The pretrained encoder of a folder or hub id, without pooler. Raises UserError, one sentence, where there is
@@ -78,6 +80,10 @@ def load_plain_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model as it is. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    # Without its files transformers would make up an empty tokenizer of the model's class.
+    if folder.is_dir() and not any(file for glob in TOKENIZER_FILES for file in folder.glob(glob)):
+        raise UserError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there again.")
     with _sentence(str(name), "a tokenizer"):
         return AutoTokenizer.from_pretrained(str(name))
 
