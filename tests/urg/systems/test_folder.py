@@ -52,7 +52,15 @@ def test_compositions_share_rankers_and_fuser(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(PairRanker, "matrices", lambda model, rows: passes.append(len(rows)) or matrices(model, rows))
     setup = Setup("quality", (), folders=folders, device="cpu", num_beams=1, max_new_tokens=3)
     systems, unavailable = build_systems(setup)
-    assert unavailable.keys() == {"mlm_scoring", "reward_model", "urg_rank", "urg", "imported"}
+    assert unavailable.keys() == {
+        "mlm_scoring",
+        "reward_model",
+        "urg_rank",
+        "urg",
+        "imported",
+        "judge_rank",
+        "judge_fuse",
+    }
     answers = {system.name: system.answer(ROWS) for system in systems}
     assert passes == [len(ROWS)]  # for pair_ranker, pair_ranker_wins and llm_blender together
     for fused, ranked in (
