@@ -47,6 +47,21 @@ class Pairs:
         return Pairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class RowIds:
+    """The token ids of a row's texts, encoded once for all of its pairs."""
+
+    source: Ids
+    left: list[Ids]
+    """The candidates behind <|candidate1|>."""
+    right: list[Ids]
+    """The candidates behind <|candidate2|>."""
+    source_place: int
+    """Where the input's prefix stands."""
+    places: list[int]
+    """Where the candidates' prefixes stand, on either side."""
+
+
 class PairRanker(EncoderRanker):
     """Encoder and head."""
 
@@ -113,32 +128,32 @@ class PairRanker(EncoderRanker):
         ids = [self._row_ids(row) for row in rows]
 
         def compare(pairs: Sequence[Pair]) -> np.ndarray:
-            sequences = self._joined(ids, pairs).to(self.device)
+            sequences = _joined(ids, pairs).to(self.device)
             return self(sequences).mean(dim=1).double().cpu().numpy()  # type: ignore[no-any-return]
 
         return compare
 
     def _sequences(self, rows: Sequence[TokenizedExample], pairs: Sequence[Pair]) -> Sequences:
-        return self._joined([self._row_ids(row) for row in rows], pairs)
+        return _joined([self._row_ids(row) for row in rows], pairs)
 
-    def _row_ids(self, row: TokenizedExample) -> tuple[Ids, list[Ids]]:
-        """The input's ids, and those of each candidate behind <|candidate1|>."""
+    def _row_ids(self, row: TokenizedExample) -> RowIds:
         own, texts = self.settings, self.texts
         (source,) = texts.encode(SOURCE, [question_text(row.instruction, row.input)], own.source_tokens)
         room = (self.longest_sequence - len(source)) // 2  # what a short input leaves is the candidates'
-        return source, texts.encode(FIRST, row.texts, room)
+        left = texts.encode(FIRST, row.texts, room)
+        right = [texts.renamed(FIRST, ids, SECOND) for ids in left]
+        return RowIds(source, left, right, texts.place(SOURCE, source), [texts.place(FIRST, ids) for ids in left])
 
-    def _joined(self, ids: Sequence[tuple[Ids, list[Ids]]], pairs: Sequence[Pair]) -> Sequences:
-        """`[CLS] <|source|> x [SEP] [CLS] <|candidate1|> y_i [SEP] [CLS] <|candidate2|> y_j [SEP]`, marked at the
-        three."""
-        joined, marks = [], []
-        for row, i, j in pairs:
-            source, candidates = ids[row]
-            left, right = candidates[i], candidates[j]
-            joined.append(np.concatenate([source, left, self.texts.renamed(FIRST, right, SECOND)]))
-            places = (self.texts.place(SOURCE, source), self.texts.place(FIRST, left), self.texts.place(FIRST, right))
-            marks.append([places[0], len(source) + places[1], len(source) + len(left) + places[2]])
-        return Sequences.of(joined, marks)
+
+def _joined(ids: Sequence[RowIds], pairs: Sequence[Pair]) -> Sequences:
+    """`[CLS] <|source|> x [SEP] [CLS] <|candidate1|> y_i [SEP] [CLS] <|candidate2|> y_j [SEP]`, marked at the three."""
+    joined, marks = [], []
+    for row, i, j in pairs:
+        own = ids[row]
+        after = len(own.source), len(own.source) + len(own.left[i])
+        joined.append(np.concatenate([own.source, own.left[i], own.right[j]]))
+        marks.append([own.source_place, after[0] + own.places[i], after[1] + own.places[j]])
+    return Sequences.of(joined, marks)
 
 
 def draw_pairs(texts: Sequence[str], quality_NT: np.ndarray, count: int, draw: Generator) -> list[tuple[int, int]]:
