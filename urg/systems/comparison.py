@@ -34,7 +34,9 @@ def full_matrices(sizes: Sequence[int], compare: Compare) -> list[np.ndarray]:
     """M [N, N] of each row, its diagonal 0: N(N-1) comparisons a row, all in one call. sizes: candidates of each."""
     pairs = [(row, i, j) for row, n in enumerate(sizes) for i in range(n) for j in range(n) if i != j]
     matrices = [np.zeros((n, n)) for n in sizes]
-    for (row, i, j), logit in zip(pairs, compare(pairs) if pairs else (), strict=True):
+    # Under ZeRO-3 a forward pass is collective: a worker that has only lone candidates must make one too.
+    logits = compare(pairs or [(0, 0, 0)])[: len(pairs)]
+    for (row, i, j), logit in zip(pairs, logits, strict=True):
         matrices[row][i, j] = logit
     return matrices
 

@@ -152,8 +152,9 @@ class EncoderRanker(nn.Module):
         mask = mask_CL.long() if padded else None
         states_CLD = self.pretrained_model(input_ids=ids_CL, attention_mask=mask).last_hidden_state
         if self.settings.pooling == "mean":
-            real_CL1 = mask_CL.unsqueeze(2).to(states_CLD.dtype)
-            return (states_CLD * real_CL1).sum(1, keepdim=True) / real_CL1.sum(1, keepdim=True)
+            real_CL1 = mask_CL.unsqueeze(2)
+            mean_C1D = (states_CLD.float() * real_CL1).sum(1, keepdim=True) / real_CL1.sum(1, keepdim=True)
+            return mean_C1D.to(states_CLD.dtype)
         marks_CP = sequences.marks_CP[torch.tensor(members, device=device)]
         return states_CLD[torch.arange(len(members), device=device)[:, None], marks_CP]
 

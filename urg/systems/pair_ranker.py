@@ -91,18 +91,21 @@ class PairRanker(EncoderRanker):
 
     def training_batch(self, rows: Sequence[TokenizedExample], draws: Sequence[Generator], fillers: int) -> Pairs:
         """Some pairs of each row at random. A batch without any gets one that weighs nothing."""
-        tasks, pairs, signs = self.settings.tasks, [], []
+        pairs: list[Pair] = []
+        signs, weights = [], []
         for b, (row, draw) in enumerate(zip(rows, draws, strict=True)):
-            quality_NT = np.stack([row.scores[task] for task in tasks], axis=1)
+            quality_NT = np.stack([row.scores[task] for task in self.settings.tasks], axis=1)
             drawn = draw_pairs(row.texts, quality_NT, self.settings.pairs, draw)
-            sign_PT = np.sign(np.nan_to_num([quality_NT[i] - quality_NT[j] for i, j in drawn])).reshape(-1, len(tasks))
+            left, right = np.array(drawn, dtype=np.int64).reshape(-1, 2).T
+            told_apart_PT = np.sign(np.nan_to_num(quality_NT[left] - quality_NT[right]))
+            weight = float(b < len(rows) - fillers) / max(1, np.abs(told_apart_PT).sum())
             pairs += [(b, i, j) for i, j in drawn]
-            signs.append(np.stack([sign_PT, (sign_PT != 0) * (b < len(rows) - fillers)]))
-            signs[-1][1] /= max(1, np.abs(sign_PT).sum())
-        sign_CT, weight_CT = torch.from_numpy(np.concatenate(signs, axis=1).astype(np.float32))
+            signs.append(told_apart_PT)
+            weights.append(weight * np.abs(told_apart_PT))
         if not pairs:
-            nothing = torch.zeros((1, len(tasks)))
+            nothing = torch.zeros((1, len(self.settings.tasks)))
             return Pairs(self._sequences(rows, [(0, 0, 0)]), nothing, nothing)
+        sign_CT, weight_CT = (torch.from_numpy(np.concatenate(part).astype(np.float32)) for part in (signs, weights))
         return Pairs(self._sequences(rows, pairs), sign_CT, weight_CT)
 
     def terms(self, output: Tensor, batch: Pairs) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,19 @@ def test_compositions_share_rankers_and_fuser(tmp_path: Path, monkeypatch: pytes
             assert one.picked is None
             assert one.used[0] == other.picked
             assert len(one.used) <= 2
+
+
+def test_half_precision_changes_scores_little(tmp_path: Path) -> None:
+    folders = {cls.system: saved(tmp_path / cls.system, cls) for cls in (PairRanker, SimCLS, SummaReranker)}
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        systems, _ = build_systems(Setup("quality", (), folders=folders, device="cpu", dtype=dtype))
+        found.append({system.name: system.answer(ROWS[:1]) for system in systems if system.name in folders})
+    for name in folders:
+        full, half = (one[name][0] for one in found)
+        assert full is not None
+        assert half is not None
+        assert half.scores == pytest.approx(full.scores, abs=0.1 * float(np.abs(full.scores).max()))
 
 
 def test_a_folder_of_another_system_is_named_for_what_it_is(tmp_path: Path) -> None:
