@@ -37,7 +37,11 @@ def load_ranker(cls: type[Model], folder: str | Path, settings: RankerSettings |
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be loaded ({type(error).__name__}): export the model again.") from error
     model = cls(encoder_of(config), load_plain_tokenizer(path), own)
-    model.load_state_dict(read_weights(path, set(model.state_dict())))
+    weights = read_weights(path, set(model.state_dict()))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # shapes
+        raise UserError(f"the weights in {path} do not fit its config.json: export the model again.") from error
     return model.eval()
 
 

@@ -108,7 +108,7 @@ def test_a_folder_of_another_system_is_named_for_what_it_is(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "fault", ["weights cut", "weight gone", "no config", "no tokenizer", "settings", "system.json"]
+    "fault", ["weights cut", "weight gone", "no config", "another config", "no tokenizer", "settings", "system.json"]
 )
 def test_a_damaged_folder_is_one_sentence(tmp_path: Path, fault: str) -> None:
     from safetensors.torch import load_file, save_file
@@ -123,6 +123,9 @@ def test_a_damaged_folder_is_one_sentence(tmp_path: Path, fault: str) -> None:
         save_file(kept, weights)
     elif fault == "no config":
         (folder / "config.json").unlink()
+    elif fault == "another config":
+        stored = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(stored | {"intermediate_size": 20}))
     elif fault == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
@@ -130,7 +133,7 @@ def test_a_damaged_folder_is_one_sentence(tmp_path: Path, fault: str) -> None:
         (folder / "system.json").write_text(json.dumps({"system": "simcls", "settings": {"colour": "red"}}))
     else:
         (folder / "system.json").write_text("{")
-    with pytest.raises(UserError, match=r"damaged|lacks weights|cannot be loaded|unreadable|no tokenizer"):
+    with pytest.raises(UserError, match=r"damaged|lacks weights|cannot be loaded|do not fit|unreadable|no tokenizer"):
         build(simcls=str(folder))
 
 
