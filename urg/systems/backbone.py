@@ -72,7 +72,13 @@ def random_encoder(vocab_size: int, d_model: int, d_kv: int, d_ff: int, num_laye
     """The encoder of a T5 v1.1 with random weights: what URG of that shape starts from too."""
     from transformers import T5Config
 
-    shape = {"d_model": d_model, "d_kv": d_kv, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}
+    shape: dict[str, Any] = {
+        "d_model": d_model,
+        "d_kv": d_kv,
+        "d_ff": d_ff,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+    }
     return encoder_of(T5Config(vocab_size=vocab_size, feed_forward_proj="gated-gelu", **shape))
 
 

@@ -84,7 +84,7 @@ class FuserTexts:
     def _short(self, text: str) -> str:
         text, limit = self._plain(text), self.settings.candidate_tokens
         ids = self._ids(text)
-        return text if len(ids) <= limit else self.tokenizer.decode(ids[:limit]) + "..."
+        return text if len(ids) <= limit else f"{self.tokenizer.decode(ids[:limit])}..."
 
     def _name(self, index: int) -> str:
         """T5's sentinel for the candidate, where the tokenizer has it."""

@@ -37,7 +37,8 @@ class PrefixedTexts:
         vocabulary = tokenizer.get_vocab()
         tokenizer.add_tokens([prefix for prefix in PREFIXES if prefix not in vocabulary], special_tokens=True)
         self.tokenizer, self.end_id, self.pad_id = tokenizer, int(end), int(tokenizer.pad_token_id)
-        self.prefix_ids = {prefix: int(tokenizer.convert_tokens_to_ids(prefix)) for prefix in PREFIXES}
+        vocabulary = tokenizer.get_vocab()
+        self.prefix_ids = {prefix: vocabulary[prefix] for prefix in PREFIXES}
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted({*special, *PREFIXES}, key=len, reverse=True))))
 

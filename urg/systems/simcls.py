@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.tokenization import question_text
 from urg.systems.encoder import EncoderRanker, Sequences
-from urg.systems.prefixed import CANDIDATE, SOURCE
+from urg.systems.prefixed import CANDIDATE, SOURCE, Ids
 from urg.systems.protocol import FusedBy, Ranked, Scores, Setup
 from urg.systems.trained import shared_ranker
 
@@ -62,17 +62,18 @@ class SimCLS(EncoderRanker):
 
     def training_batch(self, rows: Sequence[TokenizedExample], draws: Sequence[Generator], fillers: int) -> Margins:
         """Input, candidates and reference of each row, and its comparisons."""
-        ids, starts = [], []
+        ids: list[Ids] = []
+        starts = []
         for row in rows:
             starts.append(len(ids))
             ids += self._row_ids(row, row.output)
         found = [_comparisons(row, start, self.settings.tasks[0]) for row, start in zip(rows, starts, strict=True)]
         real = len(rows) - fillers
         columns = np.concatenate([part * [[1, 1, 1, 1, b < real, 1]] for b, part in enumerate(found)]).T
-        index = [torch.from_numpy(column.astype(np.int64)) for column in columns[:3]]
+        source, better, worse = (torch.from_numpy(column.astype(np.int64)) for column in columns[:3])
         margin, weight = (torch.from_numpy(column.astype(np.float32)) for column in columns[3:5])
         sequences = Sequences.of(ids, [[0]] * len(ids))
-        return Margins(sequences, *index, margin, weight, torch.from_numpy(columns[5] > 0))
+        return Margins(sequences, source, better, worse, margin, weight, torch.from_numpy(columns[5] > 0))
 
     def terms(self, output: Tensor, batch: Margins) -> dict[str, Tensor]:
         """Σ max(0, cos(worse) - cos(better) + margin), the reference's comparisons apart from the candidates'."""

@@ -62,8 +62,9 @@ class FuserTask:
         )
         target_mask_BT[len(targets) - share.fillers :] = False
         real = sum(map(len, sources)) + int(target_mask_BT.sum())
-        moved = (tensor.to(device) for tensor in (source_BL, source_mask_BL, target_BT, target_mask_BT))
-        return FuserBatch(*moved, real)
+        return FuserBatch(
+            source_BL.to(device), source_mask_BL.to(device), target_BT.to(device), target_mask_BT.to(device), real
+        )
 
     def terms(self, forward: Callable[..., Any], batch: FuserBatch, counts: int) -> dict[str, Tensor]:
         """Cross-entropy, mean over the target tokens of the global batch."""
