@@ -81,3 +81,31 @@ def test_what_is_saved_makes_a_card_and_names_its_system(task: Task, tmp_path: P
     (settings,) = [*tmp_path.glob("urg.json"), *tmp_path.glob("system.json")]
     assert '"steps": 7' in settings.read_text()
     assert "| label | 0.5000 |" in task.card(7, {"label": 0.5})
+
+
+@pytest.mark.parametrize("system", ["simcls", "summareranker", "gen_fuser"])  # PairRanker needs some 200 steps first
+def test_a_few_rows_are_learnt_by_heart(system: str, make_config: Callable[..., TrainConfig], shards: Path) -> None:
+    metric = "rougeL" if system == "gen_fuser" else "label"
+    config = make_config(system=system, model__dropout=0.0, eval__metric=metric, eval__max_new_tokens=24)
+    task, split = build_task(config, ShardSet.open(shards)), ShardSet.open(shards).split("train")
+    rows, examples = np.arange(2), split[:2]
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=5e-3)
+    torch.manual_seed(0)
+    for step in range(1, 101):
+        batch = task.batch(Share(examples, rows, step, 0), CPU)
+        optimizer.zero_grad()
+        weighted_sum(task.terms(task.module, batch, task.counts(split, rows)), task.weights).backward()
+        optimizer.step()
+    task.module.eval()
+    with torch.inference_mode():
+        judged = task.judge(examples, CPU)
+    if system == "gen_fuser":
+        from data_pipeline.quality.rouge import rouge
+
+        assert min(rouge([one.text for one in judged], [row.output for row in examples])["rougeL"]) > 0.9
+        return
+    for example, one in zip(examples, judged, strict=True):
+        labels = example.scores["rougeL"]
+        assert one.scores is not None
+        assert labels[np.argmax(one.scores)] >= np.sort(labels)[-2]  # of twelve
+        assert one.text == example.texts[int(np.argmax(one.scores))]
