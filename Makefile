@@ -1,9 +1,11 @@
 # Every target sets itself up: a virtual environment in .venv with the versions of requirements.lock.
 # PYTHON: the interpreter to build it from. VENV: its folder. PIP_ARGS, PYTEST_ARGS: more options for pip and pytest.
+# TEST_WORKERS: processes that `make test` runs tests in, whole files at a time.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 RUNS ?= runs
 PORT ?= 5000
 
@@ -12,10 +14,10 @@ INSTALLED := $(VENV)/.installed
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check ui clean lock
+.PHONY: help install demo test test-faults check ui bench-data clean lock
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## create the virtual environment
 
@@ -39,8 +41,11 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 	@$(PY) -m urg.evaluate --model $(RUNS)/sample/model --shards data/sample --output $(RUNS)/sample/evaluation --num_beams 1
 
 # pytest's own exit code is kept beside the environment: make would turn it into 2.
-test: $(INSTALLED)  ## all tests but the benchmarks
-	@$(PY) -m pytest -m "not benchmark" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
+test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
+	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
+
+test-faults: $(INSTALLED)  ## every fault test in its long form: kills, damage, full disks
+	$(PY) -m pytest -m "faults" $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m ruff format --check .
@@ -50,6 +55,9 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 
 ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:$(PORT)
 	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
+
+bench-data: $(INSTALLED)  ## time and memory of preparing 110,000 rows (half an hour)
+	$(PY) -m data_pipeline.benchmark
 
 lock: $(INSTALLED)  ## write requirements.lock from what is installed
 	@$(PY) .ci/lock.py > requirements.lock.new && mv requirements.lock.new requirements.lock

@@ -1,7 +1,8 @@
 """Row functions: a line of a file becomes a clean `Example`, or is rejected with a reason. Nothing here does I/O.
 
-What is repaired, by `Rules`: model names by an alias table (in `cmp_results` too), and log-scale scores of exactly 0.0,
-which in MixInstruct mean that nobody computed them, and which as a log-probability would be the best score there is.
+What is repaired, by `Rules`: odd characters (`characters.py`); model names by an alias table (in `cmp_results` too);
+log-scale scores of exactly 0.0, which in MixInstruct mean that nobody computed them, and which as a log-probability
+would be the best score there is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from data_pipeline.characters import (
+    KEEP,
+    REJECT,
+    clean_example,
+    may_be_odd,
+    may_hold_controls,
+    require_plain,
+    row_faults,
+)
 from data_pipeline.errors import RowError
 from data_pipeline.schema import Candidate, Example, parse_row
 
@@ -32,6 +42,8 @@ class Rules:
     """Scores on a log scale, of which an exact 0.0 means missing."""
     models: Sequence[str] = ()
     """The model names to accept, after aliases; empty = any."""
+    characters: str = KEEP
+    """What becomes of control characters and the like: keep, clean or reject, as `characters.py` says."""
 
 
 @dataclass
@@ -42,6 +54,8 @@ class Repairs:
     """By score: candidates whose exact 0.0 was taken as missing."""
     aliased: Counter[str] = field(default_factory=Counter)
     """By name in the file: candidates that were renamed."""
+    characters: Counter[str] = field(default_factory=Counter)
+    """By kind of odd character: texts that hold one, whether it was kept or cleaned."""
 
 
 def parse_line(raw: bytes) -> dict[str, Any]:
@@ -63,7 +77,22 @@ def parse_line(raw: bytes) -> dict[str, Any]:
 
 def clean_line(raw: bytes, rules: Rules, repairs: Repairs | None = None) -> Example:
     """The clean `Example` on one line, repairs counted into `repairs`. Raises `RowError` where there is none."""
-    return clean(parse_row(parse_line(raw)), rules, Repairs() if repairs is None else repairs)
+    row = parse_line(raw)
+    example = parse_row(row)
+    if (repairs is not None or rules.characters != KEEP) and may_be_odd(raw):
+        example = _clean_characters(example, row, may_hold_controls(raw), rules, repairs)
+    return clean(example, rules, Repairs() if repairs is None else repairs)
+
+
+def _clean_characters(
+    example: Example, row: Mapping[str, Any], controls: bool, rules: Rules, repairs: Repairs | None
+) -> Example:
+    """`example`, which was made of `row`, under the rule for characters. controls: whether it may hold such."""
+    if rules.characters == REJECT:
+        require_plain(row)
+    if repairs is not None:
+        repairs.characters.update(fault for _, fault in row_faults(row, controls))
+    return example if rules.characters == KEEP else clean_example(example)
 
 
 def clean(example: Example, rules: Rules, repairs: Repairs) -> Example:

@@ -8,42 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.cleaning import id_digest, split_of
-from data_pipeline.commit import staging, writing
 from data_pipeline.config import SAMPLE, TRAIN, PrepareConfig
+from data_pipeline.conversion import InputFile, key, made, plain_lines
 from data_pipeline.errors import UserError
+from data_pipeline.lines import byte_ranges
 from data_pipeline.sample import BASE_MODEL
-from data_pipeline.sources import byte_ranges, find_files, find_split_files
+from data_pipeline.sources import list_source
 
 # A tokenizer of some thousand pieces learns nothing more from more text than this.
 _TOKENIZER_TEXTS = 200_000
 
 
-def input_files(config: PrepareConfig, root: Path) -> list[tuple[str | None, Path]]:
-    """(split, file) of the input in reading order; split None where the id decides. root: the locked output root.
+def input_files(config: PrepareConfig, root: Path) -> list[InputFile]:
+    """The files of the input in reading order, as plain lines. root: the locked output root.
 
-    Raises `UserError` where there is no such file, or one is empty.
+    Raises `UserError` where there is no such file, or one is empty, damaged or out of reach.
     """
     source = str(_sample_folder(config, root)) if config.input == SAMPLE else config.input
-    by_split = find_split_files(source)
-    if by_split is None:
-        assert isinstance(source, str)
-        files: list[tuple[str | None, Path]] = [(None, path) for path in find_files(source)]
-    else:
-        files = [(split, path) for split, paths in by_split.items() for path in paths]
-    byte_ranges([path for _, path in files], size=1 << 30)
+    files = [plain_lines(file, root) for file in list_source(source)]
+    byte_ranges([file.path for file in files], size=1 << 30)
     return files
 
 
 def _sample_folder(config: PrepareConfig, root: Path) -> Path:
     """The folder of the generated corpus, made where it is not there yet."""
     size = config.sample
-    folder = root / "sources" / f"sample-{_key([size.train, size.dev, size.test, size.seed, _sample_version()])}"
+    folder = root / "sources" / f"sample-{key([size.train, size.dev, size.test, size.seed, _sample_version()])}"
     if folder.is_dir():
         return folder
     from data_pipeline.sample import write_sample
@@ -51,7 +45,7 @@ def _sample_folder(config: PrepareConfig, root: Path) -> Path:
     print(f"generating the sample: {size.train} + {size.dev} + {size.test} rows")
 
     rows = {split: getattr(size, split) for split in ("train", "dev", "test")}
-    return _made(folder, root, lambda staged: write_sample(staged, rows, size.seed))
+    return made(folder, root, lambda staged: write_sample(staged, rows, size.seed))
 
 
 def _sample_version() -> str:
@@ -61,9 +55,7 @@ def _sample_version() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def tokenizer_source(
-    config: PrepareConfig, root: Path, files: Sequence[tuple[str | None, Path]], digests: Sequence[str]
-) -> str:
+def tokenizer_source(config: PrepareConfig, root: Path, files: Sequence[InputFile], digests: Sequence[str]) -> str:
     """The folder or hub id of the tokenizer; for "train" a folder, trained on the train split unless it is there.
 
     digests: the sha256 of each of `files`.
@@ -73,13 +65,13 @@ def tokenizer_source(
     if config.tokenizer != TRAIN:
         folder = Path(config.tokenizer).expanduser()
         return str(folder.absolute()) if folder.is_dir() else config.tokenizer
-    if "train" not in {split for split, _ in files} and "train" not in config.fractions:
+    if "train" not in {file.split for file in files} and "train" not in config.fractions:
         raise UserError("There is no train split to train a tokenizer on; name a tokenizer folder.")
-    own = [(path, digest) for (split, path), digest in zip(files, digests, strict=True) if split in (None, "train")]
-    fractions = config.fractions if files[0][0] is None else None
-    folder = root / "tokenizers" / _key([config.vocab_size, fractions, [digest for _, digest in own]])
+    own = [(file, digest) for file, digest in zip(files, digests, strict=True) if file.split in (None, "train")]
+    fractions = config.fractions if files[0].split is None else None
+    folder = root / "tokenizers" / key([config.vocab_size, fractions, [digest for _, digest in own]])
     if not folder.is_dir():
-        _train_tokenizer([path for path, _ in own], fractions, config.vocab_size, folder, root)
+        _train_tokenizer([file.path for file, _ in own], fractions, config.vocab_size, folder, root)
     return str(folder)
 
 
@@ -94,20 +86,12 @@ def _train_tokenizer(
     def in_train(row_id: str) -> bool:
         return fractions is None or split_of(id_digest(row_id), fractions) == "train"
 
-    texts = itertools.islice(row_texts(files, in_train), _TOKENIZER_TEXTS)
+    texts = itertools.islice(row_texts(_lines(files), in_train), _TOKENIZER_TEXTS)
     tokenizer = train_tokenizer(texts, vocab_size)
-    _made(folder, root, lambda staged: save_tokenizer(tokenizer, staged))
+    made(folder, root, lambda staged: save_tokenizer(tokenizer, staged))
 
 
-def _made(folder: Path, root: Path, write: Callable[[Path], object]) -> Path:
-    """`folder`, filled by `write` in a staging folder and renamed into place."""
-    with staging(root) as staged, writing(root):
-        write(staged)
-        folder.parent.mkdir(exist_ok=True)
-        os.rename(staged, folder)
-    return folder
-
-
-def _key(parts: object) -> str:
-    """A short name for what `parts` (JSON values) say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _lines(files: Sequence[Path]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as lines:
+            yield from lines

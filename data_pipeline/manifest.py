@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.shard_writing import SCHEMA_VERSION, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
+from data_pipeline.sources import shown_input
 from data_pipeline.survey import UNASSIGNED, Survey
 from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from data_pipeline.config import PrepareConfig
+    from data_pipeline.conversion import InputFile
 
 QUARANTINE = "quarantine.jsonl"
 # What these lead to counts by its content (files, tokenizer), not by where it lies or how it was made.
@@ -32,11 +34,11 @@ _BY_CONTENT = ("input", "output", "tokenizer", "vocab_size", "sample")
 class Job:
     """A configuration with everything found that it names: what decides the bytes of the set.
 
-    files: (split, or None where the id decides; file) in reading order; digests: the sha256 of each.
+    files: in reading order; digests: the sha256 of each one's plain lines.
     """
 
     config: PrepareConfig
-    files: Sequence[tuple[str | None, Path]]
+    files: Sequence[InputFile]
     digests: Sequence[str]
     tokenizer_name: str
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +53,7 @@ class Job:
     @property
     def key(self) -> str:
         """The name of the set's folder: configuration, tokenizer and content of the input."""
-        sources = [(split, path.name, digest) for (split, path), digest in zip(self.files, self.digests, strict=True)]
+        sources = [(file.split, file.path.name, digest) for file, digest in zip(self.files, self.digests, strict=True)]
         return _digest([self.config_hash, self.fingerprint, sources])[:16]
 
 
@@ -63,20 +65,15 @@ def build_manifest(
     Raises RuntimeError where input is not kept + rejected: rows were lost: a bug, nothing may be committed.
     """
     splits = {name: _split_entry(survey, name, reports.get(name, [])) for name in survey.places}
-    counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
-    totals = _totals(counts)
-    _require_complete(counts, splits)
+    counts, totals = counts_and_totals(survey, splits)
     saved = load_tokenizer(folder / TOKENIZER)
     return {
         "schema_version": SCHEMA_VERSION,
         "key": job.key,
         "config_hash": job.config_hash,
-        "config": asdict(job.config),
+        "config": asdict(job.config) | {"input": shown_input(job.config.input)},
         "generated": survey.generated > 0,
-        "sources": [
-            {"split": split, "file": str(path), "bytes": path.stat().st_size, "sha256": digest}
-            for (split, path), digest in zip(job.files, job.digests, strict=True)
-        ],
+        "sources": [_source_entry(file, digest) for file, digest in zip(job.files, job.digests, strict=True)],
         "tokenizer": {
             "name": job.tokenizer_name,
             "fingerprint": tokenizer_fingerprint(saved),
@@ -88,11 +85,30 @@ def build_manifest(
         "score_names": sorted(survey.score_names),
         "models": sorted({model for split in splits.values() for model in split["models"]}),
         "repairs": _repairs(job.config, [report for split in reports.values() for report in split]),
+        "characters": {"rule": job.config.characters, "texts": _characters(reports)},
+        "prompts": _prompts(job.config, survey),
         "totals": totals,
         "counts": counts,
         "quarantine": {"file": QUARANTINE, "sha256": file_sha256(folder / QUARANTINE)},
         "splits": splits,
     }
+
+
+def counts_and_totals(survey: Survey, splits: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """input, kept and rejected by reason: of each split, and of all. splits: by name {rows: how many were written}.
+
+    Raises RuntimeError where input is not kept + rejected, or what was kept is not what was written.
+    """
+    counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
+    _require_complete(counts, splits)
+    return counts, _totals(counts)
+
+
+def _source_entry(file: InputFile, digest: str) -> dict[str, Any]:
+    """One file of the input; bytes and sha256 are those of its plain lines."""
+    entry = {"split": file.split, "file": file.name, "format": file.format}
+    entry |= {"revision": file.revision} if file.revision else {}
+    return entry | {"bytes": file.path.stat().st_size, "sha256": digest}
 
 
 def _split_entry(survey: Survey, name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,6 +153,29 @@ def _repairs(config: PrepareConfig, reports: Sequence[Mapping[str, Any]]) -> dic
     }
 
 
+def _characters(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """By kind of odd character: the texts of kept rows that had one."""
+    found: Counter[str] = Counter()
+    for split in reports.values():
+        for report in split:
+            found.update(report["characters"])
+    return dict(sorted(found.items()))
+
+
+def _prompts(config: PrepareConfig, survey: Survey) -> dict[str, Any]:
+    """Prompts that repeat: within a split, and across splits (leaks), whose rows were kept or dropped."""
+    across = {}
+    for split, by_later in survey.leaks.items():
+        across[split] = {name: len(rows) for name, rows in by_later.items()}
+        across[split]["any"] = len({int(row) for rows in by_later.values() for row in rows})
+    return {
+        "leaks": across,
+        "action": config.leaks,
+        "near_duplicates": config.near_duplicates,
+        "repeated_within": survey.repeated_prompts,
+    }
+
+
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest, which is the last file of a set."""
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -160,9 +199,27 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
     if rejected:
         lines.append(f"rejected rows, with reasons: {folder / QUARANTINE}")
+    lines += _remarks(manifest)
     if manifest["generated"]:
         lines.append("data: generated (simulated models), not the answers of real ones")
     return [*lines, f"prepared: {folder}"]
+
+
+def _remarks(manifest: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of prompts, candidates and characters; nothing where nothing was found."""
+    prompts, odd = manifest["prompts"], manifest["characters"]
+    done = "dropped" if prompts["action"] == "drop" else "kept; --leaks drop takes them out"
+    lines = [
+        f"leaks: {count['any']} rows of {split} have a prompt of {', '.join(sorted(set(count) - {'any'}))} ({done})"
+        for split, count in prompts["leaks"].items()
+    ]
+    identical = sum(split["identical_candidates"]["candidates"] for split in manifest["splits"].values())
+    lines += [f"identical candidates: {identical}, kept"] if identical else []
+    if odd["texts"]:
+        found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in odd["texts"].items())
+        done = "kept; --characters clean takes them out" if odd["rule"] == "keep" else "cleaned"
+        lines.append(f"texts with odd characters: {found} ({done})")
+    return lines
 
 
 def _digest(value: object) -> str:

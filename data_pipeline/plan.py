@@ -8,16 +8,18 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean_line
-from data_pipeline.config import Lengths
+from data_pipeline.config import Lengths, PrepareConfig
+from data_pipeline.conversion import InputFile
 from data_pipeline.errors import UserError
+from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
 from data_pipeline.shard_writing import shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
-from data_pipeline.sources import byte_ranges, read_places
 from data_pipeline.survey import Survey, survey_range
 from data_pipeline.tokenization import encode_examples, load_tokenizer
 
@@ -28,19 +30,21 @@ RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
 
 
-def survey_input(
-    files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float], rules: Rules, folder: Path
-) -> Survey:
-    """The first plan: check every line of `files`, (split or None, path) in order; bad rows go to the quarantine."""
+def survey_input(files: Sequence[InputFile], config: PrepareConfig, folder: Path) -> Survey:
+    """The first plan: check every line of `files`, in order; bad rows, and leaks to drop, go to the quarantine."""
     parts = [
         {"file": index, "path": part.path, "start": part.start, "end": part.end}
-        for index, (_, path) in enumerate(files)
-        for part in byte_ranges([path], RANGE_BYTES)
+        for index, file in enumerate(files)
+        for part in byte_ranges([file.path], RANGE_BYTES)
     ]
-    survey = Survey(files, fractions)
+    survey = Survey(files, config.fractions, config.rules())
+    check = functools.partial(survey_range, rules=config.rules(), with_signatures=config.near_duplicates is not None)
     with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
-        for answer in _in_order(parts, functools.partial(survey_range, rules=rules)):
+        for answer in _in_order(parts, check):
             survey.add(answer, quarantine)
+        survey.find_leaks(config.near_duplicates)
+        if config.leaks == "drop":
+            survey.drop_leaks(quarantine)
     return survey
 
 
@@ -58,7 +62,7 @@ def write_shards(
             tasks.append({"split": split, "name": f"{split}-{index:05d}-of-{len(shards):05d}.parquet", **shard})
     build = functools.partial(
         build_shard,
-        paths=[str(path) for _, path in survey.files],
+        paths=[str(file.path) for file in survey.files],
         rules=rules,
         lengths=lengths,
         score_names=sorted(survey.score_names),
@@ -80,7 +84,8 @@ def build_shard(
 ) -> dict[str, Any]:
     """Read, clean, tokenize and write the rows of one shard, on a worker.
 
-    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); zero_scores, aliased (counts).
+    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); counts: zero_scores, aliased,
+    characters.
     """
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
@@ -92,6 +97,7 @@ def build_shard(
         "statistics": shard_statistics(examples, encoded),
         "zero_scores": repairs.zero_scores,
         "aliased": repairs.aliased,
+        "characters": repairs.characters,
     }
 
 
@@ -102,19 +108,54 @@ def _worker_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return load_tokenizer(folder)
 
 
-def _in_order(tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Actors:
+    """A pool of processes that keep what `work` has loaded. count: how many; cpus, gpus: of each, fractions allowed."""
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def on_actors(
+    tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], dict[str, Any]], actors: Actors
+) -> Iterator[Any]:
+    """Run `work` on each task in a pool of actors, each of which has its own copy of it; the answers in order.
+
+    A worker's OSError and UserError are raised as themselves, here.
+    """
+    return _in_order(tasks, work, actors)
+
+
+def _in_order(
+    tasks: Sequence[Mapping[str, Any]],
+    work: Callable[[Mapping[str, Any]], dict[str, Any]],
+    actors: Actors | None = None,
+) -> Iterator[Any]:
     """Run `work` on each task as a Ray Data plan, one block a task; the answers in the tasks' order, as they come.
 
-    A worker's OSError (a full disk) and UserError are raised as themselves, here.
+    actors: the pool to run on; None: stateless tasks. A worker's OSError (a full disk) and UserError are raised as
+    themselves, here.
     """
     import ray
 
     _quieten()
     # Tasks and answers travel as JSON: as Arrow columns their lists would be guessed a type anew in every block.
     items = [{"task": json.dumps(task)} for task in tasks]
-    answers = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map(_OnJson(work))
+    blocks = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+    if actors is None:
+        answers = blocks.map(_OnJson(work))
+    else:
+        _require_room(actors)
+        answers = blocks.map(
+            _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(size=actors.count),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
+        )
     answers.context.execution_options.preserve_order = True
-    answers.context.enable_progress_bars = sys.stderr.isatty()
+    answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False
     for row in answers.iter_rows():
         if row["os_error"]:
@@ -122,6 +163,18 @@ def _in_order(tasks: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, A
         if row["user_error"]:
             raise UserError(row["user_error"])
         yield json.loads(row["answer"])
+
+
+def _require_room(actors: Actors) -> None:
+    """Raise `UserError` where this machine cannot hold one actor, which would wait for ever. A cluster may yet grow."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        return
+    there = ray.cluster_resources()
+    for kind, asked in {"CPU": actors.cpus, "GPU": actors.gpus}.items():
+        if asked > there.get(kind, 0):
+            raise UserError(f"One actor asks for {asked:g} {kind}, but there are {there.get(kind, 0):g}; ask for less.")
 
 
 def _quieten() -> None:

@@ -1,10 +1,10 @@
 """Text in, tokenized shards out: `python -m data_pipeline.prepare --input FILES --output ROOT --tokenizer FOLDER`.
 
-Two Ray Data plans. The first reads the input in byte ranges and checks every line: bad rows go to quarantine.jsonl with
-file, line and reason; of good ones the place is remembered. The second takes the places shard by shard, reads those
-rows again, tokenizes them and writes one Parquet file each. Reading twice costs little beside tokenizing; it finds
-duplicate ids across files, and gives shards of one size and the same bytes on every run, in memory that does not grow
-with the input.
+Input that is not plain JSON lines on local disk becomes that first (`conversion.py`). Then come two Ray Data plans. The
+first reads the lines in byte ranges and checks every one: bad rows go to quarantine.jsonl with file, line and reason;
+of good ones the place is remembered. The second takes the places shard by shard, reads those rows again, tokenizes them
+and writes one Parquet file each. Reading twice costs little beside tokenizing; it finds duplicate ids and leaks across
+files, and gives shards of one size and the same bytes on every run, in memory that does not grow with the input.
 
 The set appears under ROOT at the end, in one step, its manifest written last. On several nodes, input and output must
 be on storage that all of them share at the same path.
@@ -75,7 +75,7 @@ def _find_job(config: PrepareConfig, root: Path) -> Job:
     from data_pipeline.tokenization import load_tokenizer, tokenizer_fingerprint
 
     files = input_files(config, root)
-    digests = [file_sha256(path) for _, path in files]
+    digests = [file_sha256(file.path) for file in files]
     name = tokenizer_source(config, root, files, digests)
     tokenizer = load_tokenizer(name)
     return Job(config, files, digests, name, tokenizer, tokenizer_fingerprint(tokenizer))
@@ -91,7 +91,7 @@ def _build(job: Job, root: Path, folder: Path) -> None:
     config = job.config
     with staging(root) as staged, ray_session(), writing(root):
         print(f"reading {len(job.files)} file{'s' * (len(job.files) > 1)}", flush=True)
-        survey = survey_input(job.files, config.fractions, config.rules(), staged)
+        survey = survey_input(job.files, config, staged)
         survey.require_rows()
         print(f"tokenizing {survey.kept} rows in shards of {config.rows_per_shard}", flush=True)
         job.tokenizer.save_pretrained(str(staged / "tokenizer"))

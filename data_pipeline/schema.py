@@ -41,8 +41,10 @@ class Example:
     cmp_results: dict[str, str] | None = None
 
 
-def parse_row(row: Mapping[str, Any]) -> Example:
+def parse_row(row: Mapping[str, Any], *, needs_candidates: bool = True) -> Example:
     """The `Example` that a parsed JSON object holds. Raises `RowError` (reason, message) where it holds none.
+
+    needs_candidates: False also takes a row that has none yet: a prompt.
 
     Reasons: missing_key, bad_type, empty_question, no_candidates, bad_candidate, bad_cmp_results.
     """
@@ -54,7 +56,7 @@ def parse_row(row: Mapping[str, Any]) -> Example:
         instruction=instruction,
         input=question_input,
         output=_text(row, "output"),
-        candidates=_candidates(row),
+        candidates=_candidates(row) if needs_candidates or row.get("candidates") else (),
         cmp_results=_comparisons(row.get("cmp_results")),
     )
 

@@ -114,7 +114,8 @@ def _offsets(rows: Sequence[Any]) -> pyarrow.Array:
 def shard_statistics(examples: Sequence[Example], encoded: Sequence[Encoded]) -> dict[str, Any]:
     """What the manifest needs to know of a shard's rows, in a form that `merge_statistics` can add up, after JSON too.
 
-    candidates: Counter of N; models: Counter of names; tokens: Counter of lengths by kind; truncated: Counter of kinds;
+    candidates: Counter of N; identical: {rows, candidates}, of which an earlier candidate of the row has the same text;
+    models: Counter of names; tokens: Counter of lengths by kind; truncated: Counter of kinds;
     scores: by name {values, rows (with one value or more), sum, sum_of_squares, min, max}.
     """
     tokens: dict[str, Counter[int]] = {"question": Counter(), "response": Counter(), "target": Counter()}
@@ -124,8 +125,10 @@ def shard_statistics(examples: Sequence[Example], encoded: Sequence[Encoded]) ->
         tokens["response"].update(map(len, row.response_ids))
         tokens["target"].update([len(row.target_ids)] if len(row.target_ids) else [])
         truncated.update(row.truncated)
+    repeated = [len(row.candidates) - len({each.text for each in row.candidates}) for row in examples]
     return {
         "candidates": Counter(len(row.candidates) for row in examples),
+        "identical": {"rows": sum(map(bool, repeated)), "candidates": sum(repeated)},
         "models": Counter(candidate.model for row in examples for candidate in row.candidates),
         "tokens": tokens,
         "truncated": truncated,
@@ -156,10 +159,12 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     candidates: Counter[int] = Counter()
     models: Counter[str] = Counter()
     truncated: Counter[str] = Counter()
+    identical: Counter[str] = Counter({"rows": 0, "candidates": 0})
     tokens: dict[str, Counter[int]] = {"question": Counter(), "response": Counter(), "target": Counter()}
     scores: dict[str, list[dict[str, float]]] = {}
     for part in parts:
         candidates.update(_integer_keys(part["candidates"]))
+        identical.update(part["identical"])
         models.update(part["models"])
         truncated.update(part["truncated"])
         for kind, lengths in part["tokens"].items():
@@ -168,9 +173,10 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             scores.setdefault(name, []).append(statistics)
     total = sum(models.values())
     return {
-        "candidates": {"total": total, **_distribution(candidates)},
+        "candidates": {"total": total, **distribution(candidates)},
+        "identical_candidates": dict(identical),
         "models": dict(sorted(models.items())),
-        "tokens": {kind: {**_distribution(lengths), "truncated": truncated[kind]} for kind, lengths in tokens.items()},
+        "tokens": {kind: {**distribution(lengths), "truncated": truncated[kind]} for kind, lengths in tokens.items()},
         "scores": {name: _merged_score(scores[name], total) for name in sorted(scores)},
     }
 
@@ -180,7 +186,7 @@ def _integer_keys(counts: Mapping[Any, int]) -> dict[int, int]:
     return {int(key): count for key, count in counts.items()}
 
 
-def _distribution(counts: Counter[int]) -> dict[str, Any]:
+def distribution(counts: Counter[int]) -> dict[str, Any]:
     """count, min, mean, median, 95th percentile and max of integers given by their counts; count 0 alone for none."""
     count = sum(counts.values())
     if not count:

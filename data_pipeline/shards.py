@@ -152,10 +152,19 @@ class Split(Sequence[TokenizedExample]):
         if name not in scores:
             raise UserError(
                 f"No row of split {self.name} in {self._folder} has the score {name}; "
-                f"rank by one that is there ({', '.join(scores) or 'there is none'}), or compute {name}, "
-                "put it into the rows' candidates[].scores, and prepare again."
+                f"rank by one that is there ({', '.join(scores) or 'there is none'}), or {_how_to_label(name)}, "
+                "and prepare again."
             )
         return int(scores[name]["rows"])
+
+
+def _how_to_label(name: str) -> str:
+    """What puts the score `name` into rows."""
+    from data_pipeline.quality.metrics import METRICS
+
+    if any(name in metric.fields for metric in METRICS.values()):
+        return f"compute {name} by python -m data_pipeline.label --metrics {name}"
+    return f"compute {name}, put it into the rows' candidates[].scores"
 
 
 class _Shard:

@@ -1,7 +1,8 @@
 """The first pass over the input: check every line, find duplicates, and remember where each good row lies.
 
 Workers check byte ranges (`survey_range`); the driver takes their answers in order (`Survey.add`), since only there all
-ids come together. It keeps 16 bytes of each id and three numbers of each place, so millions of rows fit in memory.
+ids come together. It keeps 16 bytes of each id, 8 of each prompt and four numbers of each place, so millions of rows
+fit in memory.
 """
 
 from __future__ import annotations
@@ -11,12 +12,21 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.cleaning import Rules, clean_line, id_digest, split_of
+from data_pipeline.conversion import InputFile
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.sources import ByteRange, read_lines, read_places
+from data_pipeline.leaks import (
+    SIGNATURE_BYTES,
+    Prompts,
+    Rows,
+    find_leaks,
+    normalized_prompt,
+    prompt_digest,
+    prompt_signature,
+)
+from data_pipeline.lines import ByteRange, read_lines, read_places
 
 UNASSIGNED = "unassigned"
 """Where rejected rows are counted whose split would come from an id that could not be read."""
@@ -26,13 +36,15 @@ _RAW_CHARACTERS = 500
 _DIGEST_BYTES = 16
 
 
-def survey_range(part: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+def survey_range(part: Mapping[str, Any], rules: Rules, with_signatures: bool = False) -> dict[str, Any]:
     """Check the lines of one byte range (path, start, end, file: its index), on a worker.
 
     Returns file, lines (how many, blank ones too); of the good rows numbers (line within the range), offsets, sizes,
-    digests (16 bytes each, joined, in hex), generated (how many); rejected (line, reason, message, text); score_names.
+    digests (16 bytes each, joined, in hex), prompts (the digest of each), signatures (of prompts, joined, in hex; where
+    asked for), generated (how many); rejected (line, reason, message, text); score_names.
     """
     numbers, offsets, sizes, digests, rejected = [], [], [], bytearray(), []
+    prompts, signatures = [], bytearray()
     score_names: set[str] = set()
     lines = generated = 0
     for line in read_lines(ByteRange(part["path"], part["start"], part["end"])):
@@ -48,6 +60,9 @@ def survey_range(part: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
         offsets.append(line.offset)
         sizes.append(len(line.raw))
         digests += id_digest(example.id)
+        prompt = normalized_prompt(example)
+        prompts.append(prompt_digest(prompt))
+        signatures += prompt_signature(prompt) if with_signatures else b""
         generated += example.id.startswith(GENERATED_PREFIX)
         score_names.update(name for candidate in example.candidates for name in candidate.scores)
     return {
@@ -57,6 +72,8 @@ def survey_range(part: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
         "offsets": offsets,
         "sizes": sizes,
         "digests": digests.hex(),
+        "prompts": prompts,
+        "signatures": signatures.hex(),
         "generated": generated,
         "rejected": rejected,
         "score_names": sorted(score_names),
@@ -70,11 +87,13 @@ def _excerpt(raw: bytes) -> str:
 
 @dataclass
 class Places:
-    """Where rows lie, in their order: index of the file, first byte, size in bytes."""
+    """Where rows lie, in their order: index of the file, line in it from 1, first byte, size; and their prompts."""
 
     files: array[int] = field(default_factory=lambda: array("l"))
+    lines: array[int] = field(default_factory=lambda: array("q"))
     offsets: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
+    prompts: Prompts = field(default_factory=Prompts)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,24 +108,39 @@ class Places:
                 "sizes": self.sizes[run].tolist(),
             }
 
+    def without(self, rows: set[int]) -> Places:
+        """The same without some rows."""
+        kept = [row for row in range(len(self)) if row not in rows]
+
+        def picked(column: array[int]) -> array[int]:
+            return array(column.typecode, (column[row] for row in kept))
+
+        files, lines, offsets, sizes = map(picked, (self.files, self.lines, self.offsets, self.sizes))
+        return Places(files, lines, offsets, sizes, self.prompts.without(rows))
+
 
 class Survey:
     """What the first pass found, filled by `add` in the order of the input.
 
     places: the rows to keep, by split. input, rejected: counts by split, of rejected rows also by reason.
+    leaks: by split, by later split: the rows (of `places` before any was dropped) whose prompt stands there too.
+    repeated_prompts: by split, how many rows have the prompt of an earlier row.
     """
 
-    def __init__(self, files: Sequence[tuple[str | None, Path]], fractions: Mapping[str, float]) -> None:
-        """files: (split, path) in order, split None where the id decides, by `fractions`."""
+    def __init__(self, files: Sequence[InputFile], fractions: Mapping[str, float], rules: Rules) -> None:
+        """files: in order; where their split is None the id decides, by `fractions`."""
         self.files = list(files)
         self.fractions = fractions
-        names = dict.fromkeys(split for split, _ in files if split) or dict.fromkeys(fractions)
+        self.rules = rules
+        names = dict.fromkeys(file.split for file in files if file.split) or dict.fromkeys(fractions)
         self.places = {name: Places() for name in names}
         self.input: Counter[str] = Counter()
         self.rejected: dict[str, Counter[str]] = {}
         self.score_names: set[str] = set()
         self.generated = 0
         self.examples: dict[str, str] = {}
+        self.leaks: dict[str, dict[str, Rows]] = {}
+        self.repeated_prompts: dict[str, int] = {}
         self._seen: set[bytes] = set()
         self._lines = [0] * len(self.files)
 
@@ -121,34 +155,64 @@ class Survey:
 
     def _problems(self, answer: Mapping[str, Any]) -> list[tuple[int, str, str, str, str]]:
         """Keep the good rows of an answer; return the others: line in the range, split, reason, message, raw text."""
-        split, path = self.files[answer["file"]]
+        source = self.files[answer["file"]]
         problems = []
         for number, reason, message, raw in answer["rejected"]:
-            problems.append((number, split or UNASSIGNED, reason, message, raw))
-        digests = bytes.fromhex(answer["digests"])
-        rows = zip(answer["numbers"], answer["offsets"], answer["sizes"], strict=True)
-        for row, (number, offset, size) in enumerate(rows):
+            problems.append((number, source.split or UNASSIGNED, reason, message, raw))
+        digests, signatures = bytes.fromhex(answer["digests"]), bytes.fromhex(answer["signatures"])
+        first = self._lines[answer["file"]] + 1
+        rows = zip(answer["numbers"], answer["offsets"], answer["sizes"], answer["prompts"], strict=True)
+        for row, (number, offset, size, prompt) in enumerate(rows):
             digest = digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES]
-            name = split or split_of(digest, self.fractions)
+            name = source.split or split_of(digest, self.fractions)
             if digest in self._seen:
-                raw = _excerpt(read_places([str(path)], [0], [offset], [size])[0])
+                raw = _excerpt(read_places([str(source.path)], [0], [offset], [size])[0])
                 problems.append((number, name, "duplicate_id", "a row with this id came before; it was kept", raw))
                 continue
             self._seen.add(digest)
-            self._keep(name, answer["file"], offset, size)
+            self._keep(name, answer["file"], first + number, offset, size)
+            prompts = self.places[name].prompts
+            prompts.digests.append(prompt)
+            prompts.signatures += signatures[row * SIGNATURE_BYTES : (row + 1) * SIGNATURE_BYTES]
         return sorted(problems)
 
-    def _keep(self, split: str, file: int, offset: int, size: int) -> None:
+    def _keep(self, split: str, file: int, line: int, offset: int, size: int) -> None:
         places = self.places[split]
         places.files.append(file)
+        places.lines.append(line)
         places.offsets.append(offset)
         places.sizes.append(size)
         self.input[split] += 1
 
+    def find_leaks(self, threshold: float | None) -> None:
+        """Fill `leaks`. threshold: see `leaks.find_leaks`; with one, `add` must have had signatures."""
+        prompts = {name: places.prompts for name, places in self.places.items()}
+        self.repeated_prompts = {name: each.repeated() for name, each in prompts.items()}
+        self.leaks = find_leaks(prompts, threshold, self._prompt)
+
+    def drop_leaks(self, quarantine: IO[str]) -> None:
+        """Reject the rows that leak, with the reason `leak`."""
+        for split, by_later in self.leaks.items():
+            later = {int(row): name for name, rows in by_later.items() for row in rows}
+            places = self.places[split]
+            self.places[split] = places.without(set(later))
+            for row, name in sorted(later.items()):
+                self.input[split] -= 1  # it was counted when it was kept
+                message = f"its prompt, or nearly the same, stands in the {name} split too"
+                raw = _excerpt(self._raw(places, row))
+                self._reject(places.files[row], places.lines[row], split, "leak", message, raw, quarantine=quarantine)
+
+    def _raw(self, places: Places, row: int) -> bytes:
+        path = str(self.files[places.files[row]].path)
+        return read_places([path], [0], [places.offsets[row]], [places.sizes[row]])[0]
+
+    def _prompt(self, split: str, row: int) -> str:
+        return normalized_prompt(clean_line(self._raw(self.places[split], row), self.rules))
+
     def _reject(
         self, file: int, line: int, split: str, reason: str, message: str, raw: str, *, quarantine: IO[str]
     ) -> None:
-        path = str(self.files[file][1])
+        path = self.files[file].name
         record = {"file": path, "line": line, "reason": reason, "message": message, "raw": raw}
         quarantine.write(json.dumps(record, ensure_ascii=True) + "\n")
         self.input[split] += 1
@@ -163,7 +227,7 @@ class Survey:
     def require_rows(self) -> None:
         """Raises `UserError`, with the counts by reason, where no row is left, or none for a split that files give."""
         for split, places in self.places.items():
-            own_files = any(name == split for name, _ in self.files)
+            own_files = any(file.split == split for file in self.files)
             if not (places if own_files else self.kept):
                 raise self._no_rows(f"split {split}" if own_files else "the input", [split] if own_files else None)
 

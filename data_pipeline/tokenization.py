@@ -208,14 +208,19 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
 
 def require_hub(what: str) -> None:
     """Raises `UserError`, in seconds, where the hub cannot be reached; its own client retries for a minute."""
-    from huggingface_hub import constants
-
-    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _connection_problem(constants.ENDPOINT)
+    problem = hub_problem()
     if problem:
         raise UserError(
             f"Cannot load {what}: it is no local folder, and the Hugging Face hub cannot be reached ({problem}); "
             "give a local folder, or connect once to fill the cache."
         )
+
+
+def hub_problem() -> str | None:
+    """What keeps the hub from being asked; None where it answers."""
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _connection_problem(constants.ENDPOINT)
 
 
 def _connection_problem(url: str) -> str | None:

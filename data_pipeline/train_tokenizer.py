@@ -29,9 +29,11 @@ _LONGEST_PIECE = 16
 
 def main(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer on questions, answers and references, and save it as a Hugging Face folder."""
-    from data_pipeline.sources import find_files
+    from data_pipeline.conversion import stream_lines
+    from data_pipeline.sources import list_source
 
-    tokenizer = train_tokenizer(row_texts(find_files(config.input)), config.vocab_size)
+    lines = (line for file in list_source(config.input) for line in stream_lines(file))
+    tokenizer = train_tokenizer(row_texts(lines), config.vocab_size)
     save_tokenizer(tokenizer, Path(config.output))
     print(f"tokenizer: {len(tokenizer)} pieces in {Path(config.output).absolute()}")
 
@@ -88,23 +90,21 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         ) from error
 
 
-def row_texts(files: Iterable[Path], accept: Callable[[str], bool] = lambda row_id: True) -> Iterator[str]:
+def row_texts(lines: Iterable[bytes], accept: Callable[[str], bool] = lambda row_id: True) -> Iterator[str]:
     """Question, candidates and reference of each readable row whose id `accept` takes, in order."""
     from data_pipeline.cleaning import parse_line
     from data_pipeline.schema import parse_row
 
-    for path in files:
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    example = parse_row(parse_line(line))
-                except RowError:
-                    continue
-                if not accept(example.id):
-                    continue
-                yield question_text(example.instruction, example.input)
-                yield from (candidate.text for candidate in example.candidates)
-                yield example.output
+    for line in lines:
+        try:
+            example = parse_row(parse_line(line))
+        except RowError:
+            continue
+        if not accept(example.id):
+            continue
+        yield question_text(example.instruction, example.input)
+        yield from (candidate.text for candidate in example.candidates)
+        yield example.output
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:

@@ -88,7 +88,7 @@ class Ensemble:
 
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give 1 or more.")
-        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.model, self.tokenizer, self.batch_size = model.freeze(), tokenizer, batch_size
         self.template = Template.from_tokenizer(tokenizer)
 
     @classmethod

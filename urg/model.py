@@ -19,7 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from data_pipeline.errors import UserError
-from urg.layout import Layout, plan_chunks
+from urg.encoder import encode_packed, encode_padded
+from urg.frozen_encoder import FrozenEncoder
+from urg.layout import Layout
 from urg.ranking import ranking_scores
 
 SETTINGS_FILE = "urg.json"
@@ -69,34 +71,25 @@ class URG(nn.Module):
         self.t5 = t5
         self.settings = settings
         self.chunk_tokens = chunk_tokens
+        self.frozen_encoder: FrozenEncoder | None = None
 
     def encode(self, tokens_S: Tensor, layout: Layout) -> Tensor:
-        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D].
-
-        Candidates are taken longest first in chunks of `chunk_tokens`, so that little padding is computed and memory is
-        bounded.
-        """
+        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D]."""
         lengths = layout.candidate_lengths
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        chunks, places = [], []
-        for padded_length, members in plan_chunks(lengths, self.chunk_tokens):
-            length_C = torch.tensor([lengths[i] for i in members])
-            position_L = torch.arange(padded_length)
-            mask_CL = position_L < length_C[:, None]
-            place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
-            places.append(place_CL[mask_CL])
-            chunks.append(self._encode_chunk(tokens_S, place_CL, mask_CL))
-        order_S = torch.cat(places).argsort().to(tokens_S.device)
-        return torch.cat(chunks)[order_S]
+        if self.frozen_encoder is not None:
+            return self.frozen_encoder(tokens_S, lengths)
+        encode = encode_packed if tokens_S.device.type == "cpu" else encode_padded
+        return encode(self.t5.encoder, tokens_S, lengths, self.chunk_tokens)
 
-    def _encode_chunk(self, tokens_S: Tensor, place_CL: Tensor, mask_CL: Tensor) -> Tensor:
-        """Padded candidates [C, L] → the states of their real tokens, in the order of `mask_CL`."""
-        device, padded = tokens_S.device, not bool(mask_CL.all())
-        ids_CL = tokens_S[place_CL.to(device)]
-        mask = mask_CL.to(device) if padded else None
-        states_SD = self.t5.encoder(input_ids=ids_CL, attention_mask=mask).last_hidden_state.flatten(0, 1)
-        # The indices are found on the CPU: a boolean index would make an accelerator report its size.
-        return states_SD[mask_CL.flatten().nonzero().squeeze(1).to(device)] if padded else states_SD
+    def freeze(self) -> URG:
+        """For inference alone from here on: no dropout, and on a CPU an encoder that is laid out for the machine.
+
+        Changes to the weights after this call are not seen.
+        """
+        self.eval().requires_grad_(False)
+        on_cpu = self.t5.device.type == "cpu"
+        self.frozen_encoder = FrozenEncoder(self.t5.encoder, self.chunk_tokens) if on_cpu else None
+        return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""
@@ -152,7 +145,7 @@ class URG(nn.Module):
             "do_sample": False,
             "past_key_values": cache,
         } | generation
-        encoder_outputs = BaseModelOutput(last_hidden_state=states_BLD)
+        encoder_outputs = BaseModelOutput(last_hidden_state=states_BLD.to(self.t5.dtype))
         return self.t5.generate(encoder_outputs=encoder_outputs, attention_mask=mask_BL, **options)
 
     @classmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from data_pipeline.quality.model_folder import LATE_POSITIONS
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
@@ -111,7 +112,7 @@ def _layer(model: str, asked: int | None, depth: int) -> int:
 def _token_limit(tokenizer_limit: int, config: object) -> int:
     """Tokens that a text may have. A tokenizer without a limit says 10^30, on which bert-score raises OverflowError."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
-        positions -= 2  # these start counting positions after the padding index
+    if positions and getattr(config, "model_type", "") in LATE_POSITIONS:
+        positions -= 2
     limits = [limit for limit in (tokenizer_limit, positions) if limit and limit <= 100_000]
     return int(min(limits, default=MAX_TOKENS))

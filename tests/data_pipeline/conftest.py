@@ -80,7 +80,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the plans' tasks one after the other in this process; tasks and answers still travel as JSON."""
     from data_pipeline import plan, ray_session
 
-    def in_order(tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
+    def in_order(tasks: Sequence[Any], work: Callable[[Any], Any], actors: Any = None) -> Iterator[Any]:
         for task in tasks:
             yield json.loads(json.dumps(work(json.loads(json.dumps(task)))))
 

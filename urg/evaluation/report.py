@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_pipeline.page import Figure, document, figure_html
 from urg.evaluation.comparison import Comparison, Gap, Result, gaps
 from urg.evaluation.report_cases import cases_html
-from urg.evaluation.report_figures import Figure, figures
-from urg.evaluation.report_style import CSS, JS
+from urg.evaluation.report_figures import figures
 from urg.evaluation.table import NONE, best, cell, columns, heading
 
 if TYPE_CHECKING:
@@ -36,21 +36,7 @@ def report_page(comparison: Comparison, provenance: Provenance, cases: int = 9) 
         f"<h2>Cases</h2>{cases_html(comparison, cases)}" if cases else "",
         _facts(provenance),
     ]
-    return _document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
-
-
-def _document(title: str, body: str, has_figures: bool) -> str:
-    scripts = ""
-    if has_figures:
-        from plotly.offline import get_plotlyjs
-
-        scripts = f"<script>{get_plotlyjs()}</script>\n<script>{JS}</script>"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n{scripts}\n</body>\n</html>\n"
-    )
+    return document(f"URG evaluation: {provenance.title}", "\n".join(filter(None, sections)), bool(drawn))
 
 
 def _header(provenance: Provenance) -> str:
@@ -148,19 +134,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _figures(drawn: Sequence[Figure]) -> str:
-    inner = "".join(_figure(index, figure) for index, figure in enumerate(drawn))
+    inner = "".join(figure_html(index, figure) for index, figure in enumerate(drawn))
     return f'<h2>How URG ranks</h2><div class="figures">{inner}</div>' if drawn else ""
-
-
-def _figure(index: int, figure: Figure) -> str:
-    # "<" and "&" as \\u escapes: no text can end the script element, and JSON.parse gives the same string back
-    source = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False)
-    safe = source.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return (
-        f'<div class="card"><h3>{html.escape(figure.title)}</h3><small>{html.escape(figure.explanation)}</small>'
-        f'<div class="plot" id="figure-{index}"></div>'
-        f'<script type="application/json" data-figure="figure-{index}">{safe}</script></div>'
-    )
 
 
 def _facts(provenance: Provenance) -> str:

@@ -14,21 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.page import LEGEND, Figure, bar, figure_layout, short_name
+
 if TYPE_CHECKING:
     from urg.evaluation.comparison import Comparison
 
 Floats = NDArray[np.float64]
 BINS = 10
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure and what to see in it."""
-
-    title: str
-    explanation: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,12 @@ def _scores_by_model(scored: Scored) -> Figure:
     by_model = {name: scored.share[[model == name for model in scored.model]] for name in sorted(set(scored.model))}
     names = sorted(by_model, key=lambda name: float(np.median(by_model[name])))
     five = np.array([np.quantile(by_model[name], [0.05, 0.25, 0.5, 0.75, 0.95]) for name in names])
-    box: dict[str, Any] = {"type": "box", "orientation": "h", "y": [_short(name) for name in names], "hoverinfo": "x+y"}
+    box: dict[str, Any] = {
+        "type": "box",
+        "orientation": "h",
+        "y": [short_name(name) for name in names],
+        "hoverinfo": "x+y",
+    }
     box |= dict(zip(("lowerfence", "q1", "median", "q3", "upperfence"), five.T.tolist(), strict=True))
     box |= {"line": {"color": "--accent", "width": 1.5}, "fillcolor": "rgba(80,130,230,0.25)"}
     return Figure(
@@ -93,7 +90,7 @@ def _scores_by_model(scored: Scored) -> Figure:
         "Score of a candidate over its row's mean score, so 1 is an even share. "
         "Box: middle half; whiskers: 5th to 95th percentile.",
         [box],
-        _layout("score ÷ row mean", "", height=110 + 32 * len(names), left=True),
+        figure_layout("score ÷ row mean", "", height=110 + 32 * len(names), left=True),
     )
 
 
@@ -106,16 +103,16 @@ def _picked_and_best(comparison: Comparison, scored: Scored) -> Figure:
     for name, share in zip(scored.model, _best_shares(scored), strict=True):
         best[name] += 100 * share / max(labelled, 1)
     names = sorted(picked, key=lambda name: (best[name], picked[name]))
-    labels = [_short(name) for name in names]
+    labels = [short_name(name) for name in names]
     bars = [
-        _bar("best by label (ties shared)", labels, [best[name] for name in names], "--second"),
-        _bar("picked by URG", labels, [picked[name] for name in names], "--accent"),
+        bar("best by label (ties shared)", labels, [best[name] for name in names], "--second"),
+        bar("picked by URG", labels, [picked[name] for name in names], "--accent"),
     ]
     return Figure(
         "Who is picked, who is best",
         f"Percent of rows in which URG puts a model first, and in which it has the best {comparison.label}.",
         bars if labelled else bars[1:],
-        _layout("% of rows", "", height=110 + 32 * len(names), left=True) | {"legend": _LEGEND},
+        figure_layout("% of rows", "", height=110 + 32 * len(names), left=True) | {"legend": LEGEND},
     )
 
 
@@ -148,7 +145,7 @@ def _label_by_rank(comparison: Comparison, scored: Scored) -> Figure:
         f"Mean {comparison.label} of the candidates that URG puts first, second, …: "
         "the steeper and the nearer to the ideal, the better.",
         lines,
-        _layout("rank", html.escape(comparison.label)) | {"legend": _LEGEND},
+        figure_layout("rank", html.escape(comparison.label)) | {"legend": LEGEND},
     )
 
 
@@ -166,23 +163,12 @@ def _label_by_share(comparison: Comparison, scored: Scored) -> Figure:
         f"All candidates in ten groups of equal size by score; mean {comparison.label} of each, ± 1.96 standard errors "
         "(candidates taken as independent).",
         [points],
-        _layout("score ÷ row mean, averaged over the group", html.escape(comparison.label)),
+        figure_layout("score ÷ row mean, averaged over the group", html.escape(comparison.label)),
     )
 
 
 def _means(groups: Sequence[Floats]) -> list[float | None]:
     return [float(group.mean()) if len(group) else None for group in groups]
-
-
-def _short(name: str) -> str:
-    """A model's name for an axis, cut to what fits and escaped."""
-    return html.escape(name if len(name) <= 26 else f"{name[:12]}…{name[-12:]}")
-
-
-def _bar(name: str, labels: list[str], values: list[float], colour: str) -> dict[str, Any]:
-    hover = "%{y}: %{x:.1f} %<extra></extra>"
-    bar = {"type": "bar", "orientation": "h", "name": name, "y": labels, "x": values, "hovertemplate": hover}
-    return bar | {"marker": {"color": colour}}
 
 
 def _line(
@@ -191,23 +177,3 @@ def _line(
     mode = "lines+markers" if markers else "lines"
     line = {"color": colour, "dash": dash, "width": 2}
     return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y, "line": line}
-
-
-_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "reversed", "font": {"size": 12}}
-
-
-def _layout(x_title: str, y_title: str, height: int = 340, left: bool = False) -> dict[str, Any]:
-    """What figures have in common. left: names on the y axis, which need room."""
-    axis = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True}
-    names = {"showgrid": False, "ticksuffix": " "} if left else {}
-    return {
-        "autosize": True,
-        "height": height,
-        "margin": {"l": 10 if left else 60, "r": 16, "t": 36, "b": 48},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "--text", "family": "system-ui, sans-serif", "size": 12.5},
-        "xaxis": axis | {"title": {"text": x_title}},
-        "yaxis": axis | {"title": {"text": y_title}} | names,
-        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
-    }

@@ -1,8 +1,8 @@
 """What PairRanker, SimCLS and SummaReranker share: an encoder, and the states of its packed sequences.
 
 Letters: C sequences, S their tokens packed end to end, P marked places of a sequence, D width, T tasks (labels that are
-learnt). Sequences are encoded longest first in chunks of a token budget, as URG does it, so that little padding is
-computed; attention is SDPA where the encoder has it.
+learnt). Sequences are encoded as URG encodes candidates: T5's encoder on a CPU without any padding, others longest first
+in chunks of a token budget, so that little padding is computed. Attention is SDPA where the encoder has it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from urg.encoder import computed_tokens, encode_packed
 from urg.layout import plan_chunks
 from urg.systems.folder import write_system
 from urg.systems.prefixed import Ids, PrefixedTexts
@@ -134,6 +135,8 @@ class EncoderRanker(nn.Module):
     def states(self, sequences: Sequences) -> Tensor:
         """The encoder's states at the marked places [C, P, D]; with pooling `mean`, the mean state [C, 1, D]."""
         starts = torch.tensor([0, *sequences.lengths]).cumsum(0)
+        if self._is_packed(sequences.ids_S.device):
+            return self._packed_states(sequences, starts)
         limit, chunks, order = position_limit(self.pretrained_model), [], []
         for padded, members in plan_chunks(list(sequences.lengths), self.chunk_tokens):
             length_C1 = torch.tensor([[sequences.lengths[i]] for i in members])
@@ -143,6 +146,14 @@ class EncoderRanker(nn.Module):
             chunks.append(self._chunk(sequences, place_CL, mask_CL, members))
             order += members
         return torch.cat(chunks)[torch.tensor(order).argsort().to(sequences.ids_S.device)]
+
+    def _packed_states(self, sequences: Sequences, starts: Tensor) -> Tensor:
+        lengths = list(sequences.lengths)
+        states_SD = encode_packed(self.pretrained_model, sequences.ids_S, lengths, self.chunk_tokens)
+        if self.settings.pooling == "mean":
+            parts = states_SD.float().split(lengths)
+            return torch.stack([part.mean(0, keepdim=True) for part in parts]).to(states_SD.dtype)
+        return states_SD[starts[:-1, None] + sequences.marks_CP]
 
     def _chunk(self, sequences: Sequences, place_CL: Tensor, mask_CL: Tensor, members: list[int]) -> Tensor:
         device = sequences.ids_S.device
@@ -172,8 +183,13 @@ class EncoderRanker(nn.Module):
 
     def tokens(self, sequences: Sequences) -> tuple[int, int]:
         """(real tokens, tokens computed with padding)."""
-        chunks = plan_chunks(list(sequences.lengths), self.chunk_tokens)
-        return sum(sequences.lengths), sum(length * len(members) for length, members in chunks)
+        lengths, device = list(sequences.lengths), sequences.ids_S.device
+        packed = self._is_packed(device)
+        return sum(lengths), computed_tokens(lengths, self.chunk_tokens, device if packed else torch.device("meta"))
+
+    def _is_packed(self, device: torch.device) -> bool:
+        """Whether sequences are encoded without padding: T5's encoder on a CPU, by the code that URG has for it."""
+        return device.type == "cpu" and self.pretrained_model.config.model_type in ("t5", "mt5")
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
-from urg.layout import plan_chunks
+from urg.encoder import computed_tokens
 from urg.model import URG, Settings
 from urg.model_card import model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
@@ -67,9 +67,8 @@ class UrgTask:
         """Encoder tokens, and target tokens once for each decoder pass."""
         own, passes = batch.batch, 2 if self._with_last else 1
         lengths = own.layout.candidate_lengths
-        chunks = plan_chunks(lengths, self.module.chunk_tokens)
-        computed = sum(length * len(chunk) for length, chunk in chunks) + passes * own.target_BT.numel()
-        return sum(lengths) + passes * own.target_tokens, computed
+        computed = computed_tokens(lengths, self.module.chunk_tokens, own.tokens_S.device)
+        return sum(lengths) + passes * own.target_tokens, computed + passes * own.target_BT.numel()
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
         """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""

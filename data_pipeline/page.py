@@ -1,4 +1,15 @@
-"""The report's style sheet and script. Colours are CSS variables, light and dark; figures take theirs from the same."""
+"""A report page: one HTML file that works offline, in light and dark, on wide and narrow screens.
+
+Colours are CSS variables, light and dark; a colour of a figure that begins with -- is one of them. Whatever comes from
+data must be escaped before it enters the page; Plotly reads a subset of HTML in labels, so there too.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
 
 CSS = """
 :root { color-scheme: light dark;
@@ -84,3 +95,72 @@ function draw() {
 draw();
 dark.addEventListener('change', draw);
 """
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as plain Plotly JSON, and what to see in it."""
+
+    title: str
+    explanation: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+def document(title: str, body: str, has_figures: bool) -> str:
+    """The whole page; the library that draws is part of it. title: plain text; body: HTML."""
+    scripts = ""
+    if has_figures:
+        from plotly.offline import get_plotlyjs
+
+        scripts = f"<script>{get_plotlyjs()}</script>\n<script>{JS}</script>"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n{scripts}\n</body>\n</html>\n"
+    )
+
+
+def figure_html(index: int, figure: Figure) -> str:
+    """A card with the figure, which the page's script draws. index: its number on the page."""
+    # "<" and "&" as \\u escapes: no text can end the script element, and JSON.parse gives the same string back
+    source = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False)
+    safe = source.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return (
+        f'<div class="card"><h3>{html.escape(figure.title)}</h3><small>{html.escape(figure.explanation)}</small>'
+        f'<div class="plot" id="figure-{index}"></div>'
+        f'<script type="application/json" data-figure="figure-{index}">{safe}</script></div>'
+    )
+
+
+def short_name(name: str) -> str:
+    """A model's name for an axis, cut to what fits and escaped."""
+    return html.escape(name if len(name) <= 26 else f"{name[:12]}…{name[-12:]}")
+
+
+def bar(name: str, labels: list[str], values: list[float], colour: str) -> dict[str, Any]:
+    """Horizontal bars of percents. labels: escaped."""
+    hover = "%{y}: %{x:.1f} %<extra></extra>"
+    drawn = {"type": "bar", "orientation": "h", "name": name, "y": labels, "x": values, "hovertemplate": hover}
+    return drawn | {"marker": {"color": colour}}
+
+
+LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "reversed", "font": {"size": 12}}
+
+
+def figure_layout(x_title: str, y_title: str, height: int = 340, left: bool = False) -> dict[str, Any]:
+    """What figures have in common. left: names on the y axis, which need room."""
+    axis = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True}
+    names = {"showgrid": False, "ticksuffix": " "} if left else {}
+    return {
+        "autosize": True,
+        "height": height,
+        "margin": {"l": 10 if left else 60, "r": 16, "t": 36, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "--text", "family": "system-ui, sans-serif", "size": 12.5},
+        "xaxis": axis | {"title": {"text": x_title}},
+        "yaxis": axis | {"title": {"text": y_title}} | names,
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+    }

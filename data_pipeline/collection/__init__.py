@@ -1,0 +1,1 @@
+"""The parts of `data_pipeline.collect`: prompts in, each model asked, answers journaled, rows out."""

@@ -1,0 +1,1 @@
+"""Behind `python -m data_pipeline.label`: scores on actor pools, verdicts of a judge, labelled rows, a manifest."""

@@ -1,0 +1,130 @@
+"""`python -m cluster.local` and LocalCluster: real nodes, killed, cut off, and gone without a trace at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import network, processes
+from cluster.errors import UserError
+from cluster.local_cluster import LocalCluster
+
+ROOT = Path(__file__).parents[2]
+QUICK = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
+WHO_COMPUTES = """
+import ray, sys, time
+ray.init(log_to_driver=False, logging_level="ERROR")
+@ray.remote(num_cpus=1)
+def where():
+    time.sleep(1)
+    return ray.util.get_node_ip_address()
+print(*sorted(set(ray.get([where.remote() for _ in range(2 * int(ray.cluster_resources()["CPU"]))]))))
+sys.exit(5)
+"""
+
+
+def local(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cluster.local", *arguments]
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "127.0.0.1:1"}  # a trap: it must not be followed
+    return subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_command_runs_on_all_nodes_and_gives_its_exit_code() -> None:
+    process = local("--nodes", "2", "--run", sys.executable, "-c", WHO_COMPUTES)
+    said, errors = process.communicate(timeout=150)
+    assert process.returncode == 5, said + errors
+    assert said.splitlines()[-1] == "127.0.0.2 127.0.0.3"
+    (exports,) = (line for line in said.splitlines() if line.strip().startswith("export RAY_ADDRESS="))
+    folder = Path(exports.split("RAY_AUTH_TOKEN_PATH=")[1]).parent
+    assert not folder.exists()
+    assert [p.pid for p in psutil.process_iter() if f"{folder}/" in " ".join(command_line(p))] == []
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.exhaustive
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
+def test_a_node_is_cut_off_and_one_is_killed() -> None:
+    quick = {f"RAY_health_check_{name}": value for name, value in QUICK.items()}
+    with LocalCluster(2, isolate=True, environment=quick) as cluster:
+        (worker,) = cluster.workers
+        assert set(cluster.alive()) == {cluster.head.address, worker.address}
+        cluster.cut_off(worker)
+        wait_until(lambda: worker.address not in cluster.alive())
+        assert worker.process.poll() is None  # it runs, and nobody hears of it
+        new = cluster.add_node(resources={"extra": 1})
+        assert new.address in cluster.alive()
+        cluster.kill(new)
+        assert new.process.poll() is not None
+        wait_until(lambda: new.address not in cluster.alive())
+        folder, bridge = cluster.folder, network._ip("-o", "link")
+    assert f"urgnet{os.getpid()}" in bridge
+    assert not folder.exists()
+    assert str(os.getpid()) not in network._ip("netns", "list") + network._ip("-o", "link")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen within 30 seconds")
+
+
+def test_without_namespaces_a_node_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UserError, match="need root"):
+        network.Network()
+    with pytest.raises(UserError, match="at least 1 node"):
+        LocalCluster(0)
+
+
+def test_kill_takes_the_whole_session_and_nothing_else() -> None:
+    script = "sleep 321 & (sleep 321 & exec sleep 321) & setsid sleep 321 & wait"
+    leader = subprocess.Popen(["bash", "-c", script], start_new_session=True)
+    bystander = subprocess.Popen(["sleep", "321"], start_new_session=True)
+    try:
+        wait_until(lambda: len(psutil.Process(leader.pid).children(recursive=True)) == 4)
+        family = psutil.Process(leader.pid).children(recursive=True)
+        processes.kill(leader)
+        assert leader.returncode == -signal.SIGKILL
+        wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nodes", "0"], "at least 1 node"),
+        (["--cpus", "-1"], "numbers from 0 on"),
+        (["--run"], "give the command to run"),
+        (["--nodes", "two"], "invalid int value"),
+    ],
+)
+def test_a_wrong_command_line_starts_nothing(arguments: list[str], said: str) -> None:
+    process = local(*arguments)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (2, "")
+    assert said in errors

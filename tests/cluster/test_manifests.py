@@ -1,0 +1,140 @@
+"""The Kubernetes manifests: valid by the schemas, closed by default, and of the versions that the lock names."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "cluster" / "kubernetes"
+CUSTOM = yaml.safe_load(Path(__file__).with_name("kuberay.schema.yaml").read_text())
+VERSION = kubernetes_validate.latest_version()
+PATCHES = ("kustomization.yaml", "queued.yaml")
+
+
+def objects() -> list[dict[str, Any]]:
+    files = sorted(path for path in KUBERNETES.rglob("*.yaml") if path.name not in PATCHES)
+    return [document for path in files for document in yaml.safe_load_all(path.read_text())]
+
+
+def merged(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """As kustomize merges: mappings key by key."""
+    result = dict(base)
+    for key, value in patch.items():
+        result[key] = merged(base[key], value) if isinstance(value, dict) and key in base else value
+    return result
+
+
+def queued_job() -> dict[str, Any]:
+    (job,) = (each for each in objects() if each["kind"] == "RayJob")
+    return merged(job, yaml.safe_load((KUBERNETES / "kueue" / "queued.yaml").read_text()))
+
+
+OBJECTS = [*objects(), queued_job()]
+
+
+def name_of(each: dict[str, Any]) -> str:
+    return f"{each['kind']}-{each['metadata']['name']}"
+
+
+def templates(node: object) -> Iterator[dict[str, Any]]:
+    """Every pod template in an object."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "template":
+                yield value
+            yield from templates(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from templates(value)
+
+
+def validate(each: dict[str, Any]) -> None:
+    if each["apiVersion"].split("/")[0] not in ("ray.io", "kueue.x-k8s.io"):
+        kubernetes_validate.validate(each, VERSION, strict=True)
+        return
+    jsonschema.validate(each, CUSTOM)
+    for template in templates(each):
+        labelled = {"metadata": {"labels": {"a": "b"}}, **template}
+        deployment = {"selector": {"matchLabels": {"a": "b"}}, "template": labelled}
+        wrapped = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": deployment}
+        kubernetes_validate.validate(wrapped, VERSION, strict=True)
+
+
+def broken(change: str) -> dict[str, Any]:
+    (cluster,) = (copy.deepcopy(each) for each in OBJECTS if each["kind"] == "RayCluster")
+    group = cluster["spec"]["workerGroupSpecs"][0]
+    if change == "field":
+        cluster["spec"]["headGroup"] = {}
+    elif change == "mode":
+        cluster["spec"]["authOptions"]["mode"] = "tokens"
+    elif change == "number":
+        group["rayStartParams"]["num-gpus"] = 0
+    elif change == "pod":
+        group["template"]["spec"]["containers"][0]["image_"] = "x"
+    return cluster
+
+
+@pytest.mark.parametrize("each", OBJECTS, ids=name_of)
+def test_each_object_is_valid(each: dict[str, Any]) -> None:
+    validate(each)
+
+
+@pytest.mark.parametrize("change", ["field", "mode", "number", "pod"])
+def test_the_schemas_find_what_is_wrong(change: str) -> None:
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        validate(broken(change))
+
+
+def test_kustomizations_name_files_that_exist() -> None:
+    for path in KUBERNETES.rglob("kustomization.yaml"):
+        named = yaml.safe_load(path.read_text())
+        files = named["resources"] + [patch["path"] for patch in named.get("patches", [])]
+        assert [name for name in files if not (path.parent / name).exists()] == []
+
+
+def test_containers_are_not_root_and_have_limits() -> None:
+    found = [template["spec"] for each in OBJECTS for template in templates(each)]
+    assert len(found) >= 9
+    for spec in found:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+            assert re.search(r":[\w.-]*\w$", container["image"])
+            assert not container["image"].endswith(":latest")
+
+
+def test_nothing_is_open_and_no_secret_is_written_down() -> None:
+    assert [each for each in OBJECTS if each["kind"] in ("Secret", "Ingress")] == []
+    services = [each["spec"].get("type", "ClusterIP") for each in OBJECTS if each["kind"] == "Service"]
+    assert set(services) == {"ClusterIP"}
+    policies = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"}
+    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    for policy in policies.values():
+        for rule in policy.get("ingress", []):
+            assert rule["from"]
+            assert all("ipBlock" not in source for source in rule["from"])
+
+
+def test_ray_asks_for_its_token_and_is_of_the_locks_version() -> None:
+    lock = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.lock").read_text(), re.M))
+    clusters = [each["spec"] for each in OBJECTS if each["kind"] == "RayCluster"]
+    clusters += [each["spec"]["rayClusterSpec"] for each in OBJECTS if each["kind"] == "RayJob"]
+    for cluster in clusters:
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert cluster["rayVersion"] == lock["ray"]
+        assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert f"ARG RAY_TAG={lock['ray']}-py311-cpu\n" in (ROOT / "cluster" / "Dockerfile").read_text()
+    assert f"mlflow=={lock['mlflow']} " in (ROOT / "cluster" / "mlflow" / "Dockerfile").read_text()

@@ -1,0 +1,264 @@
+"""`python -m cluster.submit` against a real cluster that asks for a token, with a checkout whose jobs take no time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from ray.job_submission import JobStatus
+
+from cluster import jobs
+from cluster.errors import UserError
+from cluster.local_cluster import LocalCluster, free_ports
+from cluster.submit import default_name, entrypoint, parse
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(240)
+
+JOB = """
+import os, sys, time
+print("arguments", sys.argv[1:], flush=True)
+print("files", sorted(os.listdir(".")), "plain", os.environ.get("PLAIN"), flush=True)
+if "--workers" in sys.argv:
+    import ray
+    ray.init(log_to_driver=False)
+    @ray.remote(num_cpus=1)
+    def known():
+        time.sleep(1)
+        return ray.util.get_node_ip_address(), len(os.environ.get("HUB_TOKEN", "")), len(os.environ.get("FILED", ""))
+    print("here", len(os.environ.get("HUB_TOKEN", "")), len(os.environ.get("FILED", "")))
+    print("there", sorted(set(ray.get([known.remote() for _ in range(4)]))))
+if "--wait-for" in sys.argv:
+    while not os.path.exists(sys.argv[-1]):
+        time.sleep(0.1)
+if "--fail" in sys.argv:
+    sys.exit(7)
+print("done")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a `urg.train` of its own, and with things that must stay at home."""
+    folder = tmp_path / "checkout"
+    (folder / "urg").mkdir(parents=True)
+    (folder / "urg" / "__init__.py").touch()
+    (folder / "urg" / "train.py").write_text(JOB)
+    shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data", "runs", ".git", ".venv"):
+        (folder / name).mkdir()
+        (folder / name / "large").write_text("x")
+    (folder / ".env").write_text("HUB_TOKEN=abc")
+    (folder / "server.pem").write_text("secret")
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cluster.submit", *arguments]
+
+
+def environment(cluster: LocalCluster | None = None, **more: str) -> dict[str, str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**own, "PYTHONPATH": str(ROOT), **(cluster.environment() if cluster else {}), **more}
+
+
+def submit(cluster: LocalCluster, checkout: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), env=environment(cluster, **more), cwd=checkout, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_a_job_is_followed_to_its_end_and_gives_its_exit_code(
+    two_nodes: LocalCluster, checkout: Path, hub_token: str
+) -> None:
+    secret_file = checkout.parent / "filed"
+    secret_file.write_text(hub_token + "\n")
+    options = ["--env", "PLAIN=seen", "--secret", "HUB_TOKEN", "--secret", f"FILED={secret_file}", "--name", "first"]
+    done = submit(two_nodes, checkout, "train", *options, "--", "--workers", "a b")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "arguments ['--workers', 'a b']" in done.stdout
+    assert "files ['cluster', 'urg'] plain seen" in done.stdout
+    length = len(hub_token)
+    assert f"here {length} {length}" in done.stdout
+    addresses = sorted(node.address for node in (two_nodes.head, *two_nodes.workers))
+    assert f"there {[(address, length, length) for address in addresses]}" in done.stdout
+    assert done.stdout.rstrip().endswith("done")
+    assert hub_token not in everything_about("first", two_nodes) + done.stdout + done.stderr
+
+    failed = submit(two_nodes, checkout, "train", "--name", "first", "--", "--fail")
+    assert failed.returncode == 7
+    assert "submitted job first-2 (before it: first, succeeded)" in failed.stdout
+
+
+def everything_about(submission_id: str, cluster: LocalCluster) -> str:
+    """All that the Jobs API tells of a job, and its processes' arguments."""
+    code = f"from ray.job_submission import JobSubmissionClient as C; print(C().get_job_info({submission_id!r}).json())"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment(cluster), capture_output=True, text=True, check=True
+    )
+    assert submission_id in told.stdout
+    assert "HUB_TOKEN" in told.stdout  # by name
+    return told.stdout + subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_a_running_job_is_joined_and_ctrl_c_leaves_it_running(two_nodes: LocalCluster, checkout: Path) -> None:
+    gate = checkout.parent / "gate"
+    options = ["train", "--name", "long", "--", "--wait-for", str(gate)]
+    started = submit(two_nodes, checkout, *options[:3], "--no-wait", *options[3:])
+    assert started.returncode == 0, started.stderr
+    assert "ray job stop" in started.stdout
+    follower = subprocess.Popen(
+        command(*options),
+        env=environment(two_nodes),
+        cwd=checkout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout is not None
+    assert "job long is" in follower.stdout.readline()
+    time.sleep(1)
+    follower.send_signal(signal.SIGINT)
+    _, said = follower.communicate(timeout=30)
+    assert follower.returncode == 130
+    assert "job long runs on" in said
+    other = submit(two_nodes, checkout, "train", "--name", "long", "--", "--other")
+    assert other.returncode == 2
+    assert "with another command" in other.stderr
+    gate.touch()
+    joined = submit(two_nodes, checkout, *options)
+    if "following it" in joined.stdout:  # otherwise it had ended, and a second attempt ran
+        assert joined.stdout.count("arguments") == 1
+    assert joined.returncode == 0
+    assert joined.stdout.rstrip().endswith("done")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_in_one_line(two_nodes: LocalCluster, checkout: Path) -> None:
+    missing = submit(two_nodes, checkout, "train", "--secret", "NOT_THERE", "--name", "missing", "--", "x")
+    assert missing.returncode != 0
+    assert "secret NOT_THERE is not on the node" in missing.stdout + missing.stderr
+    wrong = submit(two_nodes, checkout, "train", "--", "x", RAY_AUTH_TOKEN="0" * 64)
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+    assert "refuses the token" in wrong.stderr
+    (port,) = free_ports(1)
+    away = submit(two_nodes, checkout, "train", "--address", f"http://127.0.0.1:{port}", "--", "x")
+    assert (away.returncode, len(away.stderr.splitlines())) == (2, 1)
+    assert f"no cluster answers at http://127.0.0.1:{port}" in away.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--env", "HF_TOKEN=abc"], "looks like a secret"),
+        (["train", "--env", "URL=http://a:b@c"], "looks like a secret"),
+        (["train", "--env", "A-B=c"], "give KEY=VALUE"),
+        (["train", "--secret", "HF_TOKEN=abc"], "never the value"),
+        (["train", "--", "--tracking.uri", "https://me:pw@mlflow"], "has a password in it"),
+        (["train", "--name", "a/b"], "letters, digits"),
+        (["sweep"], "no tuning.sweep"),
+        (["train", "--working-dir", "/nowhere"], "has no package urg"),
+    ],
+)
+def test_a_wrong_command_line_sends_nothing(arguments: list[str], said: str, tmp_path: Path) -> None:
+    for package in ("urg", "tuning"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "urg" / "train.py").touch()
+    done = subprocess.run(
+        command(*arguments), env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+    assert "abc" not in done.stderr
+    assert "pw" not in done.stderr
+
+
+class Flaky:
+    """A Jobs API whose connection breaks in the middle of the log."""
+
+    def __init__(self, error: Exception, status: str = "SUCCEEDED", code: int | None = 0) -> None:
+        self._errors, self._status, self._code = [error], status, code
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        yield "one\ntwo"
+        if self._errors:
+            raise self._errors.pop()
+        yield "\nthree\n"
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            status=JobStatus(self._status), driver_exit_code=self._code, message="why, last available logs: one"
+        )
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("closed"), ConnectionError("gone"), aiohttp.ServerDisconnectedError()])
+@pytest.mark.usefixtures("impatient")
+def test_a_broken_tunnel_repeats_no_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.follow(Flaky(error), "mine") == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_job_that_ends_badly_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.follow(Flaky(RuntimeError("x"), "FAILED", 7), "mine") == 7
+    assert jobs.follow(Flaky(RuntimeError("x"), "FAILED", None), "mine") == 1
+    assert jobs.follow(Flaky(RuntimeError("x"), "STOPPED", -15), "mine") == 1
+    assert capsys.readouterr().err.splitlines()[0] == "job mine failed: why"
+
+
+def test_a_head_that_forgot_the_job_or_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no longer knows job mine"):
+        jobs.follow(Flaky(RuntimeError("Job mine does not exist")), "mine")
+    monkeypatch.setattr(jobs, "LOST_SECONDS", -1.0)
+    flaky = Flaky(RuntimeError("x"))
+    flaky._errors *= 2
+    with pytest.raises(UserError, match="may run on"):
+        jobs.follow(flaky, "mine")
+
+
+def test_attempts_are_counted_by_number() -> None:
+    known = ["run", "run-10", "run-2", "runs", "run-b", None, "other"]
+    client = SimpleNamespace(list_jobs=lambda: [SimpleNamespace(submission_id=name) for name in known])
+    earlier = jobs.attempts(client, "run")
+    assert [job.submission_id for job in earlier] == ["run", "run-2", "run-10"]
+    assert jobs.next_id("run", earlier) == "run-11"
+    assert jobs.next_id("run", []) == "run"
+
+
+def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
+    from cluster.runtime_environment import runtime_environment
+
+    found = runtime_environment(ROOT, ["TOKENIZERS_PARALLELISM=false", "A=b=c"], [], "urg.train")
+    assert found["env_vars"] == {"TOKENIZERS_PARALLELISM": "false", "A": "b=c", "PYTHONUNBUFFERED": "1"}
+    assert "worker_process_setup_hook" not in found
+
+
+def test_the_same_command_has_the_same_name() -> None:
+    assert default_name("train", ["--config", "sample", "--name", "mine"]) == "train-mine"
+    assert default_name("train", ["--name=mine"]) == "train-mine"
+    assert default_name("train", ["--steps", "3"]) == default_name("train", ["--steps", "3"])
+    assert default_name("train", ["--steps", "3"]) != default_name("train", ["--steps", "4"])
+    assert default_name("train", ["--model.base", "--names"]).startswith("train-")
+
+
+def test_arguments_after_the_dashes_are_the_commands() -> None:
+    options, arguments = parse(["train", "--name", "a", "--", "--name", "b", "--", "c d"])
+    assert (options.name, arguments) == ("a", ["--name", "b", "--", "c d"])
+    assert entrypoint("urg.train", arguments, False) == "python -m urg.train --name b -- 'c d'"
+    assert entrypoint("urg.train", [], True) == "python -m cluster.secret_references python -m urg.train"

@@ -1,0 +1,92 @@
+"""What SECURITY.md promises and a look at the sources can hold it to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("urg", "tuning", "data_pipeline", "cluster")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+CONFIGURATIONS = sorted(
+    path
+    for pattern in ("cluster.yaml", "cluster/**/*.yaml", "cluster/**/Dockerfile", "Makefile", ".ci/*")
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+)
+FORBIDDEN = {
+    "unpickles": r"torch\.load\((?![^)]*weights_only=True)|\bpickle\.loads?\(|weights_only\s*=\s*False|joblib\.load",
+    "lets a shell read a command": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
+    "does not check a certificate": r"verify\s*=\s*False|_create_unverified_context",
+    "evaluates text": r"(?<![\w.])(?:eval|exec)\(",
+    "listens to everybody": r"""["']0\.0\.0\.0["']|--host[= ]0\.0\.0\.0""",
+    "loads YAML that makes objects": r"yaml\.(?:unsafe_load|full_load|load)\(",
+}
+# DeepSpeed's own loading unpickles; urg/training/checkpoints.py says where that is allowed.
+BROKEN = [
+    "torch.load(path)",
+    "torch.load(path, weights_only=False)",
+    "pickle.load(file)",
+    "subprocess.run(command, shell=True)",
+    "requests.get(url, verify=False)",
+    "x = eval(text)",
+    'run(host="0.0.0.0")',
+    "yaml.load(text)",
+]
+FINE = ["torch.load(path, weights_only=True)", "model.eval()", "yaml.safe_load(text)", "re.compile(x)", "127.0.0.1"]
+
+
+def found_in(text: str) -> list[str]:
+    return [what for what, pattern in FORBIDDEN.items() if re.search(pattern, text)]
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_the_patterns_find_what_they_are_for(line: str) -> None:
+    assert found_in(line)
+
+
+@pytest.mark.parametrize("line", FINE)
+def test_the_patterns_let_pass_what_is_fine(line: str) -> None:
+    assert found_in(line) == []
+
+
+def test_no_source_does_what_is_forbidden() -> None:
+    assert len(SOURCES) > 50
+    found = {path.relative_to(ROOT).as_posix(): found_in(path.read_text()) for path in SOURCES}
+    assert {name: what for name, what in found.items() if what} == {}
+
+
+def test_a_listener_for_everybody_is_in_a_container_behind_loopback() -> None:
+    """`0.0.0.0` may stand where a container listens, and then its port is published on loopback or kept by a policy."""
+    found = {path.relative_to(ROOT).as_posix() for path in CONFIGURATIONS if "0.0.0.0" in path.read_text()}
+    assert found <= {"cluster/mlflow/Dockerfile", "cluster/mlflow/compose.yaml"}
+    compose = yaml.safe_load((ROOT / "cluster" / "mlflow" / "compose.yaml").read_text())
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_images_and_locked_packages_have_fixed_versions() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+    assert len(lines) > 100
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
+    compose = yaml.safe_load((ROOT / "cluster" / "mlflow" / "compose.yaml").read_text())
+    images = [service["image"] for service in compose["services"].values() if "image" in service]
+    assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
+
+
+def test_nothing_that_looks_like_a_secret_is_tracked() -> None:
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=60)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in listed.stdout.split("\0") if name]
+    assert [name for name in names if re.search(r"\.(pem|key|p12)$|(^|/)\.env|id_rsa|_password$", name)] == []
+    keys = re.compile(
+        r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
+    )
+    texts = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
+    assert [name for name, text in texts.items() if keys.search(text.decode("utf-8", "ignore"))] == []

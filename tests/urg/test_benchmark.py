@@ -1,0 +1,116 @@
+"""What is timed is the same thing done twice: the obvious code gives our scores and our gradients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import UserError
+from urg.benchmark import BenchmarkConfig, main
+from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
+from urg.benchmarks.experiments import RATIOS
+from urg.benchmarks.flops import encoder_flops, ranked_tokens
+from urg.benchmarks.growth import exponent
+from urg.benchmarks.obvious import ObviousURG
+from urg.benchmarks.shapes import make_model
+from urg.benchmarks.training import VARIANTS, training_step
+from urg.benchmarks.workload import batch_of, draw_rows, padded
+
+CPU = torch.device("cpu")
+
+
+def test_rows_have_mixinstructs_lengths_and_are_seeded() -> None:
+    rows = draw_rows(400, 12, 1000)
+    assert np.mean([len(row.question) for row in rows]) == pytest.approx(20, rel=0.02)
+    assert np.mean([len(ids) for row in rows for ids in row.responses]) == pytest.approx(66, rel=0.02)
+    assert max(len(ids) for row in rows for ids in row.responses) == 128
+    again = draw_rows(400, 12, 1000)
+    assert all(np.array_equal(a.question, b.question) for a, b in zip(rows, again, strict=True))
+
+
+def test_packed_and_padded_rows_hold_the_same_tokens() -> None:
+    rows = draw_rows(3, 5, 100)
+    ids_BNL, mask_BNL = padded(rows)
+    assert torch.equal(ids_BNL[mask_BNL.bool()], batch_of(rows).tokens_S)
+
+
+@torch.inference_mode()
+def test_the_obvious_ranking_is_ours() -> None:
+    model = make_model("tiny").double()
+    rows = draw_rows(3, 6, 1000)
+    batch = batch_of(rows)
+    ours_BN = model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout)
+    torch.testing.assert_close(ObviousURG(model).rank(*padded(rows)).float(), ours_BN, rtol=1e-5, atol=1e-8)
+
+
+def test_the_obvious_training_step_has_our_gradients() -> None:
+    model = make_model("tiny")
+    steps = {name: training_step(name, model, rows=2, n=6, device=CPU) for name in VARIANTS}
+    gradients = {name: {key: grad.clone() for key, grad in step().items()} for name, step in steps.items()}
+    assert len(gradients["ours"]) > 20
+    for name in VARIANTS[1:]:
+        assert gradients[name].keys() == gradients["ours"].keys()
+        for key, grad in gradients["ours"].items():
+            torch.testing.assert_close(gradients[name][key], grad, rtol=1e-3, atol=1e-6, msg=f"{name} {key}")
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """Counted by torch on a real encoder, one candidate, no bias or norm counted by either."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model("tiny")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.t5.set_attn_implementation("eager")
+        model.t5.encoder(input_ids=torch.ones(1, 37, dtype=torch.int64))
+    assert encoder_flops(model.t5.config, [37]) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_exponents_are_those_of_the_paper() -> None:
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    counts = (8, 16, 32, 64)
+    assert exponent(counts, [ranked_tokens("urg", n, 20, 66) for n in counts]) == pytest.approx(1)
+    assert exponent(counts, [ranked_tokens("pair_ranker_full", n, 20, 66) for n in counts]) == pytest.approx(2, abs=0.1)
+
+
+def test_variants_take_turns_after_warming_up() -> None:
+    calls: list[str] = []
+    timings = in_turn({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2, device=CPU)  # type: ignore[misc]
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert len(timings["a"].seconds) == 2
+    assert timed(lambda: None, CPU) < 1
+    assert matmul_peak(torch.float32, CPU, size=64, repeats=1) > 0
+
+
+def test_the_peak_is_what_a_call_holds() -> None:
+    def hold() -> None:
+        torch.ones(200 << 18).sum()  # 200 MiB of fp32
+
+    hold()
+    assert 180 << 20 < peak_bytes(hold, CPU) < 260 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
+    main(BenchmarkConfig(str(tmp_path), rank_shape="tiny", train_shape="tiny", batches=(2,), repeats=1, train_rows=2))
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(result["ratios"]) | set(result["missing"]) == set(RATIOS)
+    assert not set(result["ratios"]) & set(result["missing"])
+    assert result["rank"]["same_ranking"]["ours_fp32"]["largest_relative_difference"] < 1e-4
+
+
+def test_bad_settings_are_one_sentence() -> None:
+    with pytest.raises(UserError, match="more than four"):
+        BenchmarkConfig(n=4)
+    with pytest.raises(UserError, match="neither a model folder nor one of the shapes"):
+        make_model("t5-enormous")
+    done = subprocess.run([sys.executable, "-m", "urg.benchmark", "--n", "3"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,140 @@
+"""The packed encoder is the plain one: same states, same gradients, whatever the budget and the company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from urg import frozen_encoder
+from urg.encoder import ROWS, chunks, computed_tokens, encode_packed, encode_padded
+from urg.frozen_encoder import FrozenEncoder
+from urg.layout import Layout
+
+Pack = Callable[[list[list[Tensor]]], tuple[Tensor, Layout]]
+FAMILIES = ["t5", "flan", "mt5", "byt5"]
+
+
+def _one_by_one(stack: Any, queries: list[list[Tensor]]) -> Tensor:
+    """The stack's own forward pass over each candidate alone: no padding, no company."""
+    return torch.cat([stack(input_ids=ids.unsqueeze(0)).last_hidden_state[0] for query in queries for ids in query])
+
+
+@pytest.mark.parametrize("encode", [encode_packed, encode_padded])
+@pytest.mark.parametrize("budget", [1, 9, 10_000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_are_those_of_each_candidate_alone(
+    family: str, budget: int, encode: Any, build: Any, pack: Pack, queries: list[list[Tensor]]
+) -> None:
+    stack = build(family).t5.encoder
+    tokens_S, layout = pack(queries)
+    states_SD = encode(stack, tokens_S, layout.candidate_lengths, budget)
+    torch.testing.assert_close(states_SD, _one_by_one(stack, queries), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_each_candidate_alone(
+    family: str, checkpointing: bool, build: Any, pack: Pack, queries: list[list[Tensor]]
+) -> None:
+    model = build(family).double()
+    stack = model.t5.encoder
+    for module in stack.modules():  # in training mode, which checkpointing asks for, but without dropout
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    tokens_S, layout = pack(queries)
+    weight_SD = torch.randn(len(tokens_S), model.t5.config.d_model, dtype=torch.float64)
+    (_one_by_one(stack, queries) * weight_SD).sum().backward()
+    expected = {name: p.grad.clone() for name, p in stack.named_parameters() if p.grad is not None}
+    stack.zero_grad()
+    if checkpointing:
+        model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    stack.train()
+    assert stack.gradient_checkpointing is checkpointing
+    (encode_packed(stack, tokens_S, layout.candidate_lengths, 20) * weight_SD).sum().backward()
+    assert len(expected) > 10
+    for name, parameter in stack.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_dropout_is_drawn_in_training_only(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:
+    stack = build().t5.encoder
+    tokens_S, layout = pack(queries)
+    once, again = (encode_packed(stack.train(), tokens_S, layout.candidate_lengths, 99) for _ in range(2))
+    assert not torch.equal(once, again)
+    once, again = (encode_packed(stack.eval(), tokens_S, layout.candidate_lengths, 99) for _ in range(2))
+    assert torch.equal(once, again)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200))
+def test_chunks_hold_every_token_once_in_runs_of_one_length(lengths: list[int], budget: int) -> None:
+    parts = list(chunks(lengths, budget))
+    assert sorted(torch.cat([place_S for place_S, _ in parts]).tolist()) == list(range(sum(lengths)))
+    for place_S, runs in parts:
+        assert len(place_S) == sum(count * length for count, length in runs)
+        assert len(place_S) <= budget or sum(count for count, _ in runs) == 1
+        assert len({length for _, length in runs}) == len(runs)
+    assert computed_tokens(lengths, 10**6, torch.device("cpu")) - sum(lengths) < ROWS
+
+
+@pytest.mark.parametrize("operators", ["oneDNN's", "public ones"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_frozen_encoder_gives_the_same_states_and_ranking(
+    family: str,
+    operators: str,
+    build: Any,
+    pack: Pack,
+    queries: list[list[Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if operators == "public ones":
+        monkeypatch.setattr(frozen_encoder, "_laid_out", lambda weight: None)
+    model = build(family)
+    tokens_S, layout = pack(queries)
+    with torch.inference_mode():
+        plain_SD = model.encode(tokens_S, layout)
+        scores_BN = model.rank(plain_SD, layout)
+        frozen_SD = model.freeze().encode(tokens_S, layout)
+        torch.testing.assert_close(frozen_SD, plain_SD, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.rank(frozen_SD, layout), scores_BN, rtol=1e-5, atol=1e-5)
+
+
+def test_the_frozen_encoder_in_bf16_is_nearer_to_fp32_than_a_stack_in_bf16(
+    build: Any, pack: Pack, queries: list[list[Tensor]]
+) -> None:
+    """Its residual stream stays in fp32."""
+    model = build()
+    tokens_S, layout = pack(queries)
+    with torch.inference_mode():
+        exact_SD = model.encode(tokens_S, layout)
+        coarse_SD = model.bfloat16().encode(tokens_S, layout).float()
+        frozen_SD = model.freeze().encode(tokens_S, layout)
+    assert frozen_SD.dtype == torch.float32
+    assert (frozen_SD - exact_SD).norm() < (coarse_SD - exact_SD).norm()
+
+
+def test_a_frozen_model_does_not_see_changes_and_fuses_in_its_own_dtype(
+    build: Any, pack: Pack, queries: list[list[Tensor]]
+) -> None:
+    model = build().bfloat16().freeze()
+    tokens_S, layout = pack(queries)
+    before_SD = model.encode(tokens_S, layout)
+    model.t5.encoder.block[0].layer[0].SelfAttention.q.weight.data.zero_()
+    assert torch.equal(model.encode(tokens_S, layout), before_SD)
+    ids_BT = model.fuse(before_SD, layout, model.rank(before_SD, layout), max_new_tokens=3)
+    assert ids_BT.shape[0] == len(queries)
+
+
+def test_the_budget_of_a_frozen_encoder_does_not_matter(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:
+    stack = build().t5.encoder
+    tokens_S, layout = pack(queries)
+    one, many = (FrozenEncoder(stack, budget)(tokens_S, layout.candidate_lengths) for budget in (10_000, 5))
+    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,100 @@
+"""The experiments of `python -m urg.benchmark`, and the ratios that follow from each."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from urg.benchmark import EXPERIMENTS, BenchmarkConfig
+from urg.benchmarks.growth import measure_growth
+from urg.benchmarks.ranking import measure_ranking
+from urg.benchmarks.shapes import make_model
+from urg.benchmarks.training import measure_training, training_memory
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Every experiment that is asked for, and the ratios that follow."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = EXPERIMENTS if config.experiment == "all" else (config.experiment,)
+    parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
+    ratios = {key: value for name, part in parts.items() for key, value in _ratios(name, part).items()}
+    missing = {name: _MISSING.get(name, "its experiment was not asked for") for name in RATIOS if name not in ratios}
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
+    return {
+        "machine": machine | {"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "config": asdict(config),
+        "ratios": ratios,
+        "missing": missing,
+        **parts,
+    }
+
+
+def _rank(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    make = functools.partial(make_model, config.rank_shape)
+    return measure_ranking(make, config.batches, config.n, config.repeats, device)
+
+
+def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    make = functools.partial(make_model, config.train_shape)
+    timed = measure_training(make, config.train_rows, config.n, config.repeats, device)
+    memory = training_memory(config.train_shape, config.train_rows, config.n, torch.get_num_threads())
+    return {**timed, "peak_bytes": memory}
+
+
+def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    make = functools.partial(make_model, config.train_shape)
+    return measure_growth(make, min(config.batches), config.repeats, device)
+
+
+_EXPERIMENTS = {"rank": _rank, "train": _train, "complexity": _complexity}
+
+_SYSTEM = "this system is not part of the benchmark yet"
+_MISSING = {
+    "rank_vs_pairranker_full": _SYSTEM,
+    "rank_vs_pairranker_bubble": _SYSTEM,
+    "rank_vs_simcls": _SYSTEM,
+    "fuse_vs_genfuser": _SYSTEM,
+    "stack_vs_bare": "the trained stack is not part of the benchmark yet",
+}
+RATIOS = (
+    "rank_vs_naive",
+    "rank_bf16_vs_naive_fp32",
+    "rank_vs_pairranker_full",
+    "rank_vs_pairranker_bubble",
+    "rank_vs_simcls",
+    "peak_share_fp32",
+    "peak_share_bf16",
+    "rank_step_share",
+    "fuse_vs_genfuser",
+    "train_vs_naive3",
+    "train_vs_naive1",
+    "train_memory_vs_naive3",
+    "stack_vs_bare",
+    "n_exponent",
+)
+
+
+def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
+    """The ratios of an experiment: above 1, ours is faster; of memory and shares, see their names."""
+    if experiment == "rank":
+        systems = part["runs"][0]["systems"]
+        return {
+            "rank_vs_naive": systems["obvious_fp32"]["seconds"] / systems["ours_fp32"]["seconds"],
+            "rank_bf16_vs_naive_fp32": systems["obvious_fp32"]["seconds"] / systems["ours_bf16"]["seconds"],
+            "peak_share_fp32": systems["ours_fp32"]["peak_share"],
+            "peak_share_bf16": systems["ours_bf16"]["peak_share"],
+            "rank_step_share": part["rank_step_share"],
+        }
+    if experiment == "train":
+        seconds, peak = part["seconds"], part["peak_bytes"]
+        return {
+            "train_vs_naive3": seconds["obvious_3"] / seconds["ours"],
+            "train_vs_naive1": seconds["obvious_1"] / seconds["ours"],
+            "train_memory_vs_naive3": peak["ours"] / peak["obvious_3"],
+        }
+    return {"n_exponent": part["n_exponent"]}

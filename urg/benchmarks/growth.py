@@ -1,0 +1,55 @@
+"""§3.5 measured: how the time of ranking grows with the number of candidates, and with their length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from urg.benchmarks.clock import in_turn
+from urg.benchmarks.flops import ranked_tokens
+from urg.benchmarks.workload import batch_of, draw_rows
+from urg.model import URG
+
+COUNTS = (4, 8, 16, 32, 48)
+RESPONSE_TOKENS = (16.0, 32.0, 64.0)
+SYSTEMS = ("urg", "simcls", "summareranker", "pair_ranker_full", "pair_ranker_bubble")
+
+
+def measure_growth(make: Callable[[], URG], rows: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Seconds for each N and each mean length, the fitted exponents, and the analytic ones of every ranker."""
+    model = make().to(device).freeze()
+    by_n = {n: _ranking(model, rows, n, 66.0, device) for n in COUNTS}
+    by_length = {length: _ranking(model, rows, 12, length, device) for length in RESPONSE_TOKENS}
+    n_seconds = {n: timing.median for n, timing in in_turn(_named(by_n), repeats, device).items()}
+    length_seconds = {x: timing.median for x, timing in in_turn(_named(by_length), repeats, device).items()}
+    analytic = {name: exponent(COUNTS, [ranked_tokens(name, n, 20.0, 66.0) for n in COUNTS]) for name in SYSTEMS}
+    return {
+        "seconds_by_n": n_seconds,
+        "seconds_by_mean_response_tokens": length_seconds,
+        "n_exponent": exponent(COUNTS, list(n_seconds.values())),
+        "length_exponent": exponent(RESPONSE_TOKENS, list(length_seconds.values())),
+        "analytic_n_exponent": analytic,
+    }
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """b of cost = a · size^b, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def _named(calls: dict[Any, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    return {str(size): call for size, call in calls.items()}
+
+
+def _ranking(model: URG, rows: int, n: int, response_tokens: float, device: torch.device) -> Callable[[], object]:
+    drawn = draw_rows(rows, n, int(model.t5.config.vocab_size), seed=n, response_tokens=response_tokens)
+    batch = batch_of(drawn).to(device)
+
+    @torch.inference_mode()
+    def rank() -> object:
+        return model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout)
+
+    return rank

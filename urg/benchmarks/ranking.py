@@ -1,0 +1,124 @@
+"""Ranking: ours beside the obvious code, in fp32 and bf16, and where our time goes (Tables 4 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urg.benchmarks.clock import Timing, in_turn, matmul_peak, timed
+from urg.benchmarks.flops import encoder_flops
+from urg.benchmarks.obvious import ObviousURG
+from urg.benchmarks.workload import Row, batch_of, draw_rows, padded
+from urg.model import URG
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def measure_ranking(
+    make: Callable[[], URG], batches: tuple[int, ...], n: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """Seconds of each variant at each batch size, with the peak beside them, and the ratios at the first size."""
+    model = make().to(device)
+    vocab_size = int(model.t5.config.vocab_size)
+    variants = {
+        f"{kind}_{dtype}": _ranker(kind, model, DTYPES[dtype]) for kind in ("ours", "obvious") for dtype in DTYPES
+    }
+    runs = []
+    for size in batches:
+        rows = draw_rows(size, n, vocab_size, seed=size)
+        peak = {name: matmul_peak(dtype, device) for name, dtype in DTYPES.items()}
+        calls = {name: _bound(rank, rows, device) for name, rank in variants.items()}
+        timings = in_turn(calls, repeats, device)
+        peak_after = {name: matmul_peak(dtype, device) for name, dtype in DTYPES.items()}
+        runs.append(_run(size, rows, timings, peak, peak_after, model))
+    return {
+        "runs": runs,
+        "same_ranking": _agreement(variants, draw_rows(16, n, vocab_size, seed=1), device),
+        "rank_step_share": _step_share(model, draw_rows(batches[0], n, vocab_size, seed=2), device),
+    }
+
+
+def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], torch.device], Tensor]:
+    """rows → scores [B, N]; making the input's tensors is part of it."""
+    import copy
+
+    own = copy.deepcopy(model).to(dtype)
+    if kind == "obvious":
+        obvious = ObviousURG(own)
+        obvious.t5.eval()
+
+        def rank_padded(rows: list[Row], device: torch.device) -> Tensor:
+            ids_BNL, mask_BNL = padded(rows)
+            return obvious.rank(ids_BNL.to(device), mask_BNL.to(device))
+
+        return rank_padded
+    own.freeze()
+
+    @torch.inference_mode()
+    def rank_packed(rows: list[Row], device: torch.device) -> Tensor:
+        batch = batch_of(rows).to(device)
+        return own.rank(own.encode(batch.tokens_S, batch.layout), batch.layout)
+
+    return rank_packed
+
+
+def _bound(rank: Callable[..., Tensor], rows: list[Row], device: torch.device) -> Callable[[], Tensor]:
+    return lambda: rank(rows, device)
+
+
+def _run(
+    size: int,
+    rows: list[Row],
+    timings: Mapping[str, Timing],
+    peak: Mapping[str, float],
+    after: Mapping[str, float],
+    model: URG,
+) -> dict[str, Any]:
+    """One batch size: medians, spreads, rows/s, and useful operations as a share of the peak."""
+    lengths = [len(ids) for row in rows for ids in row.candidates()]
+    flops = encoder_flops(model.t5.config, lengths)
+    shown: dict[str, Any] = {"batch": size, "tokens": sum(lengths), "longest": max(lengths), "systems": {}}
+    for name, timing in timings.items():
+        dtype = name.rsplit("_", 1)[1]
+        best = max(peak[dtype], after[dtype])
+        shown["systems"][name] = {
+            "seconds": timing.median,
+            "spread": timing.spread,
+            "rows_per_s": size / timing.median,
+            "peak_share": flops / timing.median / best,
+        }
+    shown["peak_gflops"] = {name: [peak[name] / 1e9, after[name] / 1e9] for name in peak}
+    return shown
+
+
+def _agreement(
+    variants: Mapping[str, Callable[..., Tensor]], rows: list[Row], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Of each variant against the obvious code in fp32: largest relative difference, and rows with the same order."""
+    reference = variants["obvious_fp32"](rows, device).float()
+    found = {}
+    for name, rank in variants.items():
+        scores = rank(rows, device).float()
+        same = (scores.argsort(1) == reference.argsort(1)).all(1).float().mean()
+        found[name] = {
+            "largest_relative_difference": float(((scores - reference).abs() / reference).max()),
+            "rows_in_the_same_order": float(same),
+        }
+    return found
+
+
+@torch.inference_mode()
+def _step_share(model: URG, rows: list[Row], device: torch.device) -> float:
+    """The one decoder step's share of the whole ranking time."""
+    import copy
+
+    own = copy.deepcopy(model).freeze()
+    batch = batch_of(rows).to(device)
+    hidden_SD = own.encode(batch.tokens_S, batch.layout)
+    own.rank(hidden_SD, batch.layout)
+    encode = min(timed(lambda: own.encode(batch.tokens_S, batch.layout), device) for _ in range(3))
+    step = min(timed(lambda: own.rank(hidden_SD, batch.layout), device) for _ in range(3))
+    return step / (encode + step)

@@ -1,0 +1,104 @@
+"""One training step: ours beside the obvious code that encodes three times, and once; time and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from urg.benchmarks.clock import in_turn, peak_bytes
+from urg.benchmarks.obvious import ObviousURG
+from urg.benchmarks.workload import batch_of, draw_rows, padded
+from urg.config import LossConfig
+from urg.model import URG
+from urg.objective import Counts, loss_terms, total_loss
+
+VARIANTS = ("ours", "obvious_1", "obvious_3")
+
+
+def measure_training(make: Callable[[], URG], rows: int, n: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of forward and backward of one batch for each variant, fp32, and whether the gradients agree."""
+    model = make().to(device)
+    steps = {name: training_step(name, model, rows, n, device) for name in VARIANTS}
+    gradients = {name: steps[name]() for name in VARIANTS}
+    timings = in_turn(steps, repeats, device)
+    return {
+        "rows": rows,
+        "seconds": {name: timing.median for name, timing in timings.items()},
+        "spread": {name: timing.spread for name, timing in timings.items()},
+        "gradient_difference": {
+            name: _relative_difference(gradients["ours"], gradients[name]) for name in VARIANTS[1:]
+        },
+    }
+
+
+def training_step(
+    name: str, model: URG, rows: int, n: int, device: torch.device
+) -> Callable[[], dict[str, torch.Tensor]]:
+    """A function that does one step of a variant, without the optimizer, and returns the gradients by name."""
+    own = copy.deepcopy(model)
+    drawn = draw_rows(rows, n, int(own.t5.config.vocab_size), seed=rows)
+    batch = batch_of(drawn).to(device)
+    if name == "ours":
+        return lambda: _our_step(own, batch, n)
+    obvious = ObviousURG(own)
+    ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
+    encodes = int(name.rsplit("_", 1)[1])
+
+    def step() -> dict[str, torch.Tensor]:
+        obvious.t5.zero_grad(set_to_none=True)
+        terms = obvious.loss(ids_BNL, mask_BNL, batch.target_BT, batch.quality_BN, encodes)
+        torch.stack(terms).sum().backward()
+        return _gradients(obvious.t5)
+
+    return step
+
+
+def _our_step(model: URG, batch: Any, n: int) -> dict[str, torch.Tensor]:
+    config = LossConfig()
+    target_tokens = batch.target_mask_BT.sum(1).cpu().numpy()
+    counts = Counts.of(target_tokens, batch.layout.mask_BN.sum(1).cpu().numpy(), model.settings.k, "mean")
+    model.zero_grad(set_to_none=True)
+    output = model(batch.tokens_S, batch.layout, batch.target_BT)
+    total_loss(loss_terms(output, batch, config, counts), config).backward()
+    return _gradients(model.t5)
+
+
+def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def _relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """‖a − b‖ / ‖b‖ over all parameters."""
+    names = sorted(a.keys() | b.keys())
+    difference = torch.stack([(a[name] - b[name]).norm() for name in names]).norm()
+    return float(difference / torch.stack([b[name].norm() for name in names]).norm())
+
+
+def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, int]:
+    """Peak bytes of a step beyond model and batch, for each variant; each in a process of its own."""
+    found = {}
+    for name in VARIANTS:
+        call = (
+            f"from urg.benchmarks.training import print_peak; print_peak({name!r}, {shape!r}, {rows}, {n}, {threads})"
+        )
+        command = [sys.executable, "-c", call]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[name] = int(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def print_peak(name: str, shape: str, rows: int, n: int, threads: int) -> None:
+    """Print the peak bytes of one step of a variant; for a process that does nothing else."""
+    from urg.benchmarks.shapes import make_model
+
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = make_model(shape).to(device)
+    training_step(name, model, 1, 5, device)()  # what a first call allocates for ever is not the step's
+    print(json.dumps(peak_bytes(training_step(name, model, rows, n, device), device)))

@@ -1,0 +1,144 @@
+"""T5's encoder over packed tokens: nothing is computed for padding.
+
+All real tokens of a chunk stand in one [S, D] matrix, over which every linear layer is one product; only attention
+takes the candidates apart, one call for each run of candidates of equal length, which needs no mask. Two ways, the same
+result:
+
+    encode_packed   through the stack's own modules: with gradients, dropout, checkpointing, ZeRO
+    FrozenEncoder   (frozen_encoder.py) inference on a CPU: weights folded together and laid out once for the machine
+
+On an accelerator many small attention calls cost more than some padding: `encode_padded` takes chunks of candidates of
+like length through the stack as it is.
+
+Letters as in layout.py, and H heads, E width of a head, F width of the feed-forward layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from urg.layout import plan_chunks, round_up
+
+ROWS = 256
+"""The rows of a chunk's matrix are a multiple of this: few distinct shapes, for each of which oneDNN compiles a kernel.
+"""
+
+Runs = list[tuple[int, int]]
+"""(candidates, length) of each run of equal length, in the order of a chunk's tokens."""
+
+
+def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
+    """Packed ids [S] of candidates of these lengths → packed states [S, D], in the same order.
+
+    stack: a T5Stack that encodes (t5, mT5, ByT5). budget: real tokens that are encoded at once; bounds memory, changes
+    no result. Source: URG, eq. 1.
+    """
+    places, states = [], []
+    bias_HLL = position_bias(stack, max(lengths))
+    for place_S, runs in chunks(lengths, budget):
+        x_SD = stack.dropout(stack.embed_tokens(tokens_S[filled_up(place_S)]))
+        for block in stack.block:
+            if stack.gradient_checkpointing and stack.training:
+                x_SD = checkpoint(_layer, block, x_SD, runs, bias_HLL, use_reentrant=False)
+            else:
+                x_SD = _layer(block, x_SD, runs, bias_HLL)
+        x_SD = stack.dropout(stack.final_layer_norm(x_SD))
+        places.append(place_S)
+        states.append(x_SD[: len(place_S)])
+    return torch.cat(states)[torch.cat(places).argsort()]
+
+
+def encode_padded(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
+    """The same as `encode_packed`, by the stack's own forward pass over chunks of at most `budget` padded tokens."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    states, places = [], []
+    for padded_length, members in plan_chunks(lengths, budget):
+        length_C = torch.tensor([lengths[i] for i in members])
+        position_L = torch.arange(padded_length)
+        mask_CL = position_L < length_C[:, None]
+        place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
+        places.append(place_CL[mask_CL])
+        states.append(_encode_chunk(stack, tokens_S, place_CL, mask_CL))
+    return torch.cat(states)[torch.cat(places).argsort().to(tokens_S.device)]
+
+
+def _encode_chunk(stack: Any, tokens_S: Tensor, place_CL: Tensor, mask_CL: Tensor) -> Tensor:
+    """Padded candidates [C, L] → the states of their real tokens, in the order of `mask_CL`."""
+    device, padded = tokens_S.device, not bool(mask_CL.all())
+    mask = mask_CL.to(device) if padded else None
+    states_SD = stack(input_ids=tokens_S[place_CL.to(device)], attention_mask=mask).last_hidden_state.flatten(0, 1)
+    # The indices are found on the CPU: a boolean index would make an accelerator report its size.
+    return states_SD[mask_CL.flatten().nonzero().squeeze(1).to(device)] if padded else states_SD
+
+
+def computed_tokens(lengths: list[int], budget: int, device: torch.device) -> int:
+    """Tokens that are computed to encode candidates of these lengths, what is filled up counted."""
+    if device.type != "cpu":
+        return sum(length * len(members) for length, members in plan_chunks(lengths, budget))
+    return sum(len(filled_up(place_S)) for place_S, _ in chunks(lengths, budget))
+
+
+def _layer(block: Any, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Tensor:
+    """One layer of the stack: [S, D] → [S, D]."""
+    attention, feed_forward = block.layer[0], block.layer[-1]
+    own = attention.SelfAttention
+    normed_SD = attention.layer_norm(x_SD)
+    q_SHE, k_SHE, v_SHE = (layer(normed_SD).unflatten(-1, (own.n_heads, -1)) for layer in (own.q, own.k, own.v))
+    dropout = own.dropout if own.training else 0.0
+    context_SHE = attend(q_SHE, k_SHE, v_SHE, runs, bias_HLL, dropout)
+    x_SD = x_SD + attention.dropout(own.o(context_SHE.flatten(1)))
+    return x_SD + feed_forward.dropout(feed_forward.DenseReluDense(feed_forward.layer_norm(x_SD)))
+
+
+def attend(q_SHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, runs: Runs, bias_HLL: Tensor, dropout: float = 0.0) -> Tensor:
+    """Every candidate attends to itself: [S, H, E]. A run of equal lengths is one call without a mask."""
+    parts, start = [], 0
+    for count, length in runs:
+        end = start + count * length
+        q, k, v = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q_SHE, k_SHE, v_SHE))
+        bias = bias_HLL[:, :length, :length].to(q.dtype).unsqueeze(0)
+        context_CHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=1.0)
+        parts.append(context_CHLE.transpose(1, 2).flatten(0, 1))
+        start = end
+    filling = q_SHE.new_zeros(len(q_SHE) - start, *q_SHE.shape[1:])
+    return torch.cat([*parts, filling])
+
+
+def position_bias(stack: Any, longest: int) -> Tensor:
+    """The relative position bias that all layers share, [H, L, L]; shorter candidates take its corner."""
+    return stack.block[0].layer[0].SelfAttention.compute_bias(longest, longest)[0]
+
+
+def chunks(lengths: list[int], budget: int) -> Iterator[tuple[Tensor, Runs]]:
+    """(places [S'] of a chunk's tokens, its runs), longest candidates first, at most `budget` tokens in a chunk.
+
+    A candidate that is longer than the budget stands alone.
+    """
+    starts = [0, *itertools.accumulate(lengths)]
+    members: list[int] = []
+    size = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if members and size + lengths[index] > budget:
+            yield _chunk(members, starts, lengths)
+            members, size = [], 0
+        members.append(index)
+        size += lengths[index]
+    yield _chunk(members, starts, lengths)
+
+
+def _chunk(members: list[int], starts: list[int], lengths: list[int]) -> tuple[Tensor, Runs]:
+    places = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
+    runs = [(len(list(group)), length) for length, group in itertools.groupby(lengths[i] for i in members)]
+    return places, runs
+
+
+def filled_up(place_S: Tensor) -> Tensor:
+    """Places up to a multiple of ROWS; what is added stands for any token, and no candidate reads it."""
+    return F.pad(place_S, (0, round_up(len(place_S), ROWS) - len(place_S)))

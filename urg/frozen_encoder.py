@@ -1,0 +1,131 @@
+"""T5's encoder for inference on a CPU: its weights folded together, and laid out once for the machine.
+
+Letters as in encoder.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urg.encoder import Runs, attend, chunks, filled_up, position_bias
+
+
+class FrozenEncoder:
+    """A frozen copy of a T5 encoder stack (gated or plain feed-forward), for inference on a CPU.
+
+    What the stack does between its products is folded into them: the weight of each RMS norm into the products that
+    follow it, query, key and value into one, gate and residual into the product before them (oneDNN's post-operations).
+    Products are in the weights' dtype; norms and the residual stream are in fp32. Changes to the stack after
+    construction are not seen.
+    """
+
+    def __init__(self, stack: Any, budget: int) -> None:
+        """budget: real tokens that are encoded at once; bounds memory, changes no result."""
+        self._stack, self._budget = stack, budget
+        self._blocks = [_FrozenBlock(block) for block in stack.block]
+        self._last_weight = stack.final_layer_norm.weight.detach().float()
+        self._epsilon = stack.final_layer_norm.variance_epsilon
+
+    @torch.inference_mode()
+    def __call__(self, tokens_S: Tensor, lengths: list[int]) -> Tensor:
+        """Packed ids [S] of candidates of these lengths → packed states, fp32 [S, D], in the same order."""
+        bias_HLL = position_bias(self._stack, max(lengths))
+        states_SD = torch.empty(len(tokens_S), len(self._last_weight))
+        for place_S, runs in chunks(lengths, self._budget):
+            x_SD = self._stack.embed_tokens(tokens_S[filled_up(place_S)]).float()
+            for block in self._blocks:
+                x_SD = block(x_SD, runs, bias_HLL)
+            x_SD = F.rms_norm(x_SD[: len(place_S)], x_SD.shape[-1:], self._last_weight, self._epsilon)
+            states_SD[place_S] = x_SD
+        return states_SD
+
+
+class _FrozenBlock:
+    """One layer, its weights folded and laid out."""
+
+    def __init__(self, block: Any) -> None:
+        attention, feed_forward = block.layer[0], block.layer[-1]
+        own, dense = attention.SelfAttention, feed_forward.DenseReluDense
+        self._heads, self._epsilon, self._dtype = own.n_heads, attention.layer_norm.variance_epsilon, own.q.weight.dtype
+        qkv = torch.cat([_folded(layer, attention.layer_norm) for layer in (own.q, own.k, own.v)])
+        self._qkv, self._out = FrozenProduct(qkv, self._dtype), FrozenProduct(own.o.weight, self._dtype)
+        gated = hasattr(dense, "wi_0")
+        first = _folded(dense.wi_0 if gated else dense.wi, feed_forward.layer_norm)
+        self._inner = FrozenProduct(first, self._dtype, dense.act)
+        self._gate = FrozenProduct(_folded(dense.wi_1, feed_forward.layer_norm), self._dtype) if gated else None
+        self._wo = FrozenProduct(dense.wo.weight, self._dtype)
+
+    def __call__(self, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Tensor:
+        """x: fp32 [S, D] → the same after the layer."""
+        q_SHE, k_SHE, v_SHE = self._qkv(self._normed(x_SD)).unflatten(-1, (3, self._heads, -1)).unbind(1)
+        x_SD = self._out.plus(x_SD, attend(q_SHE, k_SHE, v_SHE, runs, bias_HLL).flatten(1))
+        normed_SD = self._normed(x_SD)
+        inner_SF = self._inner(normed_SD)
+        if self._gate is not None:
+            inner_SF = self._gate.times(inner_SF, normed_SD)
+        return self._wo.plus(x_SD, inner_SF)
+
+    def _normed(self, x_SD: Tensor) -> Tensor:
+        return F.rms_norm(x_SD, x_SD.shape[-1:], None, self._epsilon).to(self._dtype)
+
+
+class FrozenProduct:
+    """x Wᵀ with a weight that oneDNN has laid out for this machine, and what it can do in the same pass.
+
+    The operators are private to PyTorch: where they are missing, public ones give the same.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, activation: Any = None) -> None:
+        """weight: [out, in]. activation: applied to the product."""
+        plain = weight.detach().to(dtype)
+        laid_out = _laid_out(plain)
+        self._weight, self._is_laid_out = (plain, False) if laid_out is None else (laid_out, True)
+        fused = self._is_laid_out and activation is not None and _is_tanh_gelu(activation)
+        self._post = ("gelu", "tanh") if fused else ("none", "")
+        self._activation: Any = None if fused else activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """activation(x Wᵀ)."""
+        if self._is_laid_out:
+            name, algorithm = self._post
+            y = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, name, [], algorithm)
+        else:
+            y = F.linear(x, self._weight)
+        return y if self._activation is None else self._activation(y)
+
+    def times(self, other: Tensor, x: Tensor) -> Tensor:
+        """other · (x Wᵀ), element by element."""
+        if not self._is_laid_out:
+            return other * self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, None, "mul")
+
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + x Wᵀ, in the residual's dtype."""
+        if not self._is_laid_out or residual.dtype != x.dtype:
+            return residual + self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, None, "add")
+
+
+def _laid_out(weight: Tensor) -> Tensor | None:
+    """The weight in oneDNN's own layout; None where this PyTorch or machine cannot, for its dtype."""
+    try:
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        x = torch.zeros(1, weight.shape[1], dtype=weight.dtype)
+        torch.ops.mkldnn._linear_pointwise(x, laid_out, None, "none", [], "")
+    except (RuntimeError, AttributeError, TypeError):
+        return None
+    return laid_out
+
+
+def _folded(layer: Any, norm: Any) -> Tensor:
+    """The layer's weight [out, D] with that of the RMS norm before it multiplied in."""
+    return layer.weight.detach().float() * norm.weight.detach().float()
+
+
+def _is_tanh_gelu(activation: Any) -> bool:
+    x = torch.linspace(-4, 4, 33)
+    return torch.allclose(activation(x), F.gelu(x, approximate="tanh"), atol=1e-6)
