@@ -1,7 +1,7 @@
 """What PairRanker, SimCLS and SummaReranker share: an encoder, and the states of its packed sequences.
 
 Letters: C sequences, S their tokens packed end to end, P marked places of a sequence, D width, T tasks (labels that are
-learnt). Sequences are encoded as URG encodes candidates: T5's encoder on a CPU without any padding, others longest first
+learnt). Sequences are encoded as URG encodes candidates: by a T5 on a CPU without any padding, by others longest first
 in chunks of a token budget, so that little padding is computed. Attention is SDPA where the encoder has it.
 """
 
