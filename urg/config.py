@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from urg.system_config import FuserConfig, RankerConfig, SystemName
+
 PRESETS = Path(__file__).parent / "configs"
 TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "bertscore")
-DEV_METRICS = (*TEXT_METRICS, "label", "hit@1", "mrr", "ndcg", "spearman", "kendall", "pearson")
+RANK_METRICS = ("label", "hit@1", "mrr", "ndcg", "spearman", "kendall", "pearson")
+DEV_METRICS = (*TEXT_METRICS, *RANK_METRICS)
 
 
 def _require(holds: bool, key: str, value: object, mend: str) -> None:
@@ -43,8 +46,8 @@ class ModelConfig:
     """Where the model comes from and how it ranks and selects."""
 
     base: str | None = None
-    """A T5-family folder or hub id to start from (t5, Flan-T5, mT5, ByT5). Null: random weights of the shape
-    `scratch`."""
+    """A folder or hub id to start from: for URG of the T5 family (t5, Flan-T5, mT5, ByT5), for a ranker any encoder, or
+    the encoder of an encoder-decoder. Null: random weights of the shape `scratch`."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     """Shape of the model where `base` is null."""
     k: int = 3
@@ -244,10 +247,13 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run of URG."""
+    """A training run of URG, or of one of the systems that it is compared with."""
 
     name: str = "urg"
     """The run's name, and its folder's in `storage`."""
+    system: SystemName = "urg"
+    """What is trained: URG, one of the rankers (pair_ranker, simcls, summareranker) or the fuser (gen_fuser). `loss` is
+    URG's alone, `ranker` and `fuser` are the others'."""
     storage: str = "runs"
     """Folder for runs. With several nodes it must be shared between them."""
     steps: int | None = None
@@ -271,6 +277,10 @@ class TrainConfig:
     """Which model."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    """The rankers with an encoder."""
+    fuser: FuserConfig = field(default_factory=FuserConfig)
+    """GenFuser."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -293,6 +303,18 @@ class TrainConfig:
             "eval.metric",
             self.eval.metric,
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
+        )
+        _require(
+            self.system != "gen_fuser" or self.eval.metric in TEXT_METRICS,
+            "eval.metric",
+            self.eval.metric,
+            f"gen_fuser does not rank; choose one of {', '.join(TEXT_METRICS)}.",
+        )
+        _require(
+            self.engine.zero_stage != 3 or self.ranker.inference == "full",
+            "ranker.inference",
+            self.ranker.inference,
+            "under engine.zero_stage 3 all workers must make as many passes; use full.",
         )
         _require(
             self.checkpoint_every is None or self.checkpoint_every >= 1,

@@ -12,11 +12,7 @@ CARD_FILE = "README.md"
 
 def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
     """The model card as Markdown. manifest: the prepared set's; dev: metrics of the dev split at `step`."""
-    base = config.model.base or "random weights"
-    split = manifest["splits"][config.data.train_split]
-    generated = "generated (simulated models)" if manifest["generated"] else "answers of real models"
-    loss = config.loss
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items())
+    base, loss = config.model.base or "random weights", config.loss
     return f"""---
 library_name: urg
 tags: [text2text-generation, ensembling, reranking]
@@ -32,12 +28,41 @@ from urg import Ensemble
 Ensemble.from_pretrained("<this folder>").rank_and_fuse(instruction, candidates)
 ```
 
-- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["key"]}`; candidates ranked by the
-  score `{config.data.label}`. Its licence and biases are those of the data and of the base model.
+{_data(config, manifest)}
 - Loss: γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale, β={loss.beta}, m={loss.m}, τ={loss.tau}.
 - It says nothing of whether an answer is true: it prefers what the label prefers.
 
-Dev split at step {step}:
+{_dev(step, dev)}"""
+
+
+def system_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
+    """The card of a system that URG is compared with. Arguments as for `model_card`."""
+    base = config.model.base or "random weights"
+    return f"""---
+library_name: urg
+tags: [ensembling, {"text2text-generation" if config.system == "gen_fuser" else "reranking"}]
+---
+# {config.name}
+
+A `{config.system}`, trained as a baseline of URG by the same trainer. Started from {base}; {step} steps of
+{config.global_batch} rows. Evaluate it beside the others with `python -m urg.evaluate`.
+
+{_data(config, manifest)}
+- It says nothing of whether an answer is true: it prefers what the label prefers.
+
+{_dev(step, dev)}"""
+
+
+def _data(config: TrainConfig, manifest: Mapping[str, Any]) -> str:
+    split = manifest["splits"][config.data.train_split]
+    generated = "generated (simulated models)" if manifest["generated"] else "answers of real models"
+    return f"""- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["key"]}`; candidates
+  ranked by the score `{config.data.label}`. Its licence and biases are those of the data and of the base model."""
+
+
+def _dev(step: int, dev: Mapping[str, float]) -> str:
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items())
+    return f"""Dev split at step {step}:
 
 | metric | value |
 |---|---|

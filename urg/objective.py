@@ -6,6 +6,7 @@ forward pass, makes the gradient that of the global batch, whatever the accumula
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +68,17 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
     """γ·rank + β·kl + ce + ce_last: eq. 11."""
-    weights = {"rank": config.gamma, "kl": config.beta}
-    return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+    return weighted_sum(terms, term_weights(config))
+
+
+def term_weights(config: LossConfig) -> dict[str, float]:
+    """The weight of each term that `loss_terms` may give."""
+    return {"rank": config.gamma, "kl": config.beta, "ce": 1.0, "ce_last": 1.0}
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Σ weight · term: a scalar."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def needs_last(config: LossConfig) -> bool:

@@ -1,7 +1,8 @@
-"""Train URG: `python -m urg.train --config sample`, on a laptop, a GPU box or a Ray cluster.
+"""Train URG, or a system that it is compared with: `python -m urg.train --config sample`, on a laptop, a GPU box or a
+Ray cluster.
 
 Reads prepared shards, runs one Ray Train worker a GPU or CPU slot under DeepSpeed, and leaves in `<storage>/<name>/`:
-    model/           the best model so far, a Hugging Face folder that `Ensemble.from_pretrained` loads
+    model/           the best model so far, a Hugging Face folder: URG's for `Ensemble.from_pretrained`
     checkpoint-…/    what a run resumes from
     config.yaml, train.log, mlflow-spool/
 The same command again continues the run where it stopped. With several nodes, storage and shards must be on a path that
@@ -42,7 +43,8 @@ FREE_ON_RESUME = (
 
 
 def main(config: TrainConfig) -> None:
-    """Train URG on prepared shards with Ray Train and DeepSpeed; the same command again resumes."""
+    """Train URG, or a baseline of it, on prepared shards with Ray Train and DeepSpeed; the same command again
+    resumes."""
     if config.dry_run:
         from urg.training.estimate import describe
 
@@ -51,7 +53,8 @@ def main(config: TrainConfig) -> None:
     model = train(config)
     print(f"model: {model}")
     shards, output = config.data.shards, model.with_name("evaluation")
-    print(f"next:  python -m urg.evaluate --model {model} --shards {shards} --output {output}")
+    named = "--model" if config.system == "urg" else f"--folders.{config.system}"
+    print(f"next:  python -m urg.evaluate {named} {model} --shards {shards} --output {output}")
 
 
 def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
@@ -165,7 +168,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
     if note:
         print(note)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-    job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": "urg", **tags})
+    job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
     with ray_session():

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 
 from data_pipeline.errors import UserError
 from urg.config import TrainConfig
+from urg.system_config import SystemName
 from urg.train import main, train
 
 Make = Callable[..., TrainConfig]
+SYSTEM_NAMES = get_args(SystemName)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,29 @@ def test_the_parameter_count_and_memory_follow_from_the_shape(make: Make) -> Non
     assert spread == {"weights": 2.0, "gradients": 2.0, "optimizer": 12.0, "activations": 0.0}
     alone = memory_per_worker(make(engine__zero_stage=0, engine__dtype="fp32"), 2**30, 1, 1, 0)
     assert alone == {"weights": 4.0, "gradients": 4.0, "optimizer": 12.0, "activations": 0.0}
+
+
+@pytest.mark.parametrize("system", ["pair_ranker", "simcls", "summareranker", "gen_fuser"])
+def test_a_dry_run_of_every_system_counts_what_it_would_train(make: Make, system: str, capsys: Any) -> None:
+    from data_pipeline.shards import ShardSet
+    from urg.training.estimate import model_size, tokens_per_row
+    from urg.training.task import Share, build_task
+
+    config = make(system=system, model__dropout=0.0, ranker__source_tokens=64, ranker__candidate_tokens=64)
+    main(dataclasses.replace(config, dry_run=True))
+    shown = capsys.readouterr().out
+    assert f"system      {system}" in shown
+    shards = ShardSet.open(config.data.shards)
+    task = build_task(config, shards)
+    parameters, _, _ = model_size(config, len(shards.tokenizer()))
+    head = sum(p.numel() for name, p in task.module.named_parameters() if name.startswith("head"))
+    prefixes = 0 if system == "gen_fuser" else 4 * config.model.scratch.d_model
+    assert parameters == sum(p.numel() for p in task.module.parameters()) - head - prefixes
+    split = shards.split("train")
+    rows = np.arange(len(split))
+    batch = task.batch(Share([split[row] for row in range(len(split))], rows, 1, 0), torch.device("cpu"))
+    real = task.tokens(batch)[0] - (int(batch.target_mask_BT.sum()) if system == "gen_fuser" else 0)
+    assert tokens_per_row(config, shards.manifest["splits"]["train"]) == pytest.approx(real / len(split), rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +173,54 @@ def test_an_unknown_key_ends_with_code_2_and_one_line() -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("preset", ["sample", "scratch", "flan-t5-large", "flan-t5-xl"])
+GLOBAL_BATCHES = {"sample": 16, "scratch": 8, "flan-t5-large": 128, "flan-t5-xl": 32, "gen-fuser": 120}
+GLOBAL_BATCHES |= dict.fromkeys(("pair-ranker", "simcls", "summareranker"), 64)
+GLOBAL_BATCHES |= {f"sample-{name}": 16 for name in ("pair-ranker", "simcls", "summareranker", "gen-fuser")}
+
+
+@pytest.mark.parametrize("preset", GLOBAL_BATCHES)
 def test_every_preset_is_a_valid_configuration(preset: str) -> None:
     from data_pipeline.cli import parse_config
     from urg.config import PRESETS
 
     config = parse_config(TrainConfig, presets=PRESETS, argv=["--config", preset])
-    expected = {"sample": 16, "scratch": 8, "flan-t5-large": 128, "flan-t5-xl": 32}
-    assert config.global_batch == expected[preset]
+    assert config.global_batch == GLOBAL_BATCHES[preset]
+    named = preset.removeprefix("sample-").replace("-", "_")
+    assert config.system == (named if named in SYSTEM_NAMES else "urg")
+
+
+def test_every_preset_is_tested() -> None:
+    from urg.config import PRESETS
+
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == set(GLOBAL_BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--system=bart"], 'key "system"'),
+        (["--system=gen_fuser", "--eval.metric=label"], "gen_fuser does not rank"),
+        (["--ranker.pairs=0"], "ranker.pairs=0"),
+        (["--ranker.tasks=[a,a]"], "ranker.tasks"),
+        (["--fuser.source_tokens=3"], "fuser.source_tokens=3"),
+        (["--system=pair_ranker", "--ranker.inference=bubble", "--engine.zero_stage=3"], "ranker.inference='bubble'"),
+    ],
+)
+def test_settings_of_the_other_systems_are_checked(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data_pipeline.cli import parse_config
+
+    with pytest.raises(SystemExit):
+        parse_config(TrainConfig, argv=["--eval.metric=rougeL", *arguments])
+    assert named in capsys.readouterr().err
+
+
+def test_a_task_that_the_data_have_no_score_for_is_named(make: Make) -> None:
+    from data_pipeline.shards import ShardSet
+    from urg.training.task import build_task
+
+    for tasks, sentence in (("[nothing]", "ranker.tasks names nothing"), ("[rougeL,rouge1]", "simcls has one score")):
+        config = make(system="simcls", ranker__tasks=tasks)
+        with pytest.raises(UserError, match=sentence):
+            build_task(config, ShardSet.open(config.data.shards))

@@ -11,7 +11,7 @@ None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -103,6 +103,10 @@ class Setup:
     num_beams: int = 4
     max_new_tokens: int | None = None  # None: the model's default
     progress: Progress = silent
+    folders: Mapping[str, str] = field(default_factory=dict)  # by system: the model folder or file that it needs
+    ids: tuple[str, ...] | None = None  # of all rows that will be asked for; None: not known beforehand
+    device: str | None = None  # of the systems' models; None: a GPU where there is one
+    dtype: str = "float32"  # of their weights and activations: float32 or bfloat16
     shared: dict[str, object] = field(default_factory=dict)  # what systems of one setup compute once, by name
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet
 
 _GIB = 2**30
+RANKER_FRAME = 3  # tokens around a text: opening, prefix, end
+FUSER_FRAME = 40  # tokens of GenFuser's own words
 
 
 def describe(config: TrainConfig) -> str:
@@ -25,7 +28,9 @@ def describe(config: TrainConfig) -> str:
 
     shards = ShardSet.open(config.data.shards)
     require_base(config)
-    rows, row_tokens = _training_split(shards, config)
+    facts = _training_split(shards, config)
+    row_tokens = tokens_per_row(config, facts)
+    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
     plan = Plan.of(config, min(rows, config.data.limit or rows))
     parameters, width, layers = model_size(config, len(shards.tokenizer()))
     tokens = round(row_tokens * config.batch.micro)
@@ -34,6 +39,7 @@ def describe(config: TrainConfig) -> str:
     lines = [
         yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(),
         "",
+        f"system      {config.system}",
         f"data        {plan.rows} rows of {shards.folder}",
         f"steps       {plan.steps} of {plan.global_batch} rows ({plan.rows / plan.global_batch:.1f} an epoch), "
         f"{plan.warmup_steps} of warm-up",
@@ -47,24 +53,41 @@ def describe(config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _training_split(shards: ShardSet, config: TrainConfig) -> tuple[int, float]:
-    """(rows, mean encoder tokens a row) by the manifest alone: reading the split itself would write its cache."""
+def _training_split(shards: ShardSet, config: TrainConfig) -> dict[str, Any]:
+    """What the manifest says of the training split: reading the split itself would write its cache."""
     splits, name, label = shards.manifest["splits"], config.data.train_split, config.data.label
     if name not in splits:
         raise UserError(f"{shards.folder} has no split {name}; it has {', '.join(splits)}.")
-    facts = splits[name]
+    facts: dict[str, Any] = splits[name]
     if label not in facts["scores"]:
         raise UserError(
             f"split {name} has no score {label}; it has {', '.join(facts['scores']) or 'none'}: see data.label."
         )
-    tokens = Template.candidate_length(facts["tokens"]["question"]["mean"], facts["tokens"]["response"]["mean"])
-    trained = facts["rows"] - facts["rows"] // (config.data.folds or facts["rows"] + 1)
-    return trained, tokens * facts["candidates"]["total"] / max(1, facts["rows"])
+    return facts
+
+
+def tokens_per_row(config: TrainConfig, facts: Mapping[str, Any]) -> float:
+    """Mean encoder tokens of a row in a training step, in tokens of the shards' tokenizer. facts: of the split."""
+    question, response = facts["tokens"]["question"]["mean"], facts["tokens"]["response"]["mean"]
+    candidates = facts["candidates"]["total"] / max(1, facts["rows"])
+    if config.system == "urg":
+        return float(Template.candidate_length(question, response) * candidates)
+    if config.system == "gen_fuser":
+        own = config.fuser
+        cut = min(candidates, config.model.k) * min(response, own.candidate_tokens)
+        return float(min(own.source_tokens, question + cut + FUSER_FRAME))
+    source = min(question + RANKER_FRAME, config.ranker.source_tokens)
+    candidate = min(response + RANKER_FRAME, config.ranker.candidate_tokens)
+    if config.system == "pair_ranker":
+        return float(min(config.ranker.pairs, candidates * (candidates - 1) / 2) * (source + 2 * candidate))
+    if config.system == "simcls":
+        return float(source + (candidates + 1) * candidate)
+    return float(candidates * (source + candidate))
 
 
 def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
     """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its
-    weights."""
+    weights. A ranker's head is left out."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
@@ -79,7 +102,13 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
         try:
             shape = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:
-            raise UserError(f"model.base {base} has no readable config.json: name a T5 folder or hub id.") from error
+            raise UserError(f"model.base {base} has no readable config.json: name a model folder or hub id.") from error
+    if config.system not in ("urg", "gen_fuser"):
+        from urg.systems.backbone import encoder_of
+
+        with torch.device("meta"):
+            encoder: Any = encoder_of(shape)
+        return encoder.num_parameters(), shape.hidden_size, shape.num_hidden_layers
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(shape)
     return model.num_parameters(), shape.d_model, shape.num_layers + (shape.num_decoder_layers or shape.num_layers)

@@ -6,7 +6,6 @@ dropout included.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -14,19 +13,20 @@ import numpy as np
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from urg.batching import Batch, GlobalBatches, collate, micro_batches
-from urg.model_card import CARD_FILE, model_card
-from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
+from urg.batching import GlobalBatches, micro_batches
+from urg.model_card import CARD_FILE
+from urg.objective import weighted_sum
 from urg.progress import RunLog
 from urg.tracking import Tracker, last_run
 from urg.training import checkpoints
 from urg.training.dev import DevSet
-from urg.training.engine import Engine, gradient_norms
+from urg.training.engine import Engine
 from urg.training.evaluations import record_evaluation
 from urg.training.guard import NonFiniteGuard
-from urg.training.plan import Plan, counts_of, open_data, training_and_dev, training_rows
-from urg.training.process import build_model, prepare_process, seed_everything
+from urg.training.plan import Plan, open_data, training_and_dev, training_rows
+from urg.training.process import prepare_process, seed_everything
 from urg.training.state import REFUSAL, Job, TrainState
+from urg.training.task import Share, build_task
 from urg.training.window import Window
 
 UNDEFINED = -1e30
@@ -63,10 +63,11 @@ class Trainer:
         self.split, _ = training_and_dev(self.config, self.shards)
         self.plan = Plan.of(self.config, training_rows(self.config, self.split))
         self.batches = GlobalBatches(self.plan.rows, self.config.global_batch, self.config.seed)
-        self.engine = Engine(build_model(self.config, self.shards), self.config, world)
+        self.task = build_task(self.config, self.shards)
+        self.engine = Engine(self.task.module, self.config, world)
         self.dev = DevSet(self.config, self.shards, rank, world)
         self.state = self._resume()
-        self.window = Window(self.engine.device, self.engine.module.chunk_tokens)
+        self.window = Window(self.engine.device)
         self.non_finite = NonFiniteGuard(self.engine.skipped_steps)
 
     def fit(self, tracker: Tracker) -> None:
@@ -87,52 +88,37 @@ class Trainer:
         """One optimizer step over one global batch."""
         started, step = time.perf_counter(), self.state.step + 1
         rows, after = self.batches.at(self.state.cursor)
-        counts = counts_of(self.split, rows, self.config)
+        counts = self.task.counts(self.split, rows)
         shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, self.config.batch.accumulation)
-        for micro, share in enumerate(shares):
-            own = share if len(share) else rows[:1]
-            batch = self._batch(own, fillers=0 if len(share) else 1)
-            inputs = (batch.tokens_S, batch.layout, batch.target_BT)
-            chosen_by = guide(batch, self.config.loss, self.config.seed, step, own)
+        for micro, own in enumerate(shares):
+            batch = self.task.batch(self._share(own, rows, step), self.engine.device)
             if micro == 0 and self._is_diagnostic(step):
-                self._log_gradient_ratio(batch, counts, step)
+                found = self.task.diagnose(batch, counts)
+                self.tracker.log_metrics({f"train/{name}": value for name, value in found.items()}, step)
             seed_everything(self.config.seed, step, self.rank, micro)
-            output = self.engine.forward(*inputs, chosen_by, needs_last(self.config.loss))
-            terms = loss_terms(output, batch, self.config.loss, counts)
-            self.engine.backward(total_loss(terms, self.config.loss))
-            self.window.add(terms, batch, passes=2 if needs_last(self.config.loss) else 1)
+            terms = self.task.terms(self.engine.forward, batch, counts)
+            self.engine.backward(weighted_sum(terms, self.task.weights))
+            self.window.add(terms, *self.task.tokens(batch))
             self.engine.step(self.plan.lr(step, self.config.optim))
         self.state.step, self.state.cursor = step, after
         self.window.end_step(time.perf_counter() - started)
         self.non_finite.check(self.engine.skipped_steps)
 
-    def _batch(self, rows: np.ndarray, fillers: int) -> Batch:
-        """The tensors of these rows. fillers: 1 where the worker had no row left and takes one with weight 0."""
-        examples = [self.split[int(row)] for row in rows]
-        return collate(examples, self.shards.template, self.config.data.label, fillers).to(self.engine.device)
+    def _share(self, own: np.ndarray, rows: np.ndarray, step: int) -> Share:
+        """These rows; one of the global batch, as a filler, where the worker has none left."""
+        taken = own if len(own) else rows[:1]
+        return Share([self.split[int(row)] for row in taken], taken, step, fillers=0 if len(own) else 1)
 
     def _is_diagnostic(self, step: int) -> bool:
         return self.rank == 0 and (step == 1 or step % self.config.eval.every == 0)
-
-    def _log_gradient_ratio(self, batch: Batch, counts: Counts, step: int) -> None:
-        """Log γ·‖∇rank‖ / ‖∇ce‖ on a micro-batch, with a forward pass of its own: how much of the gradient ranking
-        has."""
-        if self.config.engine.zero_stage == 3 or self.config.loss.gamma == 0:
-            return  # under ZeRO-3 no worker holds a parameter whole
-        output = self.engine.module(batch.tokens_S, batch.layout, batch.target_BT, with_last=False)
-        terms = loss_terms(output, batch, self.config.loss, counts)
-        norms = gradient_norms(self.engine.module, {name: terms[name] for name in ("rank", "ce")})
-        ratio = self.config.loss.gamma * norms["rank"] / max(norms["ce"], 1e-12)
-        self.tracker.log_metrics({"train/grad_ratio_rank_to_ce": ratio}, step)
 
     def _log_window(self) -> None:
         """Log the means since the last log: the only place where the loop waits for the accelerator."""
         values = self.window.close()
         if self.rank != 0:
             return
-        step, terms = self.state.step, {k: v for k, v in values.items() if k in ("rank", "kl", "ce", "ce_last")}
-        weights = {"rank": self.config.loss.gamma, "kl": self.config.loss.beta}
-        loss = sum(weights.get(name, 1.0) * value for name, value in terms.items())
+        step, terms = self.state.step, {k: v for k, v in values.items() if k in self.task.weights}
+        loss = sum(self.task.weights[name] * value for name, value in terms.items())
         self.state.tokens += int(values["tokens"])
         metrics = {f"train/{name}": value for name, value in values.items() if name != "tokens"}
         metrics |= {"train/loss": loss, "train/lr": self.plan.lr(step, self.config.optim)}
@@ -144,7 +130,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Measure the dev split; note in the state where the model is the best so far."""
-        metrics, step = self.dev.evaluate(self.engine.module, self.engine.device), self.state.step
+        metrics, step = self.dev.evaluate(self.task, self.engine.device), self.state.step
         score = metrics.get(self.config.eval.metric, UNDEFINED)
         if self.state.best_metric is None or score > self.state.best_metric:
             self.state.best_metric, self.state.best_step = score, step
@@ -178,13 +164,9 @@ class Trainer:
         self.engine.save(folder)
         weights = self.engine.full_weights()
         if self.rank == 0:
-            model = self.engine.module
-            model.settings = dataclasses.replace(model.settings, steps=self.state.step)
             (folder / "model").mkdir()
-            model.save_pretrained(folder / "model", weights)
-            self.shards.tokenizer().save_pretrained(folder / "model")
-            card = model_card(self.config, self.shards.manifest, self.state.step, metrics)
-            (folder / "model" / CARD_FILE).write_text(card)
+            self.task.save(folder / "model", weights, self.state.step)
+            (folder / "model" / CARD_FILE).write_text(self.task.card(self.state.step, metrics))
         dist.barrier()
         if self.rank == 0:
             checkpoints.commit(folder, self.state.to_json(), self.world)

@@ -1,12 +1,9 @@
-"""What a run will do, from its configuration and data alone: steps, learning rates, and how a step's rows are
-counted."""
+"""What a run will do, from its configuration and data alone: steps and learning rates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.folds import fold_split
@@ -15,7 +12,6 @@ from data_pipeline.shards import ShardSet, Split
 from data_pipeline.tokenization import require_hub
 from urg.batching import GlobalBatches
 from urg.config import OptimConfig, TrainConfig
-from urg.objective import Counts
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,3 @@ def require_base(config: TrainConfig) -> None:
 def training_rows(config: TrainConfig, split: Split) -> int:
     """Rows of the training split that are used."""
     return min(len(split), config.data.limit or len(split))
-
-
-def counts_of(split: Split, rows: np.ndarray, config: TrainConfig) -> Counts:
-    """The counts that the losses of a global batch are divided by."""
-    return Counts.of(split.target_tokens[rows], split.n_candidates[rows], config.model.k, config.loss.reduction)

@@ -6,15 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from urg.batching import Batch
-from urg.encoder import computed_tokens
-
 
 class Window:
     """Sums over the steps since the last log."""
 
-    def __init__(self, device: torch.device, chunk_tokens: int) -> None:
-        self._device, self._chunk_tokens = device, chunk_tokens
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._reset()
 
     def _reset(self) -> None:
@@ -22,14 +19,12 @@ class Window:
         self._terms: dict[str, Tensor] = {}
         self._real, self._computed = 0, 0
 
-    def add(self, terms: dict[str, Tensor], batch: Batch, passes: int) -> None:
-        """Add a micro-batch: its shares of the loss terms, and its tokens. passes: decoder passes over the targets."""
+    def add(self, terms: dict[str, Tensor], real: int, computed: int) -> None:
+        """Add a micro-batch: its shares of the loss terms, its real tokens, and those that were computed for them."""
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros((), device=self._device)) + term.detach().float()
-        lengths = batch.layout.candidate_lengths
-        self._computed += computed_tokens(lengths, self._chunk_tokens, self._device)
-        self._computed += passes * batch.target_BT.numel()
-        self._real += sum(lengths) + passes * batch.target_tokens
+        self._real += real
+        self._computed += computed
 
     def end_step(self, seconds: float) -> None:
         """Count an optimizer step and the time that it took; evaluation and checkpoints are not in it."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from data_pipeline.shards import TokenizedExample
 from urg.ensemble import Fused, Query, Ranking
 from urg.systems import SYSTEMS, FusedBy, Fusion, Ranked, Scores, Setup, SystemUnavailable, build_systems
@@ -94,7 +95,7 @@ def test_urg_and_urg_rank_share_one_pass() -> None:
     stub = Stub()
     systems, unavailable = build_systems(setup(ensemble=stub, num_beams=2, max_new_tokens=7))
     answers = {system.name: system.answer(ROWS) for system in systems if system.name in ("urg", "urg_rank")}
-    assert not unavailable
+    assert not {"urg", "urg_rank"} & unavailable.keys()
     assert [query.candidates for query in stub.queries] == [tuple(made.texts) for made in ROWS]  # each row once
     assert stub.options == [{"num_beams": 2, "max_new_tokens": 7}]
     ranked, fused = answers["urg_rank"][0], answers["urg"][0]
@@ -109,10 +110,20 @@ def test_urg_and_urg_rank_share_one_pass() -> None:
 
 def test_urg_without_a_model_is_left_out_with_the_reason() -> None:
     systems, unavailable = build_systems(setup(no_ensemble="there is no checkpoint"))
-    assert unavailable == dict.fromkeys(("urg_rank", "urg"), "there is no checkpoint")
+    assert [unavailable[name] for name in ("urg_rank", "urg")] == ["there is no checkpoint"] * 2
     assert {system.name for system in systems} == {"a", "b", "c", "random", "longest", "oracle"}
     with pytest.raises(SystemUnavailable, match="--model"):
         SYSTEMS["urg"](setup())
+
+
+def test_a_system_without_its_folder_is_left_out_with_what_it_needs() -> None:
+    _, unavailable = build_systems(setup(folders={}))
+    assert unavailable.keys() == SYSTEMS.keys() - {"random", "longest", "oracle"}
+    assert "urg.train --system simcls`, and none was named for simcls" in unavailable["simcls"]
+    assert unavailable["llm_blender"] == unavailable["pair_ranker"] == unavailable["pair_ranker_bubble"]
+    assert "none was named for imported" in unavailable["imported"]
+    with pytest.raises(UserError, match="no system takes a folder named pairranker; those that do: mlm_scoring"):
+        build_systems(setup(folders={"pairranker": "x"}))
 
 
 class ByHand:

@@ -1,0 +1,70 @@
+"""Predictions that the user brings: what they must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from tests.urg.systems.tiny import ROWS
+from urg.systems import SYSTEMS, Setup
+
+
+def setup(file: Path, ids: tuple[str, ...] | None = ("1", "2", "3", "4")) -> Setup:
+    return Setup("quality", (), folders={"imported": str(file)}, ids=ids)
+
+
+def written(folder: Path, *rows: tuple[object, object]) -> Path:
+    file = folder / "chatgpt.jsonl"
+    file.write_text("\n\n".join(json.dumps({"id": row_id, "text": text}) for row_id, text in rows))
+    return file
+
+
+ALL = (("3", "c"), ("1", "a"), (2, ""), ("4", "d"))
+
+
+def test_each_row_gets_the_text_of_its_id(tmp_path: Path) -> None:
+    system = SYSTEMS["imported"](setup(written(tmp_path, *ALL)))
+    answers = system.answer(ROWS[:3])
+    assert [answer and (answer.text, answer.picked, answer.scores) for answer in answers] == [
+        ("a", None, None),
+        ("", None, None),
+        ("c", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (ALL[:2], "lacks 2 of 4 rows, such as 2: give one for each row"),
+        ((*ALL, ("9", "x")), "has 1 ids that are not among them, such as 9"),
+        ((*ALL[1:], ("9", "x")), "lacks 1 of 4 rows, such as 3 and has 1 ids that are not among them, such as 9"),
+        ((*ALL, ("1", "again")), "has the id 1 more than once, again in line 9"),
+        ((("1", None),), "line 1 is no prediction"),
+        (((None, "a"),), "line 1 is no prediction"),
+    ],
+    ids=["missing", "extra", "both", "doubled", "no text", "no id"],
+)
+def test_ids_that_do_not_fit_the_split_are_one_sentence(
+    tmp_path: Path, rows: tuple[tuple[object, object], ...], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        SYSTEMS["imported"](setup(written(tmp_path, *rows)))
+
+
+def test_without_the_ids_beforehand_a_missing_row_shows_when_it_is_asked_for(tmp_path: Path) -> None:
+    system = SYSTEMS["imported"](setup(written(tmp_path, *ALL[:2]), ids=None))
+    with pytest.raises(UserError, match="lacks 1 of 2 rows, such as 2"):
+        system.answer(ROWS[:2])
+
+
+@pytest.mark.parametrize("content", ["not json", "[1]", b"\xff\xfe"])
+def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"x\.jsonl"):
+        SYSTEMS["imported"](setup(file))
+    with pytest.raises(UserError, match="cannot be read"):
+        SYSTEMS["imported"](setup(tmp_path / "absent.jsonl"))

@@ -1,0 +1,91 @@
+"""Tiny random models of real families with real tokenizers, made in memory, for the tests of systems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from data_pipeline.shards import TokenizedExample
+
+WORDS = [*"abcdefgh", "one", "two", "three", "four", "five", "what", "is", "the", "best", "to", "this", "red", "green"]
+WORDS += ["blue"]
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+NO_TOKENS = np.zeros(0, dtype=np.int32)
+
+
+def row(
+    row_id: str,
+    texts: Sequence[str],
+    output: str = "",
+    instruction: str = "what is the best",
+    **scores: Sequence[float],
+) -> TokenizedExample:
+    """An example without tokens: these systems make their own."""
+    arrays = {name: np.array(values, dtype=np.float64) for name, values in scores.items()}
+    names, empty = tuple("abcdefghijkl"[: len(texts)]), tuple(NO_TOKENS for _ in texts)
+    return TokenizedExample(
+        row_id, instruction, "to this", output, names, tuple(texts), arrays, None, NO_TOKENS, empty, NO_TOKENS
+    )
+
+
+NAN = float("nan")
+ROWS = [
+    row("1", ["red green", "blue", "one two three four five", "a b"], "red green blue", quality=[0.2, 0.9, 0.5, 0.9]),
+    row("2", ["d e f g h"], "d", quality=[0.3]),
+    row("3", ["one", "two [SEP] <|candidate1|> a", "one"], quality=[0.1, NAN, 0.1]),
+    row("4", ["", "five " * 40], "five", quality=[0.0, 1.0]),
+]
+
+
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """Words, lower-cased, with [CLS] and [SEP] around each text."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIALS, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def config(family: str, vocab_size: int, **changes: Any) -> Any:
+    """The configuration of a tiny encoder: bert, roberta, deberta-v2 (v3's options) or t5."""
+    from transformers import BertConfig, DebertaV2Config, RobertaConfig, T5Config
+
+    if family == "t5":
+        shape = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 3}
+        return T5Config(vocab_size=vocab_size, feed_forward_proj="gated-gelu", pad_token_id=0, **shape)
+    common = {"vocab_size": vocab_size, "pad_token_id": 0, "max_position_embeddings": 128, **SHAPE, **changes}
+    if family == "bert":
+        return BertConfig(**common)
+    if family == "roberta":
+        return RobertaConfig(**common)
+    v3 = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+    v3 |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0}
+    return DebertaV2Config(**common, **v3)
+
+
+def roughen(module: torch.nn.Module) -> None:
+    """Away from the initial state, where states hardly depend on the text."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        if parameter.dim() == 2:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+
+
+def save(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Write a model's folder."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder

@@ -1,0 +1,111 @@
+"""Every task: its shares add up to the whole, fillers change nothing, and random choices do not know the workers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.shards import ShardSet
+from urg.config import TrainConfig
+from urg.objective import weighted_sum
+from urg.training.task import TASKS, Share, Task, build_task
+
+CPU = torch.device("cpu")
+STEP = 5
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight rows of the sample, made without Ray."""
+    from data_pipeline import plan, ray_session
+    from data_pipeline.config import PrepareConfig, SampleSize
+    from data_pipeline.prepare import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
+        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
+        return prepare(PrepareConfig(output=str(tmp_path_factory.mktemp("data")), sample=SampleSize(8, 2, 2, 0)))
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request: pytest.FixtureRequest, make_config: Callable[..., TrainConfig]) -> Task:
+    """A tiny one without dropout; in eval mode, so that SummaReranker's gates are not noisy."""
+    metric = "rougeL" if request.param == "gen_fuser" else "label"
+    config = make_config(system=request.param, model__dropout=0.0, eval__metric=metric)
+    made = build_task(config, ShardSet.open(config.data.shards))
+    made.module.eval()
+    return made
+
+
+def loss(task: Task, shards: Path, parts: list[list[int]]) -> Any:
+    """The summed loss over the parts of one global batch of four rows; an empty part is a worker without a row."""
+    split = ShardSet.open(shards).split("train")
+    counts = task.counts(split, np.arange(4))
+    task.module.zero_grad()
+    total = torch.zeros(())
+    for part in parts:
+        rows = np.array(part or [0])
+        share = Share([split[int(row)] for row in rows], rows, STEP, fillers=0 if part else 1)
+        terms = task.terms(task.module, task.batch(share, CPU), counts)
+        assert terms.keys() <= task.weights.keys()
+        term = weighted_sum(terms, task.weights)
+        term.backward()
+        total = total + term.detach()
+    norm = torch.stack([p.grad.norm() for p in task.module.parameters() if p.grad is not None]).norm()
+    return total.item(), norm.item()
+
+
+def test_shares_add_up_to_the_whole_whatever_the_workers(task: Task, shards: Path) -> None:
+    whole = loss(task, shards, [[0, 1, 2, 3]])
+    assert whole[1] > 0
+    for parts in ([[0, 1], [2, 3]], [[3], [1], [0, 2], []]):
+        assert loss(task, shards, parts) == pytest.approx(whole, rel=1e-4)
+
+
+def test_real_tokens_are_no_more_than_those_computed(task: Task, shards: Path) -> None:
+    split = ShardSet.open(shards).split("train")
+    real, computed = task.tokens(task.batch(Share(split[:4], np.arange(4), STEP, 0), CPU))
+    assert 0 < real <= computed
+
+
+def test_what_is_saved_makes_a_card_and_names_its_system(task: Task, tmp_path: Path) -> None:
+    weights = {name: p.detach().clone() for name, p in task.module.named_parameters()}
+    task.save(tmp_path, weights, step=7)
+    assert (tmp_path / "model.safetensors").is_file()
+    (settings,) = [*tmp_path.glob("urg.json"), *tmp_path.glob("system.json")]
+    assert '"steps": 7' in settings.read_text()
+    assert "| label | 0.5000 |" in task.card(7, {"label": 0.5})
+
+
+@pytest.mark.parametrize("system", ["simcls", "summareranker", "gen_fuser"])  # PairRanker needs some 200 steps first
+def test_a_few_rows_are_learnt_by_heart(system: str, make_config: Callable[..., TrainConfig], shards: Path) -> None:
+    metric = "rougeL" if system == "gen_fuser" else "label"
+    config = make_config(system=system, model__dropout=0.0, eval__metric=metric, eval__max_new_tokens=24)
+    task, split = build_task(config, ShardSet.open(shards)), ShardSet.open(shards).split("train")
+    rows, examples = np.arange(2), split[:2]
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=5e-3)
+    torch.manual_seed(0)
+    for step in range(1, 101):
+        batch = task.batch(Share(examples, rows, step, 0), CPU)
+        optimizer.zero_grad()
+        weighted_sum(task.terms(task.module, batch, task.counts(split, rows)), task.weights).backward()
+        optimizer.step()
+    task.module.eval()
+    with torch.inference_mode():
+        judged = task.judge(examples, CPU)
+    if system == "gen_fuser":
+        from data_pipeline.quality.rouge import rouge
+
+        assert min(rouge([one.text for one in judged], [row.output for row in examples])["rougeL"]) > 0.9
+        return
+    for example, one in zip(examples, judged, strict=True):
+        labels = example.scores["rougeL"]
+        assert one.scores is not None
+        assert labels[np.argmax(one.scores)] >= np.sort(labels)[-2]  # of twelve
+        assert one.text == example.texts[int(np.argmax(one.scores))]

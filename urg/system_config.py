@@ -1,0 +1,55 @@
+"""The settings of the systems beside URG that `urg.train` also trains: light, as everything in urg.config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SystemName = Literal["urg", "pair_ranker", "simcls", "summareranker", "gen_fuser"]
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Rankers with an encoder: PairRanker, SimCLS, SummaReranker. The encoder is `model.base`, or random weights of the
+    shape `model.scratch` with the shards' tokenizer; dropout and chunks are those of `model` too."""
+
+    source_tokens: int = 128
+    """Tokens kept of instruction and input, special tokens counted."""
+    candidate_tokens: int = 128
+    """Tokens kept of one candidate, special tokens counted; PairRanker's two also share what a short source leaves."""
+    pairs: int = 5
+    """PairRanker: pairs of candidates drawn from a row a step; 1 or more."""
+    tasks: list[str] | None = None
+    """PairRanker, SummaReranker: the scores that the head learns, an output each. Null: `data.label` alone."""
+    pooling: Literal["first", "mean"] = "first"
+    """SimCLS, SummaReranker: a text's state is that of its first token, or the mean over its tokens (sentence
+    encoders such as MiniLM are trained for that)."""
+    inference: Literal["full", "bubble"] = "full"
+    """PairRanker on the dev split: all N(N-1) ordered pairs, or 2(N-1) of them."""
+    aggregation: Literal["max_logits", "max_wins"] = "max_logits"
+    """PairRanker with all pairs: how the comparisons make a score."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("source_tokens", 4), ("candidate_tokens", 4), ("pairs", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"ranker.{key}={getattr(self, key)}: must be at least {least}.")
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
+            raise ValueError(f"ranker.tasks={self.tasks}: name one or more different scores, or null for data.label.")
+
+
+@dataclass(frozen=True)
+class FuserConfig:
+    """GenFuser, a sequence-to-sequence model on one text that holds the `model.k` best candidates. The model is
+    `model.base`, or random weights of the shape `model.scratch` with the shards' tokenizer."""
+
+    source_tokens: int = 1024
+    """Tokens kept of the whole input: instruction, input, candidates, request."""
+    candidate_tokens: int = 128
+    """Tokens kept of one candidate."""
+    target_tokens: int = 128
+    """Tokens kept of the reference, its end counted; the longest fused text by default."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("source_tokens", 32), ("candidate_tokens", 1), ("target_tokens", 2)):
+            if getattr(self, key) < least:
+                raise ValueError(f"fuser.{key}={getattr(self, key)}: must be at least {least}.")

@@ -1,0 +1,139 @@
+"""URG as a training task: equation 11 on packed candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.shards import ShardSet, Split, TokenizedExample
+from urg.batching import Batch, collate
+from urg.config import TrainConfig
+from urg.encoder import computed_tokens
+from urg.model import URG, Settings
+from urg.model_card import model_card
+from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
+from urg.training.engine import gradient_norms
+from urg.training.plan import base_model
+from urg.training.process import seed_everything
+from urg.training.task import Judged, Share, set_dropout
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A batch, and what its candidates are selected by."""
+
+    batch: Batch
+    guide_BN: Tensor | None
+
+
+class UrgTask:
+    """Trains `urg.model.URG`."""
+
+    module: URG
+
+    def __init__(self, config: TrainConfig, shards: ShardSet) -> None:
+        self.config, self.shards = config, shards
+        self.tokenizer = shards.tokenizer()
+        self.module = build_model(config, shards)
+        self.weights = term_weights(config.loss)
+        self._with_last = needs_last(config.loss)
+
+    def counts(self, split: Split, rows: np.ndarray) -> Counts:
+        """The rows and target tokens of a global batch."""
+        config = self.config
+        return Counts.of(split.target_tokens[rows], split.n_candidates[rows], config.model.k, config.loss.reduction)
+
+    def batch(self, share: Share, device: torch.device) -> Guided:
+        """Packed candidates, references and labels."""
+        label, loss = self.config.data.label, self.config.loss
+        batch = collate(share.examples, self.shards.template, label, share.fillers).to(device)
+        return Guided(batch, guide(batch, loss, self.config.seed, share.step, share.rows))
+
+    def terms(self, forward: Callable[..., Any], batch: Guided, counts: Counts) -> dict[str, Tensor]:
+        """The terms of equation 11."""
+        own = batch.batch
+        output = forward(own.tokens_S, own.layout, own.target_BT, batch.guide_BN, self._with_last)
+        return loss_terms(output, own, self.config.loss, counts)
+
+    def tokens(self, batch: Guided) -> tuple[int, int]:
+        """Encoder tokens, and target tokens once for each decoder pass."""
+        own, passes = batch.batch, 2 if self._with_last else 1
+        lengths = own.layout.candidate_lengths
+        computed = computed_tokens(lengths, self.module.chunk_tokens, own.tokens_S.device)
+        return sum(lengths) + passes * own.target_tokens, computed + passes * own.target_BT.numel()
+
+    def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
+        """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""
+        gamma, own = self.config.loss.gamma, batch.batch
+        if self.config.engine.zero_stage == 3 or gamma == 0:
+            return {}  # under ZeRO-3 no worker holds a parameter whole
+        output = self.module(own.tokens_S, own.layout, own.target_BT, with_last=False)
+        terms = loss_terms(output, own, self.config.loss, counts)
+        norms = gradient_norms(self.module, {name: terms[name] for name in ("rank", "ce")})
+        return {"grad_ratio_rank_to_ce": gamma * norms["rank"] / max(norms["ce"], 1e-12)}
+
+    def judge(self, examples: Sequence[TokenizedExample], device: torch.device) -> list[Judged]:
+        """Rank and fuse."""
+        batch = collate(examples, self.shards.template, self.config.data.label).to(device)
+        hidden_SD = self.module.encode(batch.tokens_S, batch.layout)
+        scores_BN = self.module.rank(hidden_SD, batch.layout)
+        ids_BT = self.module.fuse(
+            hidden_SD,
+            batch.layout,
+            scores_BN,
+            num_beams=self.config.eval.num_beams,
+            max_new_tokens=self.config.eval.max_new_tokens,
+            synced_gpus=self.config.engine.zero_stage == 3,
+        )
+        texts = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        rows = zip(examples, scores_BN.double().cpu().numpy(), texts, strict=True)
+        return [Judged(scores[: len(example.models)], text) for example, scores, text in rows]
+
+    def save(self, folder: Path, weights: dict[str, Tensor], step: int) -> None:
+        """A folder that `Ensemble.from_pretrained` loads."""
+        self.module.settings = dataclasses.replace(self.module.settings, steps=step)
+        self.module.save_pretrained(folder, weights)
+        self.tokenizer.save_pretrained(folder)
+
+    def card(self, step: int, dev: Mapping[str, float]) -> str:
+        """The model card."""
+        return model_card(self.config, self.shards.manifest, step, dev)
+
+
+def build_model(config: TrainConfig, shards: ShardSet) -> URG:
+    """The model to train: the configured base, or random weights of the configured shape, for the shards' tokenizer.
+
+    Weights are equal on all workers, for they depend on the seed alone.
+    """
+    seed_everything(config.seed)
+    lengths, vocab_size = shards.lengths, len(shards.tokenizer())
+    settings = Settings(
+        k=config.model.k,
+        question_tokens=lengths.question,
+        response_tokens=lengths.response,
+        target_tokens=lengths.target,
+        label=config.data.label,
+        generated_data=bool(shards.manifest["generated"]),
+    )
+    base = base_model(config)
+    if base is None:
+        model = URG.from_scratch(vocab_size, settings, **dataclasses.asdict(config.model.scratch))
+    else:
+        model = URG.from_pretrained(base)
+        model.settings = settings
+        model.resize_to(vocab_size)
+    # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.
+    model.chunk_tokens = sys.maxsize if config.engine.zero_stage == 3 else config.model.chunk_tokens
+    model.t5.config.dropout_rate = config.model.dropout  # saved with the model
+    set_dropout(model, config.model.dropout)
+    if config.engine.activation_checkpointing:
+        model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
