@@ -17,7 +17,7 @@ from urg.batching import GlobalBatches, micro_batches
 from urg.model_card import CARD_FILE
 from urg.objective import weighted_sum
 from urg.progress import RunLog
-from urg.tracking import Tracker, last_run
+from urg.tracking import Tracker, last_run, ray_metrics
 from urg.training import checkpoints
 from urg.training.dev import DevSet
 from urg.training.engine import Engine
@@ -91,7 +91,9 @@ class Trainer:
         counts = self.task.counts(self.split, rows)
         shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, self.config.batch.accumulation)
         for micro, own in enumerate(shares):
+            asked = time.perf_counter()
             batch = self.task.batch(self._share(own, rows, step), self.engine.device)
+            self.window.waited(time.perf_counter() - asked)
             if micro == 0 and self._is_diagnostic(step):
                 found = self.task.diagnose(batch, counts)
                 self.tracker.log_metrics({f"train/{name}": value for name, value in found.items()}, step)
@@ -125,6 +127,7 @@ class Trainer:
         metrics |= {"train/grad_norm": self.engine.gradient_norm(), "train/epoch": self.state.cursor.epoch}
         metrics |= {"train/tokens": self.state.tokens, "train/skipped_steps": self.engine.skipped_steps}
         self.tracker.log_metrics(metrics, step)
+        ray_metrics.publish({**metrics, "train/step": step}, self.config.name)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
         self.log.line(f"step {step}/{self.plan.steps}  loss {loss:.4f}  {shown}  {values['tokens_per_s']:.0f} tokens/s")
 
@@ -170,6 +173,7 @@ class Trainer:
         dist.barrier()
         if self.rank == 0:
             checkpoints.commit(folder, self.state.to_json(), self.world)
+            ray_metrics.checkpoint_written(self.config.name)
         dist.barrier()
         return folder
 

@@ -15,7 +15,7 @@ class Window:
         self._reset()
 
     def _reset(self) -> None:
-        self._seconds, self._steps = 0.0, 0
+        self._seconds, self._waited, self._steps = 0.0, 0.0, 0
         self._terms: dict[str, Tensor] = {}
         self._real, self._computed = 0, 0
 
@@ -26,6 +26,10 @@ class Window:
         self._real += real
         self._computed += computed
 
+    def waited(self, seconds: float) -> None:
+        """Count the time that was spent on making a batch."""
+        self._waited += seconds
+
     def end_step(self, seconds: float) -> None:
         """Count an optimizer step and the time that it took; evaluation and checkpoints are not in it."""
         self._steps += 1
@@ -35,14 +39,14 @@ class Window:
         """Means a step over all workers, and start anew. Collective, and the only place that waits for the device.
 
         Keys: each loss term; `tokens` (real ones, encoder and decoder), `tokens_per_s`, `useful_tokens` (share of the
-        computed tokens that are real), `step_seconds`.
+        computed tokens that are real), `step_seconds` and of these `data_wait_seconds`, of this worker.
         """
         names = sorted(self._terms)
         counts = torch.tensor([self._real, self._computed], dtype=torch.float64, device=self._device)
         sums = torch.stack([self._terms[name] for name in names])
         dist.all_reduce(counts)
         dist.all_reduce(sums)
-        seconds, steps = max(1e-9, self._seconds), max(1, self._steps)
+        seconds, waited, steps = max(1e-9, self._seconds), self._waited, max(1, self._steps)
         real, computed = counts.tolist()
         values = {name: total / steps for name, total in zip(names, sums.tolist(), strict=True)}
         self._reset()
@@ -51,4 +55,5 @@ class Window:
             "tokens_per_s": real / seconds,
             "useful_tokens": real / max(1.0, computed),
             "step_seconds": seconds / steps,
+            "data_wait_seconds": waited / steps,
         }
