@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import urg.systems
 from data_pipeline.errors import UserError
 from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import Answered, AnswerStore
-from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
+from urg.systems import FOLDERS, SYSTEMS, Setup, System, SystemUnavailable
 from urg.systems.protocol import Progress, silent
 from urg.systems.single import single_models
 
@@ -52,6 +50,7 @@ def make_setup(
     ids: of all rows that will be asked for.
     """
     needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
+    _require_known(config.folders)
     return Setup(
         label=label,
         models=tuple(models),
@@ -60,18 +59,15 @@ def make_setup(
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
         progress=progress,
-        **_further(config, ids),
+        folders=dict(config.folders),
+        ids=tuple(ids),
+        device=config.device,
     )
 
 
-def _further(config: EvaluateConfig, ids: Sequence[str]) -> dict[str, Any]:
-    """What a Setup takes besides, where it does."""
-    takers = getattr(urg.systems, "FOLDERS", {})
-    if unknown := sorted(config.folders.keys() - takers) if takers else []:
-        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(takers)}")
-    known = {field.name for field in fields(Setup)}
-    further = {"folders": dict(config.folders), "ids": tuple(ids), "device": config.device}
-    return {name: value for name, value in further.items() if name in known}
+def _require_known(folders: Mapping[str, str]) -> None:
+    if unknown := sorted(folders.keys() - FOLDERS):
+        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(FOLDERS)}")
 
 
 def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
