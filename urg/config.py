@@ -18,7 +18,8 @@ RANK_METRICS = ("label", "hit@1", "mrr", "ndcg", "spearman", "kendall", "pearson
 DEV_METRICS = (*TEXT_METRICS, *RANK_METRICS)
 
 
-def _require(holds: bool, key: str, value: object, mend: str) -> None:
+def require(holds: bool, key: str, value: object, mend: str) -> None:
+    """Raise ValueError, naming the setting, its value and the mend, where a condition does not hold."""
     if not holds:
         raise ValueError(f"{key}={value!r}: {mend}")
 
@@ -58,9 +59,9 @@ class ModelConfig:
     """Padded tokens that the encoder takes in one chunk; bounds memory, changes no result. ZeRO-3 takes all at once."""
 
     def __post_init__(self) -> None:
-        _require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1).")
-        _require(self.chunk_tokens >= 1, "model.chunk_tokens", self.chunk_tokens, "must be positive.")
+        require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1).")
+        require(self.chunk_tokens >= 1, "model.chunk_tokens", self.chunk_tokens, "must be positive.")
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for key in ("gamma", "beta"):
-            _require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
-        _require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
-        _require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
-        _require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
+            require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
+        require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
+        require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ class OptimConfig:
     """Largest norm of the global gradient; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "must be positive.")
-        _require(self.clip >= 0, "optim.clip", self.clip, "must be 0 (off) or positive.")
-        _require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "is a share of lr, 0 to 1.")
-        _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "is a share of the steps, 0 to 1.")
+        require(self.lr > 0, "optim.lr", self.lr, "must be positive.")
+        require(self.clip >= 0, "optim.clip", self.clip, "must be 0 (off) or positive.")
+        require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "is a share of lr, 0 to 1.")
+        require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "is a share of the steps, 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,13 @@ class DataConfig:
     """The part, 0 to `folds` - 1, that takes the place of the dev split; the others are trained on."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all."
-        )
-        _require(self.folds is None or self.folds >= 2, "data.folds", self.folds, "must be at least 2, or null.")
+        require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all.")
+        require(self.folds is None or self.folds >= 2, "data.folds", self.folds, "must be at least 2, or null.")
         if self.folds is None:
-            _require(self.fold is None, "data.fold", self.fold, "needs data.folds, the number of parts.")
+            require(self.fold is None, "data.fold", self.fold, "needs data.folds, the number of parts.")
         else:
             valid = self.fold is not None and 0 <= self.fold < self.folds
-            _require(valid, "data.fold", self.fold, f"must be one of the parts 0 to {self.folds - 1}.")
+            require(valid, "data.fold", self.fold, f"must be one of the parts 0 to {self.folds - 1}.")
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,8 @@ class BatchConfig:
     """Micro-batches a worker takes for one step. The global batch is micro × accumulation × workers."""
 
     def __post_init__(self) -> None:
-        _require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1.")
-        _require(self.accumulation >= 1, "batch.accumulation", self.accumulation, "must be at least 1.")
+        require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1.")
+        require(self.accumulation >= 1, "batch.accumulation", self.accumulation, "must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,10 @@ class EvalConfig:
     """Longest fused text, in tokens."""
 
     def __post_init__(self) -> None:
-        _require(self.metric in DEV_METRICS, "eval.metric", self.metric, f"choose one of {', '.join(DEV_METRICS)}.")
+        require(self.metric in DEV_METRICS, "eval.metric", self.metric, f"choose one of {', '.join(DEV_METRICS)}.")
         for key in ("every", "batch", "num_beams", "max_new_tokens"):
-            _require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1.")
-        _require(self.rows is None or self.rows >= 1, "eval.rows", self.rows, "must be at least 1, or null for all.")
+            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1.")
+        require(self.rows is None or self.rows >= 1, "eval.rows", self.rows, "must be at least 1, or null for all.")
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,8 @@ class EngineConfig:
     """Seconds after which a collective that does not return fails the worker."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 1, "engine.workers", self.workers, "at least one worker must train.")
-        _require(self.cpus_per_worker >= 1, "engine.cpus_per_worker", self.cpus_per_worker, "must be at least 1.")
+        require(self.workers >= 1, "engine.workers", self.workers, "at least one worker must train.")
+        require(self.cpus_per_worker >= 1, "engine.cpus_per_worker", self.cpus_per_worker, "must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ class TrackingConfig:
     """Steps between logged points."""
 
     def __post_init__(self) -> None:
-        _require(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1.")
+        require(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -294,35 +293,35 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")
-        _require(bool(valid), "name", self.name, "must be a plain folder name.")
-        _require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
-        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1.")
-        _require(self.epochs > 0, "epochs", self.epochs, "must be positive.")
-        _require(
+        require(bool(valid), "name", self.name, "must be a plain folder name.")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1.")
+        require(self.epochs > 0, "epochs", self.epochs, "must be positive.")
+        require(
             self.eval.metric != "bertscore" or self.eval.bertscore_model is not None,
             "eval.metric",
             self.eval.metric,
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
         )
-        _require(
+        require(
             self.system != "gen_fuser" or self.eval.metric in TEXT_METRICS,
             "eval.metric",
             self.eval.metric,
             f"gen_fuser does not rank; choose one of {', '.join(TEXT_METRICS)}.",
         )
-        _require(
+        require(
             self.engine.zero_stage != 3 or self.ranker.inference == "full",
             "ranker.inference",
             self.ranker.inference,
             "under engine.zero_stage 3 all workers must make as many passes; use full.",
         )
-        _require(
+        require(
             self.checkpoint_every is None or self.checkpoint_every >= 1,
             "checkpoint_every",
             self.checkpoint_every,
             "must be at least 1, or null for one at each evaluation.",
         )
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1.")
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1.")
 
     @property
     def global_batch(self) -> int:
@@ -358,7 +357,7 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         for key in ("k", "num_beams", "max_new_tokens", "batch_size"):
             value = getattr(self, key)
-            _require(value is None or value >= 1, key, value, "must be at least 1.")
+            require(value is None or value >= 1, key, value, "must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -387,134 +386,3 @@ class PretrainConfig:
     """Also learn to rank copies of a text by how much they are damaged (ROUGE-L against the clean text)."""
     shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
     """The model's shape."""
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """How the pairwise verdicts of a judge (`cmp_results`) are read."""
-
-    vicuna: str = "vicuna-13b-1.1"
-    """The model that beat_vic compares with, as the data name it."""
-    open_assistant: str = "oasst-sft-4-pythia-12b-epoch-3.5"
-    """The model that beat_oa compares with, as the data name it."""
-    scoring: Literal["points", "margin"] = "points"
-    """What gpt_rank goes by: points (1 and -1; both good 0.5, both bad -0.5 for both) or margin, where ties cancel."""
-
-
-@dataclass(frozen=True)
-class StatisticsConfig:
-    """Confidence intervals of means, and tests of differences; both pair the systems by row."""
-
-    resamples: int = 2000
-    """Resamples of the rows for intervals, 100 or more; 0 for no intervals."""
-    confidence: float = 0.95
-    """Coverage of the intervals, in (0, 1)."""
-    test: Literal["permutation", "bootstrap"] = "permutation"
-    """Two-sided paired test: the signs of the rows' differences flipped at random, or the rows resampled."""
-    trials: int = 10000
-    """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
-    pairs: str | None = None
-    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all."""
-    metrics: str = "label,bertscore,bartscore,bleurt,rougeL"
-    """Metrics whose differences are tested, where they have values; each is corrected by itself."""
-
-    def __post_init__(self) -> None:
-        enough = self.resamples == 0 or self.resamples >= 100
-        _require(enough, "statistics.resamples", self.resamples, "must be 0 (no intervals), or 100 or more.")
-        _require(self.trials >= 0, "statistics.trials", self.trials, "must be 0 (no test) or more.")
-        _require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "must be in (0, 1).")
-        for pair in self.pairs.split(",") if self.pairs is not None else ():
-            _require(":" in pair.strip()[1:-1], "statistics.pairs", pair, "write a pair as SYSTEM:OTHER.")
-
-
-@dataclass(frozen=True)
-class HumanConfig:
-    """The human comparison of two systems (`--experiment human`)."""
-
-    first: str = "llm_blender"
-    """One of the two systems: ours, a model among the candidates, or `reference`."""
-    second: str = "urg"
-    """The other."""
-    pairs: int = 200
-    """Rows that are drawn for the sheet."""
-    ratings: tuple[str, ...] = ()
-    """The filled sheets, a CSV a rater; empty: write the sheet instead."""
-
-    def __post_init__(self) -> None:
-        _require(self.pairs >= 1, "human.pairs", self.pairs, "at least one pair must be rated.")
-        _require(self.first != self.second, "human.second", self.second, "compare two different systems.")
-        _require(
-            len(self.ratings) != 1, "human.ratings", self.ratings, "agreement needs the sheets of 2 raters or more."
-        )
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is evaluated, on what, and where the results go."""
-
-    shards: str = ""
-    """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set). Needed."""
-    output: str = ""
-    """Folder for what is written; made if absent, files of the same names replaced. Needed."""
-    model: str | None = None
-    """Folder of a trained URG. Null: single models, floors and oracle only."""
-    folders: dict[str, str] = field(default_factory=dict)
-    """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
-    {pair_ranker: runs/pairs/model}."""
-    systems: str = "all"
-    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model."""
-    list: bool = False
-    """Print the systems and metrics there are as JSON, and do nothing else."""
-    experiment: Literal["noise", "human", "cases"] | None = None
-    """Instead of the comparison: noise (Table 5 of the paper), human (Table 6), cases (Table 8)."""
-    split: str = "test"
-    """Name of the split."""
-    label: str | None = None
-    """The score that a pick is judged by, higher is better. Null: the one that the model was trained to rank by."""
-    bertscore_model: str | None = None
-    """Hub id or folder of BERTScore's encoder; null: no BERTScore. LLM-Blender uses bert-base-multilingual-cased."""
-    bartscore_model: str | None = None
-    """Hub id or folder of BARTScore's model; null: no BARTScore. The papers use facebook/bart-large-cnn."""
-    bleurt_model: str | None = None
-    """Hub id or folder of BLEURT's model; null: no BLEURT."""
-    rows: int | None = None
-    """Use the first so many rows only; null for all."""
-    num_beams: int = 4
-    """Beams when fusing; 1 is greedy."""
-    max_new_tokens: int | None = None
-    """Longest fused text, in tokens; null: the model's default."""
-    batch_size: int = 16
-    """Rows that the model ranks and fuses at once."""
-    device: str | None = None
-    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
-    seed: int = 0
-    """Seeds the random system, the resampling, and what experiments draw."""
-    workers: int = 0
-    """Ray Data actors that answer, a CPU (and a GPU where device is cuda) each; 0: this process does."""
-    fresh: bool = False
-    """Answer anew what an earlier run with the same data, model and options left in the output folder."""
-    cases: int = 9
-    """Rows that the report shows with all their candidates; 0 for none."""
-    track: bool = True
-    """Add the results to MLflow, where the run folder of the model's training is at hand: to the run that trained it,
-    and as a run of their own with one below it for each system."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """How a judge's verdicts are read."""
-    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
-    """Intervals and tests."""
-    human: HumanConfig = field(default_factory=HumanConfig)
-    """The human comparison."""
-
-    def __post_init__(self) -> None:
-        for key in ("rows", "num_beams", "max_new_tokens", "batch_size"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: must be at least 1.")
-        needed = [] if self.list else ["output"] if self.human.ratings else ["shards", "output"]
-        for key in needed:
-            if not getattr(self, key):
-                raise ValueError(f"{key}: name the folder by --{key}.")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers}: must be 0 (this process) or more.")
-        if self.cases < 0:
-            raise ValueError(f"cases={self.cases}: must be 0 (none) or more.")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from urg.evaluation.answering import Load

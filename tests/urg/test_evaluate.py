@@ -20,9 +20,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.quality.rouge import rouge
 from data_pipeline.shards import ShardSet, TokenizedExample
 from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
-from urg.config import StatisticsConfig
 from urg.evaluate import EvaluateConfig, evaluate
 from urg.evaluation.comparison import METRICS, Comparison, compare, gaps
+from urg.evaluation.config import StatisticsConfig
 from urg.evaluation.judge import JUDGE_METRICS
 from urg.evaluation.rank_metrics import RANK_METRICS, hit_at_1, ndcg, spearman
 from urg.evaluation.table import best, plain_table, print_table
@@ -362,7 +362,7 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     run(rows)
     predictions = run.folder / "predictions.jsonl"
     for content in ("one", "two"):
-        predictions.write_text(content)
+        predictions.write_text("".join(json.dumps({"id": row.id, "text": content}) + "\n" for row in rows))
         run(rows, folders={"imported": str(predictions)})
     run(rows, fresh=True)
     assert len(run.stub.calls) == 8

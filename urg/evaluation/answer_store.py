@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.results import write_parquet
 from urg.systems.protocol import KINDS, Answer, Kind
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import Answered, AnswerStore
+from urg.evaluation.config import EvaluateConfig
 from urg.systems import FOLDERS, SYSTEMS, Setup, System, SystemUnavailable
 from urg.systems.protocol import Progress, silent
 from urg.systems.single import single_models

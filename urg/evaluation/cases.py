@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.report_cases import cases_html, choose_cases
 
 if TYPE_CHECKING:

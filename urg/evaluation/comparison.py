@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from urg.config import JudgeConfig
+from urg.evaluation.config import JudgeConfig
 from urg.evaluation.judge import (
     JUDGE_METRICS,
     NO_VERDICTS,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from urg.evaluation.answering import Load

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from urg.config import JudgeConfig
+from urg.evaluation.config import JudgeConfig
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample

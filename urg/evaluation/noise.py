@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 from urg.systems.protocol import Answer, Fuser
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import Answered, answer_of, fields_of
+from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, SystemUnavailable
 from urg.systems.protocol import Progress, System, silent
 

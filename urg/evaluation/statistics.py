@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from urg.config import StatisticsConfig
 from urg.evaluation.comparison import METRICS, Comparison
+from urg.evaluation.config import StatisticsConfig
 
 Floats = NDArray[np.float64]
 BLOCK = 4_000_000  # entries of a block of resampled weights: 32 MB

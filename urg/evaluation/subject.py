@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.results import Provenance
 
 if TYPE_CHECKING:

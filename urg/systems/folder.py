@@ -55,7 +55,7 @@ def named_folder(setup: Setup, name: str) -> str:
     """The folder or file that was named for a system. SystemUnavailable where none was."""
     folder = setup.folders.get(name)
     if not folder:
-        raise SystemUnavailable(f"it needs {FOLDERS[name]}, and none was named for {name}")
+        raise SystemUnavailable("no folder or file was named by --folders.NAME; --list says what each of these needs")
     return folder
 
 

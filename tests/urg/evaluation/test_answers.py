@@ -14,7 +14,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tests.urg.made_up import random_rows
-from urg.config import EvaluateConfig
+from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
 from urg.systems import SYSTEMS

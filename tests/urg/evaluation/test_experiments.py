@@ -18,8 +18,8 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet, TokenizedExample
 from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
-from urg.config import EvaluateConfig, HumanConfig
 from urg.evaluation.cases import run_cases
+from urg.evaluation.config import EvaluateConfig, HumanConfig
 from urg.evaluation.human import COLUMNS, CRITERIA, fleiss_kappa, preference, run_human
 from urg.evaluation.noise import VARIANTS, change_interval, fuse_all, run_noise, table5
 from urg.systems import Fusion, Scores

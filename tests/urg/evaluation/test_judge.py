@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.shards import TokenizedExample
 from tests.urg.made_up import row
-from urg.config import JudgeConfig
+from urg.evaluation.config import JudgeConfig
 from urg.evaluation.judge import (
     ITSELF,
     JUDGE_METRICS,

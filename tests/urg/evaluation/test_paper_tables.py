@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.urg.made_up import StubEnsemble, random_rows, row
-from urg.config import StatisticsConfig
 from urg.evaluation.comparison import Comparison, compare
+from urg.evaluation.config import StatisticsConfig
 from urg.evaluation.paper_tables import differences, is_mixinstruct, poster, published, sheets, table2
 from urg.evaluation.results import Provenance
 from urg.evaluation.sheet import Group, Line, Sheet, as_html, as_json, latex, markdown, plain

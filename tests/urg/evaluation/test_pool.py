@@ -12,9 +12,9 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
 from tests.urg.made_up import StubEnsemble
-from urg.config import EvaluateConfig
 from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
+from urg.evaluation.config import EvaluateConfig
 from urg.systems import Answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urg.config import StatisticsConfig
+from urg.evaluation.config import StatisticsConfig
 from urg.evaluation.statistics import (
     bootstrap_intervals,
     bootstrap_p,

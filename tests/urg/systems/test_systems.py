@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards import TokenizedExample
 from urg.ensemble import Fused, Query, Ranking
-from urg.systems import SYSTEMS, FusedBy, Fusion, Ranked, Scores, Setup, SystemUnavailable, build_systems
+from urg.systems import FOLDERS, SYSTEMS, FusedBy, Fusion, Ranked, Scores, Setup, SystemUnavailable, build_systems
 
 NAN = float("nan")
 NO_TOKENS = np.zeros(0, dtype=np.int32)
@@ -116,12 +116,11 @@ def test_urg_without_a_model_is_left_out_with_the_reason() -> None:
         SYSTEMS["urg"](setup())
 
 
-def test_a_system_without_its_folder_is_left_out_with_what_it_needs() -> None:
+def test_a_system_without_its_folder_is_left_out_and_told_where_its_need_stands() -> None:
     _, unavailable = build_systems(setup(folders={}))
     assert unavailable.keys() == SYSTEMS.keys() - {"random", "longest", "oracle"}
-    assert "urg.train --system simcls`, and none was named for simcls" in unavailable["simcls"]
-    assert unavailable["llm_blender"] == unavailable["pair_ranker"] == unavailable["pair_ranker_bubble"]
-    assert "none was named for imported" in unavailable["imported"]
+    assert "--folders.NAME; --list" in unavailable["simcls"]
+    assert "urg.train --system simcls" in FOLDERS["simcls"]  # what --list prints
     with pytest.raises(UserError, match="no system takes a folder named pairranker; those that do: mlm_scoring"):
         build_systems(setup(folders={"pairranker": "x"}))
 

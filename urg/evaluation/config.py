@@ -1,0 +1,139 @@
+"""Configuration of `python -m urg.evaluate`, every setting with its meaning, unit and range. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from urg.config import require
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How the pairwise verdicts of a judge (`cmp_results`) are read."""
+
+    vicuna: str = "vicuna-13b-1.1"
+    """The model that beat_vic compares with, as the data name it."""
+    open_assistant: str = "oasst-sft-4-pythia-12b-epoch-3.5"
+    """The model that beat_oa compares with, as the data name it."""
+    scoring: Literal["points", "margin"] = "points"
+    """What gpt_rank goes by: points (1 and -1; both good 0.5, both bad -0.5 for both) or margin, where ties cancel."""
+
+
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """Confidence intervals of means, and tests of differences; both pair the systems by row."""
+
+    resamples: int = 2000
+    """Resamples of the rows for intervals, 100 or more; 0 for no intervals."""
+    confidence: float = 0.95
+    """Coverage of the intervals, in (0, 1)."""
+    test: Literal["permutation", "bootstrap"] = "permutation"
+    """Two-sided paired test: the signs of the rows' differences flipped at random, or the rows resampled."""
+    trials: int = 10000
+    """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
+    pairs: str | None = None
+    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all."""
+    metrics: str = "label,bertscore,bartscore,bleurt,rougeL"
+    """Metrics whose differences are tested, where they have values; each is corrected by itself."""
+
+    def __post_init__(self) -> None:
+        enough = self.resamples == 0 or self.resamples >= 100
+        require(enough, "statistics.resamples", self.resamples, "must be 0 (no intervals), or 100 or more.")
+        require(self.trials >= 0, "statistics.trials", self.trials, "must be 0 (no test) or more.")
+        require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "must be in (0, 1).")
+        for pair in self.pairs.split(",") if self.pairs is not None else ():
+            require(":" in pair.strip()[1:-1], "statistics.pairs", pair, "write a pair as SYSTEM:OTHER.")
+
+
+@dataclass(frozen=True)
+class HumanConfig:
+    """The human comparison of two systems (`--experiment human`)."""
+
+    first: str = "llm_blender"
+    """One of the two systems: ours, a model among the candidates, or `reference`."""
+    second: str = "urg"
+    """The other."""
+    pairs: int = 200
+    """Rows that are drawn for the sheet."""
+    ratings: tuple[str, ...] = ()
+    """The filled sheets, a CSV a rater; empty: write the sheet instead."""
+
+    def __post_init__(self) -> None:
+        require(self.pairs >= 1, "human.pairs", self.pairs, "at least one pair must be rated.")
+        require(self.first != self.second, "human.second", self.second, "compare two different systems.")
+        require(
+            len(self.ratings) != 1, "human.ratings", self.ratings, "agreement needs the sheets of 2 raters or more."
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated, on what, and where the results go."""
+
+    shards: str = ""
+    """A prepared set, or the output folder of `python -m data_pipeline.prepare` (then its newest set). Needed."""
+    output: str = ""
+    """Folder for what is written; made if absent, files of the same names replaced. Needed."""
+    model: str | None = None
+    """Folder of a trained URG. Null: single models, floors and oracle only."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
+    {pair_ranker: runs/pairs/model}."""
+    systems: str = "all"
+    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model."""
+    list: bool = False
+    """Print the systems and metrics there are as JSON, and do nothing else."""
+    experiment: Literal["noise", "human", "cases"] | None = None
+    """Instead of the comparison: noise (Table 5 of the paper), human (Table 6), cases (Table 8)."""
+    split: str = "test"
+    """Name of the split."""
+    label: str | None = None
+    """The score that a pick is judged by, higher is better. Null: the one that the model was trained to rank by."""
+    bertscore_model: str | None = None
+    """Hub id or folder of BERTScore's encoder; null: no BERTScore. LLM-Blender uses bert-base-multilingual-cased."""
+    bartscore_model: str | None = None
+    """Hub id or folder of BARTScore's model; null: no BARTScore. The papers use facebook/bart-large-cnn."""
+    bleurt_model: str | None = None
+    """Hub id or folder of BLEURT's model; null: no BLEURT."""
+    rows: int | None = None
+    """Use the first so many rows only; null for all."""
+    num_beams: int = 4
+    """Beams when fusing; 1 is greedy."""
+    max_new_tokens: int | None = None
+    """Longest fused text, in tokens; null: the model's default."""
+    batch_size: int = 16
+    """Rows that the model ranks and fuses at once."""
+    device: str | None = None
+    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
+    seed: int = 0
+    """Seeds the random system, the resampling, and what experiments draw."""
+    workers: int = 0
+    """Ray Data actors that answer, a CPU (and a GPU where device is cuda) each; 0: this process does."""
+    fresh: bool = False
+    """Answer anew what an earlier run with the same data, model and options left in the output folder."""
+    cases: int = 9
+    """Rows that the report shows with all their candidates; 0 for none."""
+    track: bool = True
+    """Add the results to MLflow, where the run folder of the model's training is at hand: to the run that trained it,
+    and as a run of their own with one below it for each system."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """How a judge's verdicts are read."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """Intervals and tests."""
+    human: HumanConfig = field(default_factory=HumanConfig)
+    """The human comparison."""
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "num_beams", "max_new_tokens", "batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1.")
+        needed = [] if self.list else ["output"] if self.human.ratings else ["shards", "output"]
+        for key in needed:
+            if not getattr(self, key):
+                raise ValueError(f"{key}: name the folder by --{key}.")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: must be 0 (this process) or more.")
+        if self.cases < 0:
+            raise ValueError(f"cases={self.cases}: must be 0 (none) or more.")
