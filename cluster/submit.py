@@ -26,7 +26,6 @@ MODULES = {
     "train": "urg.train",
     "evaluate": "urg.evaluate",
     "sweep": "tuning.sweep",
-    "reproduce": "tuning.reproduce",
 }
 
 

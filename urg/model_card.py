@@ -56,7 +56,9 @@ A `{config.system}`, trained as a baseline of URG by the same trainer. Started f
 def _data(config: TrainConfig, manifest: Mapping[str, Any]) -> str:
     split = manifest["splits"][config.data.train_split]
     generated = "generated (simulated models)" if manifest["generated"] else "answers of real models"
-    return f"""- Data: {split["rows"]} training rows, {generated}, prepared set `{manifest["key"]}`; candidates
+    rows = min(split["rows"], config.data.limit or split["rows"])
+    part = f" but part {config.data.fold} of {config.data.folds}" if config.data.folds else ""
+    return f"""- Data: {rows} training rows{part}, {generated}, prepared set `{manifest["key"]}`; candidates
   ranked by the score `{config.data.label}`. Its licence and biases are those of the data and of the base model."""
 
 

@@ -53,8 +53,10 @@ def main(config: TrainConfig) -> None:
     model = train(config)
     print(f"model: {model}")
     shards, output = config.data.shards, model.with_name("evaluation")
-    named = "--model" if config.system == "urg" else f"--folders.{config.system}"
-    print(f"next:  python -m urg.evaluate {named} {model} --shards {shards} --output {output}")
+    named = f"--model {model}"
+    if config.system != "urg":  # which brings no label of its own
+        named = f"--folders.{config.system} {model} --label {config.data.label}"
+    print(f"next:  python -m urg.evaluate {named} --shards {shards} --output {output}")
 
 
 def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
@@ -176,11 +178,21 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
         follower.start()
         try:
             _trainer(job).fit()
+        except Exception as error:
+            _raise_refusal(run, error)
+            raise
         finally:
             finished.set()
             follower.join(timeout=5)
+    _raise_refusal(run)
+
+
+def _raise_refusal(run: Path, cause: Exception | None = None) -> None:
+    """Raise UserError with what the workers said, where they said why they cannot train."""
+    from urg.training.state import REFUSAL
+
     if (run / REFUSAL).exists():
-        raise UserError((run / REFUSAL).read_text())
+        raise UserError((run / REFUSAL).read_text()) from cause
 
 
 def _trainer(job: Job) -> TorchTrainer:

@@ -220,7 +220,7 @@ def test_a_task_that_the_data_have_no_score_for_is_named(make: Make) -> None:
     from data_pipeline.shards import ShardSet
     from urg.training.task import build_task
 
-    for tasks, sentence in (("[nothing]", "ranker.tasks names nothing"), ("[rougeL,rouge1]", "simcls has one score")):
+    for tasks, sentence in (("[nothing]", "has the score nothing"), ("[rougeL,rouge1]", "simcls has one score")):
         config = make(system="simcls", ranker__tasks=tasks)
         with pytest.raises(UserError, match=sentence):
             build_task(config, ShardSet.open(config.data.shards))

@@ -40,8 +40,19 @@ def open_subject(config: EvaluateConfig) -> Subject:
     rows, label = _rows(shards, config), _label(shards, config, model)
     data = _data_facts(shards, config.split, rows, label)
     # Pinned: a later `prepare` under the same root must not change the data of a pool's actors.
-    config = replace(config, shards=str(shards.folder), model=model.get("folder"))
+    config = replace(config, shards=str(shards.folder), model=model.get("folder"), **_absolute(config))
     return Subject(rows, label, config, Provenance(data, model, asdict(config), notes(data, model)))
+
+
+def _absolute(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that name models or files: those that are there as absolute paths, hub ids as they are."""
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name
+
+    metrics = ("bertscore_model", "bartscore_model", "bleurt_model")
+    folders = {system: str(absolute(name)) for system, name in config.folders.items()}
+    return {"folders": folders, **{key: absolute(getattr(config, key)) for key in metrics}}
 
 
 def model_facts(folder: str | None) -> dict[str, Any]:

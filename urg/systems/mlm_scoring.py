@@ -48,10 +48,10 @@ class MaskedScorer:
         self.limit = min(text_tokens + specials, position_limit(model))
 
     def scores(self, rows: Sequence[TokenizedExample]) -> list[Scores]:
-        """PLL [N] of each row's candidates; a text that several rows have is scored once."""
+        """PLL [N] of each row's candidates, a blank one's below all others; a text of several rows is scored once."""
         texts = list(dict.fromkeys(text for row in rows for text in row.texts))
         known = dict(zip(texts, self.pseudo_log_likelihoods(texts), strict=True))
-        return [np.array([known[text] for text in row.texts], dtype=np.float64) for row in rows]
+        return [_without_blanks(row, np.array([known[text] for text in row.texts], dtype=np.float64)) for row in rows]
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """PLL of each text; 0 for one without a token."""
@@ -84,6 +84,12 @@ class MaskedScorer:
             logits_C1V = self.model(input_ids=ids_CL.to(device), attention_mask=mask_CL.to(device)).logits
         log_p_CV = logits_C1V[:, 0].float().log_softmax(dim=-1)
         return log_p_CV.gather(1, token_C.to(device)[:, None])[:, 0].double().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _without_blanks(row: TokenizedExample, pll_N: Scores) -> Scores:
+    """A text without a token has PLL 0, the best there is: an empty answer is put last instead."""
+    blank_N = np.array([not text.strip() for text in row.texts])
+    return np.where(blank_N, pll_N.min() - 1.0, pll_N)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ class Evaluation:
 
 def record_evaluation(run: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Append an evaluation to the run's file."""
-    line = json.dumps({"step": step, "seconds": time.time(), "metrics": dict(metrics)})
-    with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    line = json.dumps({"step": step, "seconds": time.time(), "metrics": dict(metrics)}).encode() + b"\n"
+    with (run / EVALUATIONS).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line  # a kill cut the last line off
+        file.write(line)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:

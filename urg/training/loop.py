@@ -13,6 +13,7 @@ import numpy as np
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardSet
 from urg.batching import GlobalBatches, micro_batches
 from urg.model_card import CARD_FILE
 from urg.objective import weighted_sum
@@ -26,7 +27,7 @@ from urg.training.guard import NonFiniteGuard
 from urg.training.plan import Plan, open_data, training_and_dev, training_rows
 from urg.training.process import prepare_process, seed_everything
 from urg.training.state import REFUSAL, Job, TrainState
-from urg.training.task import Share, build_task
+from urg.training.task import Share, Task, build_task
 from urg.training.window import Window
 
 UNDEFINED = -1e30
@@ -38,11 +39,15 @@ def train_worker(settings: dict[str, Job]) -> None:
     import ray.train
 
     job, context = settings["job"], ray.train.get_context()
-    try:
-        trainer = Trainer(job, context.get_world_rank(), context.get_world_size())
-    except UserError as error:  # the same on every worker: no retry would help
-        (job.run / REFUSAL).write_text(str(error))
+    prepare_process(job.config)
+    opened = _open(job)
+    refusals: list[str | None] = [None] * context.get_world_size()
+    dist.all_gather_object(refusals, opened if isinstance(opened, str) else None)
+    refusal = next(filter(None, refusals), None)  # of any worker: one that went on alone would wait for the others
+    if isinstance(opened, str) or refusal:
+        (job.run / REFUSAL).write_text(str(refusal))  # no retry would help
         return
+    trainer = Trainer(job, context.get_world_rank(), context.get_world_size(), *opened)
     tracker = trainer.start_tracking()
     try:
         trainer.fit(tracker)
@@ -52,18 +57,25 @@ def train_worker(settings: dict[str, Job]) -> None:
         raise
 
 
+def _open(job: Job) -> tuple[ShardSet, Task] | str:
+    """The data and what to train; or why this worker, on its node, cannot have them."""
+    try:
+        shards = open_data(job.config)
+        return shards, build_task(job.config, shards)
+    except UserError as error:
+        return str(error)
+
+
 class Trainer:
     """A worker's part of a run."""
 
-    def __init__(self, job: Job, rank: int, world: int) -> None:
+    def __init__(self, job: Job, rank: int, world: int, shards: ShardSet, task: Task) -> None:
         self.job, self.config, self.rank, self.world = job, job.config, rank, world
-        prepare_process(self.config)
         self.log = RunLog(job.run / "train.log")
-        self.shards = open_data(self.config)
+        self.shards, self.task = shards, task
         self.split, _ = training_and_dev(self.config, self.shards)
         self.plan = Plan.of(self.config, training_rows(self.config, self.split))
         self.batches = GlobalBatches(self.plan.rows, self.config.global_batch, self.config.seed)
-        self.task = build_task(self.config, self.shards)
         self.engine = Engine(self.task.module, self.config, world)
         self.dev = DevSet(self.config, self.shards, rank, world)
         self.state = self._resume()
@@ -196,6 +208,8 @@ class Trainer:
             raise UserError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
         self.engine.load(folder)
         state = TrainState.from_json(stored)
+        if folder.parent != self.job.run:  # another run's best is no model of this one
+            state.best_metric, state.best_step = None, 0
         if self.rank == 0:
             self.log.line(f"resuming from {folder} at step {state.step}")
             if state.best_step == state.step:  # the run may have ended before this model was published

@@ -33,11 +33,16 @@ def ranker(family: str = "bert", tasks: tuple[str, ...] = ("quality",), **change
     return model
 
 
-def published_ids(tokenizer: Any, source: str, first: str, second: str, limits: tuple[int, int]) -> list[int]:
-    """The input as the model card of PairRM-hf builds it, from three texts, a pair at a time."""
+def slow_ids(
+    tokenizer: Any, source: str, first: str, second: str, limits: tuple[int, int], fills_up: bool
+) -> list[int]:
+    """The input as the model card of PairRM-hf builds it, from three texts, a pair at a time.
+
+    fills_up: as there, what a short source leaves is the candidates'.
+    """
     first, second = (text.replace("[SEP]", " ").replace("<|candidate1|>", " ") for text in (first, second))
     ids = list(tokenizer.encode("<|source|>" + source, max_length=limits[0], truncation=True))
-    room = (limits[0] + 2 * limits[1] - len(ids)) // 2
+    room = (limits[0] + 2 * limits[1] - len(ids)) // 2 if fills_up else limits[1]
     ids += tokenizer.encode("<|candidate1|>" + first, max_length=room, truncation=True)
     return ids + tokenizer.encode("<|candidate2|>" + second, max_length=room, truncation=True)
 
@@ -56,13 +61,15 @@ def slow_logit(encoder: Any, head: dict[str, torch.Tensor], tokenizer: Any, ids:
     return float(both[0] - both[1])
 
 
-def slow_matrix(encoder: Any, head: dict[str, torch.Tensor], tokenizer: Any, limits: tuple[int, int], made: Any) -> Any:
+def slow_matrix(
+    encoder: Any, head: dict[str, torch.Tensor], tokenizer: Any, limits: tuple[int, int], made: Any, fills_up: bool
+) -> Any:
     source = f"{made.instruction}\n{made.input}"
     matrix = np.zeros((len(made.texts), len(made.texts)))
     for i, left in enumerate(made.texts):
         for j, right in enumerate(made.texts):
             if i != j:
-                ids = published_ids(tokenizer, source, left, right, limits)
+                ids = slow_ids(tokenizer, source, left, right, limits, fills_up)
                 matrix[i, j] = slow_logit(encoder, head, tokenizer, ids)
     return matrix
 
@@ -85,7 +92,7 @@ def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, 
     with torch.inference_mode():
         matrices, places = model.matrices(ROWS), model.bubble(ROWS)
         for made, matrix, place in zip(ROWS, matrices, places, strict=True):
-            slow = slow_matrix(model.pretrained_model, head, tokenizer, (SOURCE, CANDIDATE), made)
+            slow = slow_matrix(model.pretrained_model, head, tokenizer, (SOURCE, CANDIDATE), made, fills_up=False)
             np.testing.assert_allclose(matrix, slow, atol=2e-5)
             n = len(made.texts)
             mean = [sum(slow[i, j] - slow[j, i] for j in range(n)) / n for i in range(n)]
@@ -150,7 +157,7 @@ def test_a_folder_in_pairrms_layout_gives_the_scores_of_its_published_code(
         rows.append(row("long", ["two " * 500, "one"], instruction="what " * 2000))
     with torch.inference_mode():
         for made, matrix in zip(rows, model.matrices(rows), strict=True):
-            slow = slow_matrix(encoder, layers, tokenizer, (1224, 412), made)
+            slow = slow_matrix(encoder, layers, tokenizer, (1224, 412), made, fills_up=True)
             np.testing.assert_allclose(matrix, slow, atol=5e-5)
             assert np.abs(slow).max() > 0.001
 

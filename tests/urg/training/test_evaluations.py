@@ -14,4 +14,6 @@ def test_a_step_keeps_its_first_evaluation_and_a_cut_line_is_passed_over(tmp_pat
     record_evaluation(tmp_path, 20, {"rougeL": 0.9})
     with (tmp_path / EVALUATIONS).open("a") as file:
         file.write('{"step": 30, "sec')
-    assert [(e.step, e.metrics) for e in read_evaluations(tmp_path)] == [(10, {"rougeL": 0.1}), (20, {"rougeL": 0.2})]
+    record_evaluation(tmp_path, 30, {"rougeL": 0.3})  # the step again, after the kill
+    found = [(e.step, e.metrics["rougeL"]) for e in read_evaluations(tmp_path)]
+    assert found == [(10, 0.1), (20, 0.2), (30, 0.3)]

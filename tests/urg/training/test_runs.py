@@ -106,6 +106,7 @@ def test_a_new_run_can_start_from_a_checkpoint_of_another(make_config: Make, ray
     rest = make_config("rest", resume=first, eval__every=6)
     train(rest)
     assert sorted(_losses(Path(rest.storage) / "rest")) == [4, 5, 6]
+    assert (Path(rest.storage) / "rest" / "model" / "model.safetensors").is_file()
     for name, weight in _final(Path(whole.storage) / "whole").items():
         assert torch.equal(weight, _final(Path(rest.storage) / "rest")[name]), name
 
