@@ -39,7 +39,7 @@ def local(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_command_runs_on_all_nodes_and_gives_its_exit_code() -> None:
     process = local("--nodes", "2", "--run", sys.executable, "-c", WHO_COMPUTES)
     said, errors = process.communicate(timeout=150)

@@ -27,7 +27,7 @@ sys.stdin.read()  # a process that ends takes its figures along
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_figures_reach_prometheus(two_nodes: LocalCluster) -> None:
     own = os.environ | two_nodes.environment() | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", PUBLISH], env=own, cwd=ROOT, stdin=subprocess.PIPE)

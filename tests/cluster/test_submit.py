@@ -22,7 +22,7 @@ from cluster.local_cluster import LocalCluster, free_ports
 from cluster.submit import default_name, entrypoint, parse
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 JOB = """
 import os, sys, time

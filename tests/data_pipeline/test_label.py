@@ -371,7 +371,7 @@ def test_a_judge_writes_comparisons_and_none_is_paid_for_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_on_ray_actors_as_without_them(
     make_rows: Rows, write_rows: Write, models: dict[str, str], tmp_path: Path, without_ray: None,
     config: Callable[..., LabelConfig],
@@ -392,7 +392,7 @@ def test_on_ray_actors_as_without_them(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_model_that_breaks_in_an_actor_is_told_as_itself(
     ray_started: None, make_rows: Rows, write_rows: Write, config: Callable[..., LabelConfig], tmp_path: Path
 ):

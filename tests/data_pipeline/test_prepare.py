@@ -54,7 +54,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_on_ray_as_without_it_byte_for_byte(
     ray_started: None, config: Callable[..., PrepareConfig], make_rows: Rows, write_rows: Write, tmp_path: Path
 ):
@@ -73,7 +73,7 @@ def test_on_ray_as_without_it_byte_for_byte(
     assert [path for path in content(on_ray) if path.endswith(".parquet")]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_workers_full_disk_arrives_as_itself(ray_started: None):
     with pytest.raises(OSError, match="No space left") as caught:
         list(plan._in_order([{"a": 1}], _disk_full))
@@ -84,7 +84,7 @@ def _disk_full(task: Any) -> dict[str, Any]:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_command_starts_ray_itself_and_prints_plain_lines(
     make_rows: Rows, write_rows: Write, tokenizer_folder: Path, tmp_path: Path
 ):

@@ -92,7 +92,7 @@ def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     assert not list(hit.glob(".staging*"))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_within_the_run(start: Start, tmp_path: Path) -> None:
     """SIGKILL, as the kernel's out-of-memory killer sends it, of the first workers that take part."""
     calm, hit = tmp_path / "calm", tmp_path / "hit"

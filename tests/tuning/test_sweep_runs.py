@@ -22,7 +22,7 @@ from data_pipeline.errors import UserError
 from tuning.config import SweepConfig
 from urg.tracking import default_uri
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Make = Callable[..., SweepConfig]
 

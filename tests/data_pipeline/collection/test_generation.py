@@ -156,7 +156,7 @@ def test_prompts_that_changed_are_noticed(model_folder: Callable[[str], Path], p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_on_ray_from_prompts_to_rows_and_only_what_is_missing(
     ray_started: None, model_folder: Callable[[str], Path], prompts: Prompts, tmp_path: Path
 ):

@@ -17,7 +17,7 @@ from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import Answer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def load_stub(config: EvaluateConfig) -> StubEnsemble:

@@ -13,7 +13,7 @@ from urg.config import TrainConfig
 from urg.systems import Setup, build_systems
 from urg.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 Make = Callable[..., TrainConfig]
 TERMS = {

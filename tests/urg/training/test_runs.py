@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from urg.config import TrainConfig
 from urg.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Make = Callable[..., TrainConfig]
 TERMS = re.compile(r"step (\d+)/\d+  loss ([\d.]+)")
