@@ -42,7 +42,7 @@ def local(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.timeout(300)
 def test_a_command_runs_on_all_nodes_and_gives_its_exit_code() -> None:
     process = local("--nodes", "2", "--run", sys.executable, "-c", WHO_COMPUTES)
-    said, errors = process.communicate(timeout=150)
+    said, errors = process.communicate(timeout=250)
     assert process.returncode == 5, said + errors
     assert said.splitlines()[-1] == "127.0.0.2 127.0.0.3"
     (exports,) = (line for line in said.splitlines() if line.strip().startswith("export RAY_ADDRESS="))

@@ -73,7 +73,7 @@ def environment(cluster: LocalCluster | None = None, **more: str) -> dict[str, s
 
 def submit(cluster: LocalCluster, checkout: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), env=environment(cluster, **more), cwd=checkout, capture_output=True, text=True, timeout=120
+        command(*arguments), env=environment(cluster, **more), cwd=checkout, capture_output=True, text=True, timeout=300
     )
 
 

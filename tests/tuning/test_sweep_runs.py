@@ -83,7 +83,7 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "were interrupted" in done.stdout
     assert any("resuming from" in log.read_text() for log in logs)

@@ -84,7 +84,7 @@ def _submit(address: str, entry: list[str], cwd: Path) -> subprocess.CompletedPr
     """Submit and wait for the end; a head that is up may still lack the agent that starts jobs."""
     command = [RAY, "job", "submit", f"--address={address}", "--working-dir", str(ROOT), "--", *entry]
     for _ in range(20):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=_environment())
         if "No available agent" not in done.stdout + done.stderr:
             break
         time.sleep(2)
