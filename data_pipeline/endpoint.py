@@ -182,7 +182,7 @@ class _Asker:
         """Count failures in a row, and give the endpoint up where it is plainly down or refuses us."""
         if isinstance(result, str):
             self._answered, self._failed_in_row = True, 0
-        elif self._given_up is None and (result.reason in _ENDPOINT_WIDE or not self._answered):
+        elif self._given_up is None and result.reason in _ENDPOINT_WIDE:
             self._failed_in_row += 1
             refused = result.reason == "refused" and not self._answered
             if refused or self._failed_in_row >= self._endpoint.give_up_after:

@@ -113,6 +113,19 @@ def test_counts_add_up_and_bad_prompts_are_set_aside(run: Callable[..., Path], c
     assert "a: 2 of 2, 0 failed" in shown.err
 
 
+def test_prompts_that_an_endpoint_rejects_first_do_not_keep_it_from_the_others(
+    run: Callable[..., Path], server: ChatServer
+):
+    bad = {f"q{i}" for i in range(8)}
+    server.reply = lambda request: refuse(400, "too long") if request.question in bad else say("ok")
+    for asked in (20, 8):  # the second run asks for what is missing, and is not stuck
+        server.requests.clear()
+        out = run(made(20), a={"give_up_after": 3, "concurrency": 1})
+        assert list(texts(out)) == [f"p/{i}" for i in range(8, 20)]
+        assert manifest(out)["models"]["a"]["missing"] == {"rejected": 8}
+        assert len(server.requests) == asked
+
+
 def test_a_model_that_fails_is_left_out_and_asked_again_later(run: Callable[..., Path], server: ChatServer):
     down = True
 

@@ -172,10 +172,18 @@ def test_an_endpoint_that_is_down_is_given_up_early(server: ChatServer):
     assert len(server.requests) < 30
 
 
-def test_questions_that_are_rejected_one_by_one_do_not_end_the_rest(server: ChatServer):
-    server.reply = lambda request: refuse(400) if request.question in {f"q{i}" for i in range(1, 20)} else say("ok")
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(refuse(400), "rejected"), (say(None), "no_text"), (say("half", "content_filter"), "content_filter")],
+)
+def test_questions_that_fail_one_by_one_do_not_end_the_rest(
+    server: ChatServer, trouble: Reply, reason: str, first: int
+):
+    failing = {f"q{i}" for i in range(first, first + 19)}
+    server.reply = lambda request: trouble if request.question in failing else say("ok")
     results = dict(ask_each(at(server, concurrency=1, give_up_after=3), questions(25)))
-    assert Counter(str(getattr(result, "reason", result)) for result in results.values()) == {"rejected": 19, "ok": 6}
+    assert Counter(str(getattr(result, "reason", result)) for result in results.values()) == {reason: 19, "ok": 6}
 
 
 def test_nobody_there(server: ChatServer):
