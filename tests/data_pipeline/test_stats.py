@@ -147,6 +147,26 @@ def test_a_prepared_set_gives_what_its_rows_give(
     assert prepared["tokenizer"] == str(tokenizer_folder)
 
 
+@pytest.mark.parametrize("manifest", [{"key": "k", "splits": {"train": {"rows": 5}}}, {"format": 1, "counts": {}}])
+def test_labelled_and_collected_folders_are_read_as_rows(
+    count: Any, make_rows: Rows, write_rows: Write, tmp_path: Path, manifest: dict[str, Any]
+):
+    folder = tmp_path / "labelled"
+    (folder / "records").mkdir(parents=True)
+    write_rows("a.jsonl", make_rows(5)).rename(folder / "train-00000-of-00001.jsonl")
+    (folder / "records" / "quarantine.jsonl").write_text('{"file": "a.jsonl"}\n')
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    told = count(folder)
+    assert (told["rows"], list(told["splits"]), told["rejected"]) == (5, ["train"], {})
+
+
+def test_a_prepared_set_with_a_damaged_manifest_is_called_that(count: Any, tmp_path: Path):
+    (tmp_path / "set" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "set" / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest|prepare"):
+        count(tmp_path / "set")
+
+
 def card_rows(change: float = 0.0) -> list[dict[str, Any]]:
     """Two rows whose mean for each model and label is the card's; `change` is added to one of them."""
     card = yaml.safe_load(CARD.read_text())
