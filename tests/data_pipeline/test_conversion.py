@@ -49,7 +49,7 @@ def test_files_of_equal_content_keep_their_own_lines(tmp_path: Path):
     paths = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz", tmp_path / "other" / "a.jsonl.gz"]
     for path in paths:
         path.write_bytes(gzip.compress(b"{}\n"))
-    found = [each for path in paths for each in converted(str(path), tmp_path / "out")]
+    found = [each for path in paths for each in converted(str(path), tmp_path)]
     assert [path.name for path in found] == ["a.jsonl", "b.jsonl", "a.jsonl"]
     assert all(path.read_bytes() == b"{}\n" for path in found)
 
