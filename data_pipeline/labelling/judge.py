@@ -1,8 +1,8 @@
 """A judge compares the answers to one request in pairs, each pair in both orders, as `cmp_results` of MixInstruct.
 
 Both orders agree: that is the verdict. One order names a winner and the other a tie: the tie. The two name different
-winners (the judge prefers a place, not an answer), or different ties: "Same good". A reply that holds none or several
-of the four verdicts is asked for once more; after that, or where the endpoint fails, the pair is left out.
+winners (the judge prefers a place, not an answer), or different ties: "Same good". A reply without one of the four
+verdicts on a line of its own, or with several, is asked for once more; after that, or where the endpoint fails, the pair is left out.
 
 Every reply goes into a journal at once, under a hash of what was asked: nothing that was answered is asked again.
 """
@@ -30,13 +30,17 @@ VERDICTS = (A_BETTER, B_BETTER, SAME_GOOD, SAME_BAD)
 COMPUTED, KEPT, NONSENSE = "computed", "kept", "nonsense"
 _DOWN = {"connection", "refused"}
 _REMINDER = f"Reply with exactly one of these four lines and nothing else: {'; '.join(VERDICTS)}."
-_SEARCH = re.compile(rf"\b({'|'.join(VERDICTS)})\b", re.IGNORECASE)
+_LINE = re.compile(rf"\W*(?:verdict\b\W*)?({'|'.join(VERDICTS)})\W*", re.IGNORECASE)
 _MIRRORED = {A_BETTER: B_BETTER, B_BETTER: A_BETTER}
 
 
 def parse_verdict(reply: str) -> str | None:
-    """The one verdict that a reply holds; None where it holds none, or several different ones."""
-    found = {match.capitalize() for match in _SEARCH.findall(reply)}
+    """The one verdict that stands on a line of its own; None where there is none, or several different ones.
+
+    Within a sentence it may be denied or weighed ("It is not true that A is better") and is none. Marks around it,
+    and "Verdict:" before it, are left aside.
+    """
+    found = {match[1].capitalize() for line in reply.splitlines() if (match := _LINE.fullmatch(line))}
     return found.pop() if len(found) == 1 else None
 
 
