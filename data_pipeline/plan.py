@@ -150,7 +150,7 @@ def _in_order(
         answers = blocks.map(_OnJson(work))
     else:
         _require_room(actors)
-        with warnings.catch_warnings():  # Ray 2.63 has no other way to say _DEATHS, and announces one
+        with warnings.catch_warnings():  # Ray 2.60 has no other way to say _DEATHS, and announces one
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
             answers = blocks.map(
                 _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
