@@ -190,9 +190,30 @@ def test_mixinstruct_is_compared_with_its_card(
     ours = [entry for entry in published["differing"] if entry["model"] != "oracle"]
     assert [(entry["model"], entry["label"]) for entry in ours] == differing
     assert len(published["compared"]) == 12 * 8 + 8
+    card = yaml.safe_load(CARD.read_text())
+    best = {label: max(means[i] for means in card["models"].values()) for i, label in enumerate(card["labels"])}
+    oracle = {entry["label"]: entry for entry in published["compared"] if entry["model"] == "oracle"}
+    assert {label: entry["ours"] for label, entry in oracle.items()} == pytest.approx(best)
+    # One model is the best of both rows here, which the card's oracle is better than.
+    assert all(entry["differs"] for entry in oracle.values())
     assert published["rows"] == 2
     assert "2 rows here, 5,000 published" in published["verdict"]
     assert any("published card" in remark for remark in told["remarks"])
+
+
+def test_labels_whose_zeros_a_prepared_set_lost_are_not_compared(
+    without_ray: None, count: Any, write_rows: Write, tokenizer_folder: Path, tmp_path: Path
+):
+    rows = card_rows()
+    rows[0]["candidates"][0]["scores"]["bartscore"] = 0.0
+    path = str(write_rows("test.jsonl", rows))
+    prepare(PrepareConfig({"test": path}, output=str(tmp_path / "out"), tokenizer=str(tokenizer_folder)))
+    published = count(tmp_path / "out")["published"]
+    models = [*yaml.safe_load(CARD.read_text())["models"], "oracle"]
+    assert published["absent"] == [f"bartscore of {model}" for model in models]
+    assert {entry["label"] for entry in published["differing"] if entry["model"] != "oracle"} == set()
+    raw = count({"test": path})["published"]  # where the zero is still there, only the oracle lacks it
+    assert raw["absent"] == ["bartscore of oracle"]
 
 
 def test_what_the_card_has_and_the_set_has_not_is_absent_not_different(count: Any, write_rows: Write):
