@@ -365,7 +365,7 @@ def test_a_tokenizer_for_hashed_splits_sees_the_train_split_alone(
     for row in rows:
         if split_of(id_digest(row["id"]), PrepareConfig().fractions) != "train":
             row["output"] = "zzqqzzqq " * 50
-    shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="sample", vocab_size=400)))
+    shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="train", vocab_size=400)))
     assert not [piece for piece in shards.tokenizer().get_vocab() if "zq" in piece or "qz" in piece]
 
 
