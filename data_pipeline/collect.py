@@ -4,10 +4,10 @@ Every prompt is put to every model of the list: to OpenAI-compatible endpoints, 
 Face models on Ray actors. An answer is journaled the moment it comes. So the same command again, after a kill at any
 moment, goes on where it stopped, and asks again only for what is missing. Into the output folder come
 
-    rows.jsonl        the prompts with their candidates, as `data_pipeline.prepare` reads them
-    quarantine.jsonl  rejected prompts: file, line, reason, message, raw
-    manifest.json     where it came from; input = kept + rejected; answered and missing by model and reason
-    journal/          every answer, by model; another prompt text, template or parameter is another question
+    rows.jsonl                the prompts with their candidates, as `data_pipeline.prepare` reads them
+    records/quarantine.jsonl  rejected prompts: file, line, reason, message, raw
+    manifest.json             where it came from; input = kept + rejected; answered and missing by model and reason
+    journal/                  every answer, by model; another prompt text, template or parameter is another question
 
 A model that fails is left out of the rows that it failed for; nothing is put in its place. The list of models:
 
@@ -58,7 +58,7 @@ def collect(config: CollectConfig) -> Path:
 
     models = ready_models(config)
     root = Path(config.output).expanduser().absolute()
-    with locked(root), staging(root) as staged:
+    with locked(root, busy="collects candidates"), staging(root) as staged:
         _collect(models, Path(config.prompts).expanduser().absolute(), root, staged)
     return root / ROWS
 

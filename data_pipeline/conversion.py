@@ -51,8 +51,10 @@ def plain_lines(file: SourceFile, root: Path) -> InputFile:
         return InputFile(file.split, Path(file.path), file.name, form.name, file.revision)
     with _reading(file):
         content = file_sha256(Path(file.path)) if file.is_local else file.stamp()
-    folder = root / "sources" / key([_VERSION, form.name, content, None if file.is_local else file.name])
-    path = folder / f"{_stem(file.name, form.endings)}.jsonl"
+    stem = _stem(file.name, form.endings)
+    # A local file may move and be found again; by content alone, one of its twins would remove the other's lines.
+    folder = root / "sources" / key([_VERSION, form.name, content, stem if file.is_local else file.name])
+    path = folder / f"{stem}.jsonl"
     if content is None or not path.is_file():
         print(f"converting {file.name} to plain lines", flush=True)
         made(folder, root, lambda staged: _write_lines(file, staged / path.name))

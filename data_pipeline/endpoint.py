@@ -41,6 +41,7 @@ _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
 _MAX_ANSWER_BYTES = 16 << 20
+_LOGIN = re.compile(r"//[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class _Asker:
         """Count failures in a row, and give the endpoint up where it is plainly down or refuses us."""
         if isinstance(result, str):
             self._answered, self._failed_in_row = True, 0
-        elif self._given_up is None and (result.reason in _ENDPOINT_WIDE or not self._answered):
+        elif self._given_up is None and result.reason in _ENDPOINT_WIDE:
             self._failed_in_row += 1
             refused = result.reason == "refused" and not self._answered
             if refused or self._failed_in_row >= self._endpoint.give_up_after:
@@ -191,7 +192,7 @@ class _Asker:
 
     async def _request(self, messages: Messages) -> str:
         """One attempt: the answer's text. Raises `_Trouble`."""
-        from aiohttp import ClientError
+        from aiohttp import ClientError, ClientResponseError
 
         endpoint = self._endpoint
         payload = {"model": endpoint.model, "messages": messages, **endpoint.parameters}
@@ -207,7 +208,9 @@ class _Asker:
             message = f"{endpoint.name} did not answer within {endpoint.timeout_s:g} s"
             raise _Trouble("timeout", message, passing=True) from None
         except ClientError as error:
-            message = f"no connection to {endpoint.name} at {endpoint.base_url} ({self._clean(str(error))})"
+            # Its own text holds the address that was asked, which is a proxy's where a proxy refuses.
+            told = f"HTTP {error.status} {error.message}" if isinstance(error, ClientResponseError) else str(error)
+            message = f"no connection to {endpoint.name} at {endpoint.base_url} ({self._clean(told)})"
             raise _Trouble("connection", message, passing=True) from None
         if status != 200:
             raise self._refusal(status, bytes(body), _seconds(retry_after))
@@ -243,8 +246,9 @@ class _Asker:
         return encodable(text)
 
     def _clean(self, text: str) -> str:
-        """`text` from the other side, for a message: one short line, without the key."""
+        """`text` from the other side, for a message: one short line, without the key or a URL's login."""
         text = text.replace(self._key, "***") if self._key else text
+        text = _LOGIN.sub("//", text)
         line = " ".join(encodable(text).split())
         return line if len(line) <= 200 else line[:200] + " …"
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.shard_writing import SCHEMA_VERSION, file_sha256, merge_statistics
+from data_pipeline.shard_writing import SCHEMA_VERSION, STAGED, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
 from data_pipeline.sources import shown_input
 from data_pipeline.survey import UNASSIGNED, Survey
@@ -177,7 +177,9 @@ def _prompts(config: PrepareConfig, survey: Survey) -> dict[str, Any]:
 
 
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write the manifest, which is the last file of a set."""
+    """Write the manifest, which is the last file of a set; what killed workers left half written goes before."""
+    for stray in folder.glob(f"*{STAGED}"):
+        stray.unlink()
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

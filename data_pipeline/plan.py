@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
+_DEATHS: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}
+"""How often an actor of a pool may die, and a task with it; Ray Data's own default is for ever."""
 
 
 def survey_input(files: Sequence[InputFile], config: PrepareConfig, folder: Path) -> Survey:
@@ -147,13 +150,16 @@ def _in_order(
         answers = blocks.map(_OnJson(work))
     else:
         _require_room(actors)
-        answers = blocks.map(
-            _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
-            fn_constructor_args=(work,),
-            compute=ray.data.ActorPoolStrategy(size=actors.count),
-            num_cpus=actors.cpus,
-            num_gpus=actors.gpus,
-        )
+        with warnings.catch_warnings():  # Ray 2.60 has no other way to say _DEATHS, and announces one
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
+            answers = blocks.map(
+                _OnJson,  # type: ignore[arg-type]  # a class is meant to be constructed in each actor
+                fn_constructor_args=(work,),
+                compute=ray.data.ActorPoolStrategy(size=actors.count),
+                num_cpus=actors.cpus,
+                num_gpus=actors.gpus,
+                **_DEATHS,
+            )
     answers.context.execution_options.preserve_order = True
     answers.context.enable_progress_bars = actors is None and sys.stderr.isatty()  # a pool's user shows its own
     answers.context.print_on_execution_start = False

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Raised when columns or manifest change: part of the configuration's hash, so old sets are never mistaken for new.
 SCHEMA_VERSION = 1
 SCORE_PREFIX = "score:"
+STAGED = ".staged"
+"""How the name of a file ends that a worker is still writing."""
 
 
 def write_shard(
@@ -35,7 +37,7 @@ def write_shard(
     """
     import pyarrow.parquet
 
-    staged = path.with_name(f"{path.name}.{os.getpid()}.staged")
+    staged = path.with_name(f"{path.name}.{os.getpid()}{STAGED}")
     pyarrow.parquet.write_table(
         _table(examples, encoded, score_names),
         staged,

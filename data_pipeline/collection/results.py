@@ -16,7 +16,8 @@ from data_pipeline.commit import writing
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import encodable
 
-ROWS, QUARANTINE, MANIFEST = "rows.jsonl", "quarantine.jsonl", "manifest.json"
+ROWS, QUARANTINE, MANIFEST = "rows.jsonl", "records/quarantine.jsonl", "manifest.json"
+"""Below the output; rejected rows in a folder of their own, so that who reads the output takes them for no rows."""
 _FORMAT = 1
 
 
@@ -26,6 +27,7 @@ class Quarantine:
     def __init__(self, folder: Path, path: Path) -> None:
         self._path = path
         with writing(folder):
+            (folder / QUARANTINE).parent.mkdir()
             self._file = (folder / QUARANTINE).open("w", encoding="utf-8")
 
     def reject(self, line: int, error: RowError, raw: bytes) -> None:
@@ -50,6 +52,7 @@ def write_results(
         manifest = build_manifest(prompts, asked, kept, staged)
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (staged / MANIFEST).write_text(encodable(text) + "\n", encoding="utf-8")
+        (root / QUARANTINE).parent.mkdir(exist_ok=True)
         for name in (ROWS, QUARANTINE, MANIFEST):
             _put(staged / name, root / name)
     return manifest

@@ -1,22 +1,27 @@
 """A judge compares the answers to one request in pairs, each pair in both orders, as `cmp_results` of MixInstruct.
 
 Both orders agree: that is the verdict. One order names a winner and the other a tie: the tie. The two name different
-winners (the judge prefers a place, not an answer), or different ties: "Same good". A reply that holds none or several
-of the four verdicts is asked for once more; after that, or where the endpoint fails, the pair is left out.
+winners (the judge prefers a place, not an answer), or different ties: "Same good". A reply without one of the four
+verdicts on a line of its own, or with several, is asked for once more; after that, or where the endpoint fails, the
+pair is left out.
 
-Every reply goes into a journal at once, under a hash of what was asked: nothing that was answered is asked again.
+Every reply goes into a journal at once, under a hash of what was asked: nothing that was answered is asked again. It
+reaches the disk (fsync) with the next batch; a line that a machine without power left damaged is asked for anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
+from time import monotonic
 from typing import IO
 
 from data_pipeline.endpoint import Endpoint, Failure, Messages, ask_each
@@ -28,15 +33,21 @@ from data_pipeline.tokenization import question_text
 A_BETTER, B_BETTER, SAME_GOOD, SAME_BAD = "A is better", "B is better", "Same good", "Same bad"
 VERDICTS = (A_BETTER, B_BETTER, SAME_GOOD, SAME_BAD)
 COMPUTED, KEPT, NONSENSE = "computed", "kept", "nonsense"
+_SYNC_EVERY = 64
+_SYNC_AFTER_S = 1.0
 _DOWN = {"connection", "refused"}
 _REMINDER = f"Reply with exactly one of these four lines and nothing else: {'; '.join(VERDICTS)}."
-_SEARCH = re.compile(rf"\b({'|'.join(VERDICTS)})\b", re.IGNORECASE)
+_LINE = re.compile(rf"\W*(?:verdict\b\W*)?({'|'.join(VERDICTS)})\W*", re.IGNORECASE)
 _MIRRORED = {A_BETTER: B_BETTER, B_BETTER: A_BETTER}
 
 
 def parse_verdict(reply: str) -> str | None:
-    """The one verdict that a reply holds; None where it holds none, or several different ones."""
-    found = {match.capitalize() for match in _SEARCH.findall(reply)}
+    """The one verdict that stands on a line of its own; None where there is none, or several different ones.
+
+    Within a sentence it may be denied or weighed ("It is not true that A is better") and is none. Marks around it,
+    and "Verdict:" before it, are left aside.
+    """
+    found = {match[1].capitalize() for line in reply.splitlines() if (match := _LINE.fullmatch(line))}
     return found.pop() if len(found) == 1 else None
 
 
@@ -65,11 +76,15 @@ class Judge:
         self._endpoint, self._template = endpoint, template
         self._replies = _read_journal(journal)
         self._journal: IO[str] = journal.open("a", encoding="utf-8")
+        self._unsynced, self._synced_at = 0, monotonic()
         self._failed: dict[str, Failure] = {}
 
     def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
+        """Bring the journal to the disk and close it."""
+        try:
+            self._sync()
+        finally:
+            self._journal.close()
 
     def pairs(self, example: Example, overwrite: bool) -> tuple[list[Pair], Counter[str]]:
         """The pairs of a row to be compared; the others, counted: kept, or why they cannot be.
@@ -144,14 +159,26 @@ class Judge:
                 self._failed[key] = answer
                 given_up += [answer] * (answer.reason == "not_asked")
                 continue
-            self._journal.write(json.dumps({"key": key, "reply": answer}) + "\n")
-            self._journal.flush()
-            self._replies[key] = answer
+            self._keep(key, answer)
             answered += 1
             progress(1)
         if given_up:
             raise self._unreachable(given_up[0])
         return answered
+
+    def _keep(self, key: str, reply: str) -> None:
+        """Put a reply into the journal."""
+        self._journal.write(json.dumps({"key": key, "reply": reply}) + "\n")
+        self._journal.flush()
+        self._replies[key] = reply
+        self._unsynced += 1
+        if self._unsynced >= _SYNC_EVERY or monotonic() - self._synced_at >= _SYNC_AFTER_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._unsynced:
+            os.fsync(self._journal.fileno())
+        self._unsynced, self._synced_at = 0, monotonic()
 
     def _unreachable(self, failure: Failure) -> UserError:
         return UserError(
@@ -192,7 +219,7 @@ def _again(messages: Messages, reply: str) -> Messages:
 
 
 def _read_journal(path: Path) -> dict[str, str]:
-    """key → reply. A last line that a kill has cut is dropped, from the file too."""
+    """key → reply. A last line that a kill has cut is dropped, from the file too; other damaged lines are not used."""
     replies: dict[str, str] = {}
     if not path.exists():
         return replies
@@ -201,9 +228,11 @@ def _read_journal(path: Path) -> dict[str, str]:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            entry: Mapping[str, str] = json.loads(line)
-            replies[entry["key"]] = entry["reply"]
             whole += len(line)
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                if isinstance(entry["reply"], str):
+                    replies[entry["key"]] = entry["reply"]
     with path.open("r+b") as file:
         file.truncate(whole)
     return replies

@@ -16,6 +16,7 @@ from data_pipeline.lines import read_places
 from data_pipeline.quality.metrics import METRICS, Item, Metric, Scorer
 from data_pipeline.quality.model_folder import MetricModel
 from data_pipeline.schema import Candidate, Example
+from data_pipeline.shard_writing import STAGED
 from data_pipeline.tokenization import question_text
 
 # What becomes of a candidate's score, counted for each field.
@@ -99,6 +100,6 @@ def _obstacle(metric: Metric, example: Example, candidate: Candidate) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    staged = path.with_name(f"{path.name}.{os.getpid()}.staged")
+    staged = path.with_name(f"{path.name}.{os.getpid()}{STAGED}")
     staged.write_text(text, encoding="utf-8")
     os.replace(staged, path)

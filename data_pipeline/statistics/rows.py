@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.conversion import stream_lines
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import Candidate, Example
-from data_pipeline.shards import CURRENT, MANIFEST, ShardSet, TokenizedExample
+from data_pipeline.shards import CURRENT, MANIFEST, TOKENIZER, ShardSet, TokenizedExample
 from data_pipeline.sources import SourceFile, list_source, shown_input
 
 ALL = "all"
@@ -33,7 +34,17 @@ class Reading:
 
 def is_prepared_set(name: object) -> bool:
     """Whether an input is a prepared set, or the root of some."""
-    return isinstance(name, str) and any((Path(name).expanduser() / file).is_file() for file in (MANIFEST, CURRENT))
+    if not isinstance(name, str):
+        return False
+    folder = Path(name).expanduser()
+    if (folder / CURRENT).is_file():
+        return True
+    try:  # collected and labelled rows have a manifest beside them too, of another kind
+        return "schema_version" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, TypeError):
+        return (folder / TOKENIZER).is_dir()  # damaged: opening it says so
 
 
 def source_rows(files: list[SourceFile], rules: Rules, reading: Reading) -> Iterator[tuple[str, Example]]:

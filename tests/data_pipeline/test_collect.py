@@ -26,6 +26,7 @@ from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
+from data_pipeline.sources import list_source
 from tests.data_pipeline.chat_server import ChatServer, Request, chat_server, drop, refuse, say
 
 pytestmark = pytest.mark.timeout(120)
@@ -78,7 +79,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in ("rows.jsonl", "quarantine.jsonl", "manifest.json")}
+    return {name: (out / name).read_bytes() for name in ("rows.jsonl", "records/quarantine.jsonl", "manifest.json")}
 
 
 def test_rows_are_what_prepare_reads(
@@ -102,15 +103,29 @@ def test_counts_add_up_and_bad_prompts_are_set_aside(run: Callable[..., Path], c
         "kept": 2,
         "rejected": {"bad_json": 1, "duplicate_id": 1, "missing_key": 1},
     }
-    records = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "records" / "quarantine.jsonl").read_text().splitlines()]
     assert [(each["line"], each["reason"]) for each in records] == [
         (3, "missing_key"),
         (4, "bad_json"),
         (5, "duplicate_id"),
     ]
+    assert [file.name for file in list_source(str(out))] == [str(out / "rows.jsonl")]
     shown = capsys.readouterr()
     assert "rows: 5 read, 2 kept, rejected: bad_json 1, duplicate_id 1, missing_key 1" in shown.out
     assert "a: 2 of 2, 0 failed" in shown.err
+
+
+def test_prompts_that_an_endpoint_rejects_first_do_not_keep_it_from_the_others(
+    run: Callable[..., Path], server: ChatServer
+):
+    bad = {f"q{i}" for i in range(8)}
+    server.reply = lambda request: refuse(400, "too long") if request.question in bad else say("ok")
+    for asked in (20, 8):  # the second run asks for what is missing, and is not stuck
+        server.requests.clear()
+        out = run(made(20), a={"give_up_after": 3, "concurrency": 1})
+        assert list(texts(out)) == [f"p/{i}" for i in range(8, 20)]
+        assert manifest(out)["models"]["a"]["missing"] == {"rejected": 8}
+        assert len(server.requests) == asked
 
 
 def test_a_model_that_fails_is_left_out_and_asked_again_later(run: Callable[..., Path], server: ChatServer):
@@ -149,7 +164,7 @@ def test_a_prompt_that_nobody_answers_is_no_row(run: Callable[..., Path], server
     server.reply = lambda request: refuse(400) if request.question == "q1" else say("ok")
     out = run(made(3))
     assert manifest(out)["counts"] == {"input": 3, "kept": 2, "rejected": {"no_candidates": 1}}
-    (record,) = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
+    (record,) = map(json.loads, (out / "records" / "quarantine.jsonl").read_text().splitlines())
     assert (record["line"], record["reason"], json.loads(record["raw"])["id"]) == (2, "no_candidates", "p/1")
 
 
@@ -199,6 +214,7 @@ def test_what_changed_is_asked_anew_and_nothing_else(run: Callable[..., Path], s
     assert asked([*rows, *made(3)[2:]], a={}) == [("A", "q2")]
 
 
+@pytest.mark.faults
 def test_killed_again_and_again_it_repeats_no_answered_question_and_loses_no_row(
     server: ChatServer, write_rows: Write, tmp_path: Path
 ):
@@ -334,7 +350,7 @@ def env() -> dict[str, str]:
 def test_two_runs_in_one_folder_do_not_mix(run: Callable[..., Path], server: ChatServer, tmp_path: Path):
     from data_pipeline.commit import locked
 
-    with locked(tmp_path / "out"), pytest.raises(UserError, match="Another process"):
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="Another process collects candidates"):
         run(made(1))
     assert not server.requests
 

@@ -44,6 +44,16 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, caps
     assert (first.read_bytes(), second.read_bytes()) == (b"{}\n", b"[]\n")
 
 
+def test_files_of_equal_content_keep_their_own_lines(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    paths = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz", tmp_path / "other" / "a.jsonl.gz"]
+    for path in paths:
+        path.write_bytes(gzip.compress(b"{}\n"))
+    found = [each for path in paths for each in converted(str(path), tmp_path)]
+    assert [path.name for path in found] == ["a.jsonl", "b.jsonl", "a.jsonl"]
+    assert all(path.read_bytes() == b"{}\n" for path in found)
+
+
 def test_a_remote_file_that_changes_is_fetched_again(tmp_path: Path):
     memory = fsspec.filesystem("memory")
     memory.pipe("/one/a.jsonl", b"{}\n")

@@ -6,7 +6,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -172,10 +174,18 @@ def test_an_endpoint_that_is_down_is_given_up_early(server: ChatServer):
     assert len(server.requests) < 30
 
 
-def test_questions_that_are_rejected_one_by_one_do_not_end_the_rest(server: ChatServer):
-    server.reply = lambda request: refuse(400) if request.question in {f"q{i}" for i in range(1, 20)} else say("ok")
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(refuse(400), "rejected"), (say(None), "no_text"), (say("half", "content_filter"), "content_filter")],
+)
+def test_questions_that_fail_one_by_one_do_not_end_the_rest(
+    server: ChatServer, trouble: Reply, reason: str, first: int
+):
+    failing = {f"q{i}" for i in range(first, first + 19)}
+    server.reply = lambda request: trouble if request.question in failing else say("ok")
     results = dict(ask_each(at(server, concurrency=1, give_up_after=3), questions(25)))
-    assert Counter(str(getattr(result, "reason", result)) for result in results.values()) == {"rejected": 19, "ok": 6}
+    assert Counter(str(getattr(result, "reason", result)) for result in results.values()) == {reason: 19, "ok": 6}
 
 
 def test_nobody_there(server: ChatServer):
@@ -206,6 +216,45 @@ def test_what_the_questions_raise_is_raised(server: ChatServer):
 
     with pytest.raises(UserError, match="the file ended"):
         list(ask_each(at(server, concurrency=1), broken()))
+
+
+@pytest.mark.parametrize("status", [407, 502])
+def test_the_proxys_password_is_in_no_message(server: ChatServer, monkeypatch: pytest.MonkeyPatch, status: int):
+    with refusing_tunnels(status) as address:
+        monkeypatch.setattr(module, "_proxy", lambda base_url: f"http://user:passw0rd@{address}")
+        asked = at(server, base_url="https://127.0.0.1:1/v1", retries=0)
+        ((_, failure),) = ask_each(asked, questions(1))
+    assert isinstance(failure, Failure)
+    assert (failure.reason, f"HTTP {status}" in failure.message) == ("connection", True)
+    assert "passw0rd" not in repr(failure)
+
+
+@contextmanager
+def refusing_tunnels(status: int) -> Iterator[str]:
+    """A proxy that answers every CONNECT with `status`; its host:port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join(10)
+
+
+def test_a_login_in_a_text_from_outside_is_cut(server: ChatServer):
+    server.reply = lambda request: refuse(400, "see http://user:p@ss@proxy:80/x and https://u@h or a@b")
+    ((_, failure),) = ask_each(at(server), questions(1))
+    assert isinstance(failure, Failure)
+    assert failure.message.endswith("see http://proxy:80/x and https://h or a@b")
 
 
 def test_several_endpoints_in_one_loop(server: ChatServer):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -325,6 +327,35 @@ def test_the_sample_is_generated_once_and_marked(
     assert "training" not in told
 
 
+def test_what_a_killed_worker_left_half_written_is_no_part_of_the_set(
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Killed(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    real = plan.write_shard
+
+    def killed_once(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", killed)
+            patch.setattr(os, "getpid", lambda: 1)
+            real(*arguments)
+        assert list(arguments[0].parent.glob("*.1.staged"))
+        return real(*arguments)
+
+    monkeypatch.setattr(plan, "write_shard", killed_once)
+    folder = prepare(config(write_rows("a.jsonl", make_rows(20))))
+    assert list(folder.glob("*.parquet"))
+    assert not list(folder.rglob("*.staged"))
+
+
 def test_a_tokenizer_for_hashed_splits_sees_the_train_split_alone(
     without_ray: None, config: Callable[..., PrepareConfig], write_rows: Write, make_rows: Rows, tmp_path: Path
 ):
@@ -334,7 +365,7 @@ def test_a_tokenizer_for_hashed_splits_sees_the_train_split_alone(
     for row in rows:
         if split_of(id_digest(row["id"]), PrepareConfig().fractions) != "train":
             row["output"] = "zzqqzzqq " * 50
-    shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="sample", vocab_size=400)))
+    shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="train", vocab_size=400)))
     assert not [piece for piece in shards.tokenizer().get_vocab() if "zq" in piece or "qz" in piece]
 
 

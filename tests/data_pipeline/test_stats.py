@@ -147,6 +147,26 @@ def test_a_prepared_set_gives_what_its_rows_give(
     assert prepared["tokenizer"] == str(tokenizer_folder)
 
 
+@pytest.mark.parametrize("manifest", [{"key": "k", "splits": {"train": {"rows": 5}}}, {"format": 1, "counts": {}}])
+def test_labelled_and_collected_folders_are_read_as_rows(
+    count: Any, make_rows: Rows, write_rows: Write, tmp_path: Path, manifest: dict[str, Any]
+):
+    folder = tmp_path / "labelled"
+    (folder / "records").mkdir(parents=True)
+    write_rows("a.jsonl", make_rows(5)).rename(folder / "train-00000-of-00001.jsonl")
+    (folder / "records" / "quarantine.jsonl").write_text('{"file": "a.jsonl"}\n')
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    told = count(folder)
+    assert (told["rows"], list(told["splits"]), told["rejected"]) == (5, ["train"], {})
+
+
+def test_a_prepared_set_with_a_damaged_manifest_is_called_that(count: Any, tmp_path: Path):
+    (tmp_path / "set" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "set" / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest|prepare"):
+        count(tmp_path / "set")
+
+
 def card_rows(change: float = 0.0) -> list[dict[str, Any]]:
     """Two rows whose mean for each model and label is the card's; `change` is added to one of them."""
     card = yaml.safe_load(CARD.read_text())
@@ -170,9 +190,30 @@ def test_mixinstruct_is_compared_with_its_card(
     ours = [entry for entry in published["differing"] if entry["model"] != "oracle"]
     assert [(entry["model"], entry["label"]) for entry in ours] == differing
     assert len(published["compared"]) == 12 * 8 + 8
+    card = yaml.safe_load(CARD.read_text())
+    best = {label: max(means[i] for means in card["models"].values()) for i, label in enumerate(card["labels"])}
+    oracle = {entry["label"]: entry for entry in published["compared"] if entry["model"] == "oracle"}
+    assert {label: entry["ours"] for label, entry in oracle.items()} == pytest.approx(best)
+    # One model is the best of both rows here, which the card's oracle is better than.
+    assert all(entry["differs"] for entry in oracle.values())
     assert published["rows"] == 2
     assert "2 rows here, 5,000 published" in published["verdict"]
     assert any("published card" in remark for remark in told["remarks"])
+
+
+def test_labels_whose_zeros_a_prepared_set_lost_are_not_compared(
+    without_ray: None, count: Any, write_rows: Write, tokenizer_folder: Path, tmp_path: Path
+):
+    rows = card_rows()
+    rows[0]["candidates"][0]["scores"]["bartscore"] = 0.0
+    path = str(write_rows("test.jsonl", rows))
+    prepare(PrepareConfig({"test": path}, output=str(tmp_path / "out"), tokenizer=str(tokenizer_folder)))
+    published = count(tmp_path / "out")["published"]
+    models = [*yaml.safe_load(CARD.read_text())["models"], "oracle"]
+    assert published["absent"] == [f"bartscore of {model}" for model in models]
+    assert {entry["label"] for entry in published["differing"] if entry["model"] != "oracle"} == set()
+    raw = count({"test": path})["published"]  # where the zero is still there, only the oracle lacks it
+    assert raw["absent"] == ["bartscore of oracle"]
 
 
 def test_what_the_card_has_and_the_set_has_not_is_absent_not_different(count: Any, write_rows: Write):

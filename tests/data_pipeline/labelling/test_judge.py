@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -69,8 +70,15 @@ def by_length(request: Request) -> Callable[..., None]:
         (" b IS better.\n", B_BETTER),
         ("**Same good**", SAME_GOOD),
         ("Verdict: same bad", SAME_BAD),
-        ("A is better. Yes, A is better!", A_BETTER),
+        ("**Verdict:** *a is better*.", A_BETTER),
+        ("The first is wrong.\n\n  B is better!\n", B_BETTER),
+        ("A is better.\nA is better", A_BETTER),
+        ("A is better\nB is better", None),
         ("A is better or B is better", None),
+        ("It is not true that A is better", None),
+        ("A is better. Or is it?", None),
+        ("I doubt that\nA is better than the other.", None),
+        ("Verdicts A is better", None),
         ("Banana is better", None),
         ("", None),
         ("I cannot compare them.", None),
@@ -151,6 +159,26 @@ def test_an_endpoint_that_goes_down_is_told_and_nothing_answered_is_asked_again(
     assert (len(verdicts[0]), counts, replies) == (15, Counter(computed=15), 21)
     assert not asked & set(server.questions)
     assert all(json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b'{"key": "ab', b"[1]", b'{"key": 1}', b'"\xff"', b""])
+def test_a_damaged_line_of_the_journal_is_asked_for_anew(server: ChatServer, tmp_path: Path, damage: bytes):
+    server.reply = by_length
+    rows, journal = [row("x", "xx", "xxx")], tmp_path / "judge.jsonl"
+    first = ask(server, tmp_path, rows)
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]) + b"\n")
+    again = ask(server, tmp_path, rows)
+    assert (again[:2], again[2]) == (first[:2], 1)
+    assert ask(server, tmp_path, rows)[2] == 0
+
+
+def test_every_reply_reaches_the_disk_by_the_end(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    server.reply = by_length
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    ask(server, tmp_path, [row("x", "xx", "xxx")])
+    assert synced[-1] == (tmp_path / "judge.jsonl").stat().st_size
 
 
 def test_an_endpoint_that_is_down_is_one_clear_sentence(server: ChatServer, tmp_path: Path):
