@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# On a busy machine an example may take any time, a first import of torch above all.
+settings.register_profile("urg", deadline=None, derandomize=True, database=None)
+settings.load_profile("urg")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor, nn
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
@@ -15,8 +14,6 @@ from urg.layout import Layout
 from urg.model import URG, Settings
 
 torch.set_num_threads(1)
-settings.register_profile("urg", deadline=None, derandomize=True, database=None)
-settings.load_profile("urg")
 
 Query = list[Tensor]
 """The token ids of each candidate."""
