@@ -45,7 +45,7 @@ test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
 	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
 test-faults: $(INSTALLED)  ## every fault test in its long form: kills, damage, full disks
-	$(PY) -m pytest -m "faults" $(PYTEST_ARGS)
+	$(PY) -m pytest -m "faults or exhaustive" $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m ruff format --check .

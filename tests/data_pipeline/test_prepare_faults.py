@@ -68,7 +68,7 @@ def _content(root: Path) -> dict[str, bytes]:
     return content | {"splits": json.dumps(manifest["splits"]).encode(), "key": manifest["key"].encode()}
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     kills: int, start: Start, tmp_path: Path
@@ -92,6 +92,7 @@ def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     assert not list(hit.glob(".staging*"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_within_the_run(start: Start, tmp_path: Path) -> None:
     """SIGKILL, as the kernel's out-of-memory killer sends it, of the first workers that take part."""

@@ -151,6 +151,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.exhaustive
 def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     make_sweep: Make, server: str, ray_started: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     }
 
 
+@pytest.mark.exhaustive
 def test_folds_run_as_trials_of_their_own_and_give_mean_and_spread(
     make_sweep: Make, ray_started: None, tmp_path: Path
 ) -> None:

@@ -24,7 +24,10 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("system", TERMS)
+LONG = [pytest.param(system, marks=pytest.mark.exhaustive) for system in ("simcls", "summareranker")]
+
+
+@pytest.mark.parametrize("system", ["pair_ranker", "gen_fuser", *LONG])
 def test_a_system_trains_and_its_folder_answers(
     system: str, make_config: Make, shards: Path, ray_started: None
 ) -> None:

@@ -127,10 +127,13 @@ def test_a_base_model_cut_short_is_refused_by_the_workers_in_one_sentence(
 @pytest.mark.parametrize(
     "options",
     [
-        {"engine__zero_stage": 0},
+        pytest.param({"engine__zero_stage": 0}, marks=pytest.mark.exhaustive),
         {"engine__offload_optimizer": True, "engine__dtype": "bf16"},
-        {"engine__zero_stage": 1, "engine__dtype": "bf16", "engine__activation_checkpointing": True},
-        {"engine__zero_stage": 3, "engine__workers": 2},
+        pytest.param(
+            {"engine__zero_stage": 1, "engine__dtype": "bf16", "engine__activation_checkpointing": True},
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param({"engine__zero_stage": 3, "engine__workers": 2}, marks=pytest.mark.exhaustive),
         {"engine__zero_stage": 3, "engine__workers": 2, "engine__dtype": "bf16"},
     ],
     ids=str,
