@@ -71,7 +71,7 @@ def unannotated(source):
 def project_files():
     """The text files that are tracked, or would be."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=240)
     if listed.returncode:
         pytest.skip("not a git checkout: which files are the project's is not known")
     for name in filter(None, listed.stdout.split("\0")):

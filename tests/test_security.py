@@ -87,7 +87,7 @@ def test_images_and_locked_packages_have_fixed_versions() -> None:
 
 
 def test_nothing_that_looks_like_a_secret_is_tracked() -> None:
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=240)
     if listed.returncode:
         pytest.skip("not a git checkout")
     names = [name for name in listed.stdout.split("\0") if name]

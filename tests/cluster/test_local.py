@@ -125,6 +125,6 @@ def test_kill_takes_the_whole_session_and_nothing_else() -> None:
 )
 def test_a_wrong_command_line_starts_nothing(arguments: list[str], said: str) -> None:
     process = local(*arguments)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (2, "")
     assert said in errors

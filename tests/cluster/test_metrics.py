@@ -34,7 +34,7 @@ def test_figures_reach_prometheus(two_nodes: LocalCluster) -> None:
     try:
         found = wait_for_figures(two_nodes)
     finally:
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     (tokens,) = (line for line in found if line.startswith("ray_urg_tokens_per_second"))
     assert 'run="mine"' in tokens
     assert tokens.endswith(" 1234.5")

@@ -29,7 +29,7 @@ from data_pipeline.shards import ShardSet
 from data_pipeline.sources import list_source
 from tests.data_pipeline.chat_server import ChatServer, Request, chat_server, drop, refuse, say
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 KEY = "sk-Very-secret-key"
@@ -241,7 +241,7 @@ def test_killed_again_and_again_it_repeats_no_answered_question_and_loses_no_row
             file.write(b'{"key": "0123", "te')  # what a machine that loses power leaves
     journaled = answered_in(out)
     server.requests.clear()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     again = {(request.payload["model"], request.question) for request in server.requests}
     assert not again & set(journaled)
@@ -249,7 +249,7 @@ def test_killed_again_and_again_it_repeats_no_answered_question_and_loses_no_row
     assert Counter(answered_in(out)) == Counter({(model, f"q{i}"): 1 for i in range(count) for model in "AB"})
     undisturbed = tmp_path / "undisturbed"
     command[command.index(str(out))] = str(undisturbed)
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
     assert content(out) == content(undisturbed)
     assert manifest(out)["counts"] == {"input": count + 1, "kept": count, "rejected": {"bad_json": 1}}
 
@@ -288,7 +288,7 @@ def test_the_key_is_nowhere(server: ChatServer, write_rows: Write, tmp_path: Pat
     path, out = write_rows("prompts.jsonl", made(6)), tmp_path / "out"
     command = command_for(server, path, out, tmp_path / "models.yaml", api_key_env="COLLECT_TEST_KEY", concurrency=1)
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "COLLECT_TEST_KEY": KEY}
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "COLLECT_TEST_KEY": KEY}
     )
     assert done.returncode == 0, done.stderr
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
@@ -337,7 +337,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path):
     config.write_text("models: []\nprompts: absent.jsonl\n")
     command = [sys.executable, "-m", "data_pipeline.collect", "--config", str(config)]
     for more, said in (([], "models is an empty list"), (["--promts", "x"], "promts")):
-        done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=env())
+        done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=240, env=env())
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
         assert said in done.stderr
@@ -378,7 +378,7 @@ def test_on_a_terminal_there_is_a_bar(server: ChatServer, write_rows: Write, tmp
             while chunk := os.read(ours, 10_000):
                 shown += chunk
         os.close(ours)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     assert b"3/3" in shown
     assert b"\x1b" not in printed

@@ -18,7 +18,7 @@ from data_pipeline.endpoint import Endpoint, Failure, Messages, ask, ask_each
 from data_pipeline.errors import UserError
 from tests.data_pipeline.chat_server import ChatServer, Reply, chat_server, drop, hang, refuse, say, send, trickle
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_waits_grow_and_vary(server: ChatServer):
 
 
 def test_concurrency_and_rate_are_kept(server: ChatServer):
-    gate = threading.Barrier(3, timeout=10)
+    gate = threading.Barrier(3, timeout=60)
 
     def together(_: object) -> None:
         gate.wait()

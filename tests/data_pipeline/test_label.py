@@ -322,7 +322,7 @@ def test_a_label_that_no_row_can_have_is_told(
     assert "bleu: 0 computed, 0 kept, missing: no_reference 6; no row has it" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_judge_writes_comparisons_and_none_is_paid_for_twice(
     without_ray: None,
     config: Callable[..., LabelConfig],

@@ -193,7 +193,7 @@ def _read(root: str, barrier: Any, answers: Any) -> None:
     answers.put((len(train), [train[i].id for i in range(len(train))], train.encoder_tokens.tolist()))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_processes_may_open_one_set_at_once(root: Path):
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(3), context.Queue()

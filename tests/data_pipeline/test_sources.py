@@ -252,7 +252,7 @@ def fake_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_main_is_resolved_to_a_commit_and_downloaded_once(fake_hub: str, hub_cache: Path, monkeypatch: Any):
     from huggingface_hub import constants
 
@@ -266,7 +266,7 @@ def test_main_is_resolved_to_a_commit_and_downloaded_once(fake_hub: str, hub_cac
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_s3_over_its_real_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -303,7 +303,7 @@ def test_s3_over_its_real_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         server.stop()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_https_is_read_like_any_other(fake_hub: str):
     url = f"{fake_hub}/datasets/org/set/resolve/{COMMIT}/train.jsonl"
     assert contents(url + "?X-Signature=secret") == [FakeHub.content]

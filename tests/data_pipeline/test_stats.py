@@ -318,7 +318,7 @@ def test_a_source_without_a_valid_row_says_why(count: Any, write_rows: Write):
 
 def test_the_command_ends_with_one_line_where_there_is_nothing(tmp_path: Path):
     command = [sys.executable, "-m", "data_pipeline.stats", "--input", "none.jsonl", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no file at none.jsonl")
     assert done.stderr.count("\n") == 1

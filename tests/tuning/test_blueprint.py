@@ -129,7 +129,7 @@ def test_a_dotted_override_on_the_command_line_goes_before_the_presets(tmp_path:
 
 def test_bad_input_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuning.sweep", "--config", "sample", "--storage", str(tmp_path), "--dry-run"]
-    done = subprocess.run([*command, "--overrides.optim.lr", "9"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--overrides.optim.lr", "9"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "optim.lr does not hold the base's own value 9.0" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -167,7 +167,7 @@ def test_a_flag_needs_no_value(flag: str) -> None:
 
 def test_an_unknown_key_ends_with_code_2_and_one_line() -> None:
     command = [sys.executable, "-m", "urg.train", "--config", "sample", "--loss.gama", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "--loss.gama" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -27,7 +27,7 @@ from data_pipeline.labelling.judge import (
 from data_pipeline.schema import Candidate, Example
 from tests.data_pipeline.chat_server import ChatServer, Request, chat_server, refuse, say
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 TEMPLATE = "{question}|{first}|{second}"
 
 

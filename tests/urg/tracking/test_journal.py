@@ -50,7 +50,7 @@ for step in range(10):
     journal.append([{"op": "metric", "key": "loss", "step": step}])
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=240)
     assert killed.returncode == -9
     (left,) = tmp_path.glob("*.jsonl")
     with left.open("ab") as file:

@@ -47,7 +47,7 @@ def dead_uri():
 
 def test_import_loads_no_mlflow():
     script = "import sys, urg.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert shown.stdout.strip() == "[]", shown.stderr
 
 
@@ -143,7 +143,7 @@ def test_an_artifact_that_comes_late_is_stored_at_close(uri, tmp_path):
 
 def test_system_metrics_are_logged(uri, tmp_path):
     run = Tracker(uri, "test", "run", spool=tmp_path, system_interval=0.05)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not steps(uri, run.run_id, "system/process_memory_megabytes"):
         time.sleep(0.2)
     run.close()
