@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -188,4 +189,10 @@ def fill_template(template: str, instruction: str, input: str = "") -> str:
     from data_pipeline.tokenization import question_text
 
     texts = {"question": question_text(instruction, input), "instruction": instruction, "input": input}
-    return re.sub(r"\{(question|instruction|input)\}", lambda place: texts[place[1]], template)
+    return fill(template, texts)
+
+
+def fill(template: str, texts: Mapping[str, str]) -> str:
+    """`template` with each {name} of `texts` replaced; what looks like a place within the texts is left alone."""
+    places = "|".join(map(re.escape, texts))
+    return re.sub(rf"\{{({places})\}}", lambda place: texts[place[1]], template)

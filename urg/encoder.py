@@ -78,11 +78,14 @@ def _encode_chunk(stack: Any, tokens_S: Tensor, place_CL: Tensor, mask_CL: Tenso
     return states_SD[mask_CL.flatten().nonzero().squeeze(1).to(device)] if padded else states_SD
 
 
-def computed_tokens(lengths: list[int], budget: int, device: torch.device) -> int:
-    """Tokens that are computed to encode candidates of these lengths, what is filled up counted."""
-    if device.type != "cpu":
+def computed_tokens(lengths: list[int], budget: int, packed: bool) -> int:
+    """Tokens that are computed to encode candidates of these lengths, what is filled up counted.
+
+    packed: by `encode_packed`; else by `encode_padded`, or what pads as it does.
+    """
+    if not packed:
         return sum(length * len(members) for length, members in plan_chunks(lengths, budget))
-    return sum(len(filled_up(place_S)) for place_S, _ in chunks(lengths, budget))
+    return sum(round_up(sum(lengths[i] for i in members), ROWS) for members in _members(lengths, budget))
 
 
 def _layer(block: Any, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Tensor:
@@ -122,21 +125,23 @@ def chunks(lengths: list[int], budget: int) -> Iterator[tuple[Tensor, Runs]]:
     A candidate that is longer than the budget stands alone.
     """
     starts = [0, *itertools.accumulate(lengths)]
+    for members in _members(lengths, budget):
+        places = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
+        runs = [(len(list(group)), length) for length, group in itertools.groupby(lengths[i] for i in members)]
+        yield places, runs
+
+
+def _members(lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """The candidates of each chunk."""
     members: list[int] = []
     size = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if members and size + lengths[index] > budget:
-            yield _chunk(members, starts, lengths)
+            yield members
             members, size = [], 0
         members.append(index)
         size += lengths[index]
-    yield _chunk(members, starts, lengths)
-
-
-def _chunk(members: list[int], starts: list[int], lengths: list[int]) -> tuple[Tensor, Runs]:
-    places = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
-    runs = [(len(list(group)), length) for length, group in itertools.groupby(lengths[i] for i in members)]
-    return places, runs
+    yield members
 
 
 def filled_up(place_S: Tensor) -> Tensor:

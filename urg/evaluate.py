@@ -79,17 +79,9 @@ def compare_systems(subject: Subject, output: Path, load: Load | None) -> Compar
     from urg.evaluation.comparison import compare
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
-    from urg.evaluation.value_store import ValueStore
 
     config, rows, label, progress = subject.config, subject.rows, subject.label, Progress()
-    text_metrics = TextMetrics(
-        config.bertscore_model,
-        str(config.device),
-        progress,
-        config.bartscore_model,
-        config.bleurt_model,
-        ValueStore(output, config.fresh),
-    )
+    text_metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, rows, label)
     systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress)
     if not systems:

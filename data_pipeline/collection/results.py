@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from data_pipeline.collection.prompts import Prompt, Prompts
 from data_pipeline.commit import writing
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import encodable
+from data_pipeline.shard_writing import file_sha256
 
 ROWS, QUARANTINE, MANIFEST = "rows.jsonl", "records/quarantine.jsonl", "manifest.json"
 """Below the output; rejected rows in a folder of their own, so that who reads the output takes them for no rows."""
@@ -107,10 +107,14 @@ def build_manifest(prompts: Prompts, asked: Sequence[Asked], kept: int, folder: 
         raise RuntimeError(f"Prompts were lost: {prompts.input} read, {kept} kept, {dict(prompts.rejected)} rejected.")
     return {
         "format": _FORMAT,
-        "prompts": {"file": str(prompts.path), "bytes": prompts.path.stat().st_size, "sha256": _sha256(prompts.path)},
+        "prompts": {
+            "file": str(prompts.path),
+            "bytes": prompts.path.stat().st_size,
+            "sha256": file_sha256(prompts.path),
+        },
         "counts": {"input": prompts.input, "kept": kept, "rejected": dict(sorted(prompts.rejected.items()))},
         "models": {each.model.name: _model_entry(each, len(prompts)) for each in asked},
-        "files": {name: _sha256(folder / name) for name in (ROWS, QUARANTINE)},
+        "files": {name: file_sha256(folder / name) for name in (ROWS, QUARANTINE)},
     }
 
 
@@ -171,8 +175,3 @@ def _model_lines(asked: Asked) -> list[str]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,9 +149,3 @@ class LabelConfig:
         return PrepareConfig(
             self.input, fractions={UNSPLIT: 1.0}, aliases={}, log_scale_scores=list(self.log_scale_scores)
         )
-
-
-def fill(template: str, texts: Mapping[str, str]) -> str:
-    """`template` with each {name} of `texts` replaced; what looks like a place within the texts is left alone."""
-    places = "|".join(map(re.escape, texts))
-    return re.sub(rf"\{{({places})\}}", lambda place: texts[place[1]], template)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.conversion import InputFile, plain_lines
+from data_pipeline.conversion import InputFile, key, plain_lines
 from data_pipeline.errors import UserError
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.lines import byte_ranges
@@ -27,7 +26,7 @@ from data_pipeline.quality.metrics import METRICS
 from data_pipeline.quality.model_folder import MetricModel, fingerprint, require_model
 from data_pipeline.shard_writing import file_sha256
 from data_pipeline.shards import MANIFEST
-from data_pipeline.sources import list_source, without_secrets
+from data_pipeline.sources import list_source, shown_input
 
 if TYPE_CHECKING:
     from data_pipeline.survey import Survey
@@ -58,7 +57,7 @@ class LabelJob:
     @property
     def key(self) -> str:
         """What stands for input, metrics, models and settings that decide scores; not for how fast they come."""
-        return digest([self._rows_key, [each.folder for each in self.passes()], self.judge_folder])
+        return key([self._rows_key, [each.folder for each in self.passes()], self.judge_folder])
 
     @property
     def _rows_key(self) -> list[Any]:
@@ -77,7 +76,7 @@ class LabelJob:
     def _pass(self, fields: Mapping[str, Sequence[str]], models: Mapping[str, MetricModel]) -> Pass:
         facts = [self._rows_key, fields, self.config.dtype, [self.fingerprints.get(name) for name in fields]]
         named = {name: models[name] for name in fields}
-        return Pass(", ".join(fields), fields, named, f"scores-{digest(facts)}")
+        return Pass(", ".join(fields), fields, named, f"scores-{key(facts)}")
 
     @property
     def judge_folder(self) -> str:
@@ -86,7 +85,7 @@ class LabelJob:
         if not self.config.judges or judge is None:
             return ""
         facts = [judge.model, judge.base_url, judge.system, judge.parameters, self.config.judge_template]
-        return f"verdicts-{digest([self._rows_key, facts])}"
+        return f"verdicts-{key([self._rows_key, facts])}"
 
     def tasks(self, survey: Survey) -> list[dict[str, Any]]:
         """The shards: split, name (without its ending), and the places of their rows."""
@@ -145,11 +144,4 @@ def sweep(config: LabelConfig) -> None:
 
 def settings(config: LabelConfig) -> dict[str, Any]:
     """The configuration for the manifest, without what a URL may hold of passwords; keys are never a part of it."""
-    names = config.input
-    shown = without_secrets(names) if isinstance(names, str) else {k: without_secrets(v) for k, v in names.items()}
-    return asdict(config) | {"input": shown}
-
-
-def digest(value: object) -> str:
-    """A short name for a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return asdict(config) | {"input": shown_input(config.input)}

@@ -26,7 +26,7 @@ from typing import IO
 
 from data_pipeline.endpoint import Endpoint, Failure, Messages, ask_each
 from data_pipeline.errors import UserError
-from data_pipeline.labelling.config import fill
+from data_pipeline.models import fill
 from data_pipeline.schema import Example
 from data_pipeline.tokenization import question_text
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.config import EvaluateConfig
-from urg.systems import FOLDERS, SYSTEMS, Setup, System, SystemUnavailable
+from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
+from urg.systems.folder import require_known
 from urg.systems.protocol import Progress, silent
 from urg.systems.single import single_models
 
@@ -50,7 +51,7 @@ def make_setup(
     ids: of all rows that will be asked for.
     """
     needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
-    _require_known(config.folders)
+    require_known(config.folders)
     return Setup(
         label=label,
         models=tuple(models),
@@ -63,11 +64,6 @@ def make_setup(
         ids=tuple(ids),
         device=config.device,
     )
-
-
-def _require_known(folders: Mapping[str, str]) -> None:
-    if unknown := sorted(folders.keys() - FOLDERS):
-        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(FOLDERS)}")
 
 
 def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -96,6 +92,8 @@ def answer(
 
     A system's answers are in the store when the next one begins.
     """
+    from urg.evaluation.pool import answer_in_pool
+
     models = sorted({name for row in rows for name in row.models})
     singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
     asked_singles, names = asked_systems(config.systems, list(singles))
@@ -116,7 +114,7 @@ def answer(
         except SystemUnavailable as reason:
             unavailable[name] = str(reason)
     for family in _families(far):
-        answered, reasons = _answer_far(ids, label, models, family, config, load, progress)
+        answered, reasons = answer_in_pool(ids, label, models, family, config, load, progress)
         unavailable |= reasons
         for made in answered:
             kept[made.name] = made
@@ -129,17 +127,3 @@ def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
     found = [tuple(n for n in family if n in names) for family in TOGETHER]
     alone: list[tuple[str, ...]] = [(name,) for name in names if not any(name in family for family in found)]
     return sorted([family for family in found if family] + alone, key=lambda family: names.index(family[0]))
-
-
-def _answer_far(
-    ids: Sequence[str],
-    label: str,
-    models: Sequence[str],
-    names: tuple[str, ...],
-    config: EvaluateConfig,
-    load: Load,
-    progress: Progress,
-) -> tuple[list[Answered], dict[str, str]]:
-    from urg.evaluation.pool import answer_in_pool
-
-    return answer_in_pool(ids, label, models, names, config, load, progress)

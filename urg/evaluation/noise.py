@@ -76,7 +76,6 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
     from urg.evaluation.answer_store import Answered, AnswerStore
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
-    from urg.evaluation.value_store import ValueStore
 
     usable = [(row, gold) for row in rows if (gold := _gold(row, label)) is not None and row.output.strip()]
     if not usable:
@@ -86,14 +85,7 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
         )
     kept_rows = [row for row, _ in usable]
     progress = Progress()
-    metrics = TextMetrics(
-        config.bertscore_model,
-        str(config.device),
-        progress,
-        config.bartscore_model,
-        config.bleurt_model,
-        ValueStore(output, config.fresh),
-    )
+    metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, kept_rows, label)
     fusers, missing = _fusers(rows, label, config, load, progress)
     scored: dict[str, dict[str, dict[str, Floats]]] = {}

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from urg.evaluation.config import EvaluateConfig
     from urg.evaluation.value_store import ValueStore
 
 Floats = NDArray[np.float64]
@@ -95,6 +98,15 @@ class TextMetrics:
         self._store = store
         self._progress = progress
         self._known: dict[tuple[str, str], dict[str, float]] = {}
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, output: Path, progress: Callable[[str, int, int], None]) -> TextMetrics:
+        """The metrics that an evaluation asks for; their values are kept in its output folder."""
+        from urg.evaluation.value_store import ValueStore
+
+        store = ValueStore(output, config.fresh)
+        own = (config.bertscore_model, str(config.device), progress, config.bartscore_model, config.bleurt_model)
+        return cls(*own, store)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from data_pipeline.errors import UserError
-from urg.systems.folder import FOLDERS
+from urg.systems.folder import FOLDERS, require_known
 from urg.systems.longest import longest
 from urg.systems.oracle import oracle
 from urg.systems.protocol import (
@@ -67,9 +66,7 @@ def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:
 
     Raises UserError for a folder that is named and unusable.
     """
-    unknown = sorted(set(setup.folders) - set(FOLDERS))
-    if unknown:
-        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(FOLDERS)}.")
+    require_known(setup.folders)
     systems = single_models(setup, taken=frozenset(SYSTEMS))
     unavailable: dict[str, str] = {}
     for name, build in SYSTEMS.items():

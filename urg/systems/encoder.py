@@ -183,9 +183,8 @@ class EncoderRanker(nn.Module):
 
     def tokens(self, sequences: Sequences) -> tuple[int, int]:
         """(real tokens, tokens computed with padding)."""
-        lengths, device = list(sequences.lengths), sequences.ids_S.device
-        packed = self._is_packed(device)
-        return sum(lengths), computed_tokens(lengths, self.chunk_tokens, device if packed else torch.device("meta"))
+        lengths, packed = list(sequences.lengths), self._is_packed(sequences.ids_S.device)
+        return sum(lengths), computed_tokens(lengths, self.chunk_tokens, packed)
 
     def _is_packed(self, device: torch.device) -> bool:
         """Whether sequences are encoded without padding: T5's encoder on a CPU, by the code that URG has for it."""

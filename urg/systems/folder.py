@@ -7,6 +7,7 @@ system.json                                  {"system": "pair_ranker", "settings
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def read_system(folder: Path, expected: str) -> dict[str, Any]:
     if system != expected:
         raise UserError(f"{folder} holds {system}, not {expected}: {_mend(expected)}.")
     return settings
+
+
+def require_known(folders: Mapping[str, str]) -> None:
+    """Raise UserError for a folder that is named for something which takes none."""
+    if unknown := sorted(folders.keys() - FOLDERS):
+        raise UserError(f"no system takes a folder named {unknown[0]}; those that do: {', '.join(FOLDERS)}")
 
 
 def named_folder(setup: Setup, name: str) -> str:

@@ -21,7 +21,7 @@ from urg.systems.backbone import load_plain_tokenizer
 from urg.systems.gen_fuser import FuserSettings, GenFuser, best_first, pad
 from urg.training.plan import base_model
 from urg.training.process import seed_everything
-from urg.training.task import Judged, Share, set_dropout
+from urg.training.task import Judged, Share, make_ready
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,5 @@ def build_fuser(config: TrainConfig, shards: ShardSet) -> GenFuser:
     )
     model = GenFuser(urg.t5, tokenizer, settings)
     model.t5.config.dropout_rate = config.model.dropout  # saved with the model
-    set_dropout(model, config.model.dropout)
-    if config.engine.activation_checkpointing:
-        model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    make_ready(model, model.t5, config)
+    return model

@@ -23,7 +23,7 @@ from urg.systems.simcls import SimCLS
 from urg.systems.summareranker import SummaReranker
 from urg.training.plan import base_model
 from urg.training.process import seed_everything
-from urg.training.task import Judged, Share, set_dropout
+from urg.training.task import Judged, Share, make_ready
 
 RANKERS: dict[str, type[EncoderRanker]] = {cls.system: cls for cls in (PairRanker, SimCLS, SummaReranker)}
 
@@ -102,10 +102,8 @@ def build_ranker(config: TrainConfig, shards: ShardSet) -> EncoderRanker:
     model = RANKERS[config.system](encoder, tokenizer, settings)
     # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.
     model.chunk_tokens = sys.maxsize if config.engine.zero_stage == 3 else config.model.chunk_tokens
-    set_dropout(model, config.model.dropout)
-    if config.engine.activation_checkpointing:
-        model.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    make_ready(model, model.pretrained_model, config)
+    return model
 
 
 def _require_labels(config: TrainConfig, shards: ShardSet, tasks: Sequence[str]) -> None:

@@ -103,6 +103,14 @@ def build_task(config: TrainConfig, shards: ShardSet) -> Task:
     return task
 
 
+def make_ready(module: nn.Module, backbone: Any, config: TrainConfig) -> None:
+    """Dropout, activation checkpointing and training mode as configured. backbone: the Hugging Face model in it."""
+    set_dropout(module, config.model.dropout)
+    if config.engine.activation_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()
+
+
 def set_dropout(module: nn.Module, rate: float) -> None:
     """Set the dropout rate of every layer below `module`."""
     for layer in module.modules():

@@ -23,7 +23,7 @@ from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
 from urg.training.engine import gradient_norms
 from urg.training.plan import base_model
 from urg.training.process import seed_everything
-from urg.training.task import Judged, Share, set_dropout
+from urg.training.task import Judged, Share, make_ready
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class UrgTask:
         """Encoder tokens, and target tokens once for each decoder pass."""
         own, passes = batch.batch, 2 if self._with_last else 1
         lengths = own.layout.candidate_lengths
-        computed = computed_tokens(lengths, self.module.chunk_tokens, own.tokens_S.device)
+        computed = computed_tokens(lengths, self.module.chunk_tokens, packed=own.tokens_S.device.type == "cpu")
         return sum(lengths) + passes * own.target_tokens, computed + passes * own.target_BT.numel()
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
@@ -133,7 +133,5 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
     # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.
     model.chunk_tokens = sys.maxsize if config.engine.zero_stage == 3 else config.model.chunk_tokens
     model.t5.config.dropout_rate = config.model.dropout  # saved with the model
-    set_dropout(model, config.model.dropout)
-    if config.engine.activation_checkpointing:
-        model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    make_ready(model, model.t5, config)
+    return model

@@ -6,8 +6,8 @@ import pytest
 
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
-from data_pipeline.labelling.config import LabelConfig, fill
-from data_pipeline.models import Endpoint
+from data_pipeline.labelling.config import LabelConfig
+from data_pipeline.models import Endpoint, fill
 
 
 def config(metrics: str | list[str], **changes: Any) -> LabelConfig:
