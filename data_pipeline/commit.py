@@ -81,10 +81,13 @@ def is_prepared(folder: Path) -> bool:
 
 def commit(staged: Path, folder: Path) -> None:
     """Rename a staged set into place. What stood there, damaged, is moved aside first and then removed."""
-    if folder.exists():
-        aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
-        os.rename(folder, aside / folder.name)
+    if not folder.exists():
+        os.rename(staged, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
+    os.rename(folder, aside / folder.name)
     os.rename(staged, folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def name_current(folder: Path) -> None:

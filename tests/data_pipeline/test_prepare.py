@@ -217,6 +217,7 @@ def test_a_damaged_set_is_made_again(
     file.write_bytes(whole[: len(whole) // 2])
     assert prepare(config(path)) == folder
     assert file.read_bytes() == whole
+    assert not list(folder.parent.glob(".staging*"))
 
 
 @pytest.mark.parametrize("failing", [0, 2])
