@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from random import Random
 
 from data_pipeline.sample import words as sample_words
@@ -78,8 +79,11 @@ def _example(exercise: str, task: Task, rng: Random) -> PretrainingExample:
 
 
 def _damaged(text: str, nearby: str, damage: float, rng: Random, shorten: bool = True) -> str:
-    """`text` with about `damage` of its listed words replaced; if `shorten`, at times without its end or a sentence."""
+    """`text` with about `damage` of its listed words replaced, and at times two of them in each other's place; if
+    `shorten`, at times without its end or a sentence."""
     words = [_replaced(word, nearby, rng) if rng.random() < damage else word for word in text.split()]
+    if rng.random() < damage:
+        words = _exchanged(words, rng)
     point = rng.random() if shorten else 1.0
     if point < 0.15:
         words = words[: max(1, round(len(words) * rng.uniform(0.3, 0.8)))]
@@ -89,9 +93,22 @@ def _damaged(text: str, nearby: str, damage: float, rng: Random, shorten: bool =
     return ". ".join(sentences)
 
 
+def _exchanged(words: list[str], rng: Random) -> list[str]:
+    """The same words, two of one list in each other's place, as where an order is wrong."""
+    listed = [i for i, word in enumerate(words) if _bare(word) in _lists()]
+    pairs = [(i, j) for i, j in combinations(listed, 2) if _bare(words[j]) in _lists()[_bare(words[i])]]
+    if not pairs:
+        return words
+    i, j = rng.choice(pairs)
+    words = list(words)
+    one, other = _bare(words[i]), _bare(words[j])
+    words[i], words[j] = words[i].replace(one, other), words[j].replace(other, one)
+    return words
+
+
 def _replaced(word: str, nearby: str, rng: Random) -> str:
     """Another word of the same list, half of the time one that stands nearby; words of no list stay."""
-    bare = word.strip(".,:;()-")
+    bare = _bare(word)
     alike = _lists().get(bare)
     if alike is None:
         return word
@@ -101,7 +118,12 @@ def _replaced(word: str, nearby: str, rng: Random) -> str:
 
 
 def _listed_words(text: str) -> list[str]:
-    return [bare for word in text.split() if (bare := word.strip(".,:;()-")) in _lists()]
+    return [bare for word in text.split() if (bare := _bare(word)) in _lists()]
+
+
+def _bare(word: str) -> str:
+    """A word without its punctuation."""
+    return word.strip(".,:;()-")
 
 
 @cache

@@ -15,7 +15,7 @@ from data_pipeline.sample import SAMPLE_LABEL, SampleConfig, generate_rows, writ
 from data_pipeline.sample.corpus import compare, main
 from data_pipeline.sample.kinds import KINDS, draw_task
 from data_pipeline.sample.models import FAULTS, MODELS
-from data_pipeline.sample.pretraining import pretraining_examples, pretraining_pairs
+from data_pipeline.sample.pretraining import pretraining_examples, pretraining_pairs, ranking_examples
 from data_pipeline.sample.words import NUMBERS
 
 
@@ -235,3 +235,14 @@ def test_pretraining_pairs_put_the_passage_before_each_response():
         assert len(sources) == len(example.responses)
         for source, response in zip(sources, example.responses, strict=True):
             assert source == (f"{example.passage}\n{response}" if example.passage else response)
+
+
+def test_damage_also_puts_words_in_each_others_place():
+    def bare(text: str) -> list[str]:
+        return [word.strip(".,:;()-") for word in text.split()]
+
+    examples = list(islice(ranking_examples(0), 200))
+    pairs = [(bare(response), bare(e.target)) for e in examples for response in e.responses]
+    exchanged = [(r, t) for r, t in pairs if r != t and Counter(r) == Counter(t)]
+    assert len(exchanged) > 20
+    assert all(sum(a != b for a, b in zip(r, t, strict=True)) == 2 for r, t in exchanged)
