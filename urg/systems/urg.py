@@ -1,5 +1,5 @@
-"""URG itself: its top candidate (`urg_rank`) and its fused text (`urg`), from one pass over a row; and its fused text of
-candidates that chance chose (`urg_random_k`), for the ablation `w/o ranking`."""
+"""URG itself: its top candidate (`urg_rank`) and its fused text (`urg`), from one pass over a row; and the text that it
+writes from candidates that chance chose (`urg_random_k`), for the ablation `w/o ranking`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ class FusesTheBest:
             Query(row.instruction, tuple(row.texts[i] for i in own), row.input)
             for row, own in zip(rows, chosen, strict=True)
         ]
-        options = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
-        fused = self.ensemble.rank_and_fuse_batch(queries, **options)
+        fused = self.ensemble.rank_and_fuse_batch(queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
         return [Fusion(made.text, tuple(own)) for made, own in zip(fused, chosen, strict=True)]
 
 
