@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ALL, MODELS = "all", "models"
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
+ON_REQUEST = frozenset({"urg_random_k"})  # what an ablation asks for; no part of `all`
 # Systems whose work is one pass: answered together, so that actors do it once.
 TOGETHER = (
     ("urg_rank", "urg"),
@@ -69,7 +70,7 @@ def make_setup(
 def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
     """(single models, other systems) that `asked` names, in table order. UserError for a name that is neither."""
     if asked.strip() == ALL:
-        return list(singles), list(SYSTEMS)
+        return list(singles), [name for name in SYSTEMS if name not in ON_REQUEST]
     names = [name.strip() for name in asked.split(",") if name.strip()]
     if not names:
         raise UserError("--systems names no system; write all, or names by commas (see --list)")

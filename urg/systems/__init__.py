@@ -24,7 +24,7 @@ from urg.systems.protocol import (
 )
 from urg.systems.random import random
 from urg.systems.single import single_models
-from urg.systems.urg import urg, urg_rank
+from urg.systems.urg import urg, urg_random_k, urg_rank
 
 Builder = Callable[[Setup], System]
 
@@ -55,6 +55,7 @@ SYSTEMS: dict[str, Builder] = {
     "summareranker_gen": _lazy("summareranker", "summareranker_gen"),
     "llm_blender": _lazy("pair_ranker", "llm_blender"),
     "judge_fuse": _lazy("judge", "judge_fuse"),
+    "urg_random_k": urg_random_k,
     "urg": urg,
     "imported": _lazy("imported", "imported"),
     "oracle": oracle,

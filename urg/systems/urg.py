@@ -1,4 +1,5 @@
-"""URG itself: its top candidate (`urg_rank`) and its fused text (`urg`), from one pass over a row."""
+"""URG itself: its top candidate (`urg_rank`) and its fused text (`urg`), from one pass over a row; and the text that it
+writes from candidates that chance chose (`urg_random_k`), for the ablation `w/o ranking`."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from urg.systems.protocol import FusedBy, Fusion, Progress, Ranked, Scores, Setup, SystemUnavailable, silent
+from urg.systems.random import RandomScores
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
@@ -50,6 +52,28 @@ class UnifiedPass:
         return [self._done[row.id] for row in rows]
 
 
+@dataclass
+class FusesTheBest:
+    """URG as a fuser alone: it writes from the K best candidates by somebody else's scores."""
+
+    ensemble: Ensemble
+    num_beams: int = 4
+    max_new_tokens: int | None = None
+
+    def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
+        """K is the model's own; the fused text does not depend on the order of the K."""
+        from urg.ensemble import Query
+
+        k = self.ensemble.model.settings.k
+        chosen = [np.argsort(-own, kind="stable")[:k].tolist() for own in scores]
+        queries = [
+            Query(row.instruction, tuple(row.texts[i] for i in own), row.input)
+            for row, own in zip(rows, chosen, strict=True)
+        ]
+        fused = self.ensemble.rank_and_fuse_batch(queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
+        return [Fusion(made.text, tuple(own)) for made, own in zip(fused, chosen, strict=True)]
+
+
 def urg_rank(setup: Setup) -> Ranked:
     """URG's top candidate."""
     return Ranked("urg_rank", "ranker", unified_pass(setup))
@@ -59,6 +83,14 @@ def urg(setup: Setup) -> FusedBy:
     """URG's fused text."""
     both = unified_pass(setup)
     return FusedBy("urg", ranker=both, fuser=both)
+
+
+def urg_random_k(setup: Setup) -> FusedBy:
+    """URG's text fused from K random candidates: what is left without its ranking."""
+    if setup.ensemble is None:
+        raise SystemUnavailable(setup.no_ensemble)
+    fuser = FusesTheBest(setup.ensemble, setup.num_beams, setup.max_new_tokens)
+    return FusedBy("urg_random_k", ranker=RandomScores(setup.seed), fuser=fuser)
 
 
 def unified_pass(setup: Setup) -> UnifiedPass:

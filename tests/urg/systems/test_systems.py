@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Stub:
     def __init__(self) -> None:
         self.queries: list[Query] = []
         self.options: list[dict[str, Any]] = []
+        self.model: Any = None
 
     def rank_and_fuse_batch(self, queries: Sequence[Query], **options: Any) -> list[Fused]:
         self.queries.extend(queries)
@@ -67,7 +69,8 @@ def test_each_single_model_answers_where_it_has_a_candidate() -> None:
 
 def test_a_model_named_as_a_system_keeps_its_own_row() -> None:
     names = [system.name for system in build_systems(setup(models=("a", "random", "urg"), ensemble=Stub()))[0]]
-    assert names == ["a", "model:random", "model:urg", "random", "longest", "urg_rank", "urg", "oracle"]
+    ours = ["random", "longest", "urg_rank", "urg_random_k", "urg", "oracle"]
+    assert names == ["a", "model:random", "model:urg", *ours]
 
 
 def test_longest_counts_characters_without_surrounding_blanks() -> None:
@@ -106,6 +109,19 @@ def test_urg_and_urg_rank_share_one_pass() -> None:
     assert fused.scores is not None
     assert ranked.scores is not None
     assert fused.scores.tolist() == ranked.scores.tolist()
+
+
+def test_without_ranking_the_fused_candidates_are_those_that_random_puts_first() -> None:
+    stub = Stub()
+    stub.model = SimpleNamespace(settings=SimpleNamespace(k=2))
+    systems = {system.name: system for system in build_systems(setup(ensemble=stub, num_beams=1))[0]}
+    answers, picked = systems["urg_random_k"].answer(ROWS), picks("random")
+    assert [answer and answer.used[0] for answer in answers] == picked
+    for answer, made, query in zip(answers, ROWS, stub.queries, strict=True):
+        assert answer is not None
+        assert len(set(answer.used)) == min(2, len(made.texts))
+        assert query.candidates == tuple(made.texts[i] for i in answer.used)
+    assert stub.options == [{"num_beams": 1, "max_new_tokens": None}]
 
 
 def test_urg_without_a_model_is_left_out_with_the_reason() -> None:

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import config as prepare_config
+from data_pipeline import stats
+from data_pipeline.cli import parse_config
+from data_pipeline.errors import UserError
+from tuning import config as sweep_config
+from tuning.reproduce import asked, plan
+from tuning.reproduction.config import ReproduceConfig
+from tuning.reproduction.experiments import ALSO, EXPERIMENTS
+from tuning.reproduction.recipe import ABLATIONS, URG
+from urg import benchmark
+from urg import config as train_config
+from urg.evaluation.config import EvaluateConfig
+
+COMMANDS: dict[str, tuple[Any, Path | None]] = {
+    "data_pipeline.prepare": (prepare_config.PrepareConfig, prepare_config.PRESETS),
+    "data_pipeline.stats": (stats.StatsConfig, None),
+    "urg.train": (train_config.TrainConfig, train_config.PRESETS),
+    "urg.evaluate": (EvaluateConfig, None),
+    "urg.benchmark": (benchmark.BenchmarkConfig, None),
+    "tuning.sweep": (sweep_config.SweepConfig, sweep_config.PRESETS),
+}
+
+
+@pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
+def test_every_step_is_a_command_that_parses(preset: Any, tmp_path: Path):
+    recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path)))
+    assert needs.keys() == EXPERIMENTS.keys()
+    for step in recipe.steps.values():
+        config_class, presets = COMMANDS[step.command[0]]
+        parse_config(config_class, presets=presets, argv=step.command[1:])  # exits where it is wrong
+    assert all(name in recipe.steps for names in needs.values() for name in names)
+    assert all(need in recipe.steps for step in recipe.steps.values() for need in step.needs)
+
+
+def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
+    def trained(only: str | None) -> set[str]:
+        recipe, _ = plan(ReproduceConfig(only=only, storage=str(tmp_path)))
+        return {name for name in recipe.steps if name.startswith("train-")}
+
+    alone = {name: trained(name) for name in EXPERIMENTS}
+    assert trained(None) == set().union(*alone.values())
+    assert f"train-{URG}-s0" in alone["table2"] & alone["table3"] & alone["fig3"] & alone["table5"]
+    assert not any("k3" in name for name in alone["fig3"])  # K=3 is URG itself
+    assert len(alone["table3"]) == 3 * (1 + len(ABLATIONS))
+
+
+def test_more_seeds_add_steps_and_change_none(tmp_path: Path):
+    few, many = (plan(ReproduceConfig(seeds=n, storage=str(tmp_path)))[0].steps for n in (1, 2))
+    assert few.items() <= many.items()
+    assert len(many) > len(few)
+
+
+def test_experiments_by_name_come_in_the_order_of_the_report():
+    assert asked("fig3, table1") == ["table1", "fig3"]
+    assert asked("table7,table4") == ["table4"]
+    assert asked(None) == list(EXPERIMENTS)
+    assert set(ALSO.values()) <= EXPERIMENTS.keys()
+    with pytest.raises(UserError, match="there is no experiment table9; choose from table1, table2"):
+        asked("table1,table9")
+
+
+def test_mixinstruct_must_be_prepared_by_the_user(tmp_path: Path):
+    with pytest.raises(UserError, match=r"data_pipeline\.prepare --input hf:llm-blender/mix-instruct"):
+        plan(ReproduceConfig(preset="flan-t5-large", only="table3", storage=str(tmp_path)))
+
+
+@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"seeds": 0}, {"at_once": 0}])
+def test_settings_are_checked_on_construction(changes: dict[str, Any]):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        ReproduceConfig(**changes)

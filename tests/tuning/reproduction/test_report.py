@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuning.reproduce import plan, reproduce
+from tuning.reproduction.config import ReproduceConfig
+from tuning.reproduction.experiments import EXPERIMENTS
+from tuning.reproduction.recipe import Recipe
+from tuning.reproduction.report import write_report
+from tuning.reproduction.results import Results
+from tuning.reproduction.steps import Ending
+
+
+def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[..., Results], recipe: Recipe):
+    needs = plan(recipe.config)[1]
+    page = write_report(made_up(), needs).read_text(encoding="utf-8")
+    text = (recipe.root / "report.md").read_text(encoding="utf-8")
+    stored = json.loads((recipe.root / "report.json").read_text(encoding="utf-8"))
+    assert "GENERATED DATA" in page
+    assert all(experiment.title in text for experiment in EXPERIMENTS.values())
+    assert [name for name, part in stored["experiments"].items() if part["missing"]] == []
+    assert "0.8010 ± 0.0010" in text  # URG's mean and spread over the seeds 0, 1, 2
+    table2 = stored["experiments"]["table2"]["tables"][0]
+    (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
+    assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
+    assert "not timed" in text  # a ratio that is missing, with its reason
+
+
+def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):
+    whole, needs = made_up(), plan(recipe.config)[1]
+    endings = {**whole.endings, "train-k1-s0": Ending(1.0, "out of memory"), "stats": Ending(1.0, "<b>")}
+    text = write_report(Results(recipe, endings), needs | {}).with_name("report.md").read_text(encoding="utf-8")
+    page = (recipe.root / "report.html").read_text(encoding="utf-8")
+    assert "Missing: train-k1-s0: out of memory" in text
+    assert "Missing: stats: &lt;b&gt;" in page
+    assert "Dev score by K" not in text
+    partly = write_report(whole, {"table3": needs["table3"]}).with_name("report.md").read_text(encoding="utf-8")
+    assert partly.count("Missing: not asked for") == len(EXPERIMENTS) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_a_part_of_it_for_real(tmp_path: Path):
+    """Two seeds of Figure 3 and the ablations' whole model on a few rows of the sample: real commands, run once."""
+    config = ReproduceConfig(only="table1", storage=str(tmp_path), seeds=1)
+    recipe, needs = plan(config)
+    recipe.preset.prepare.update({"sample.train": 48, "sample.dev": 8, "sample.test": 8})  # type: ignore[union-attr]
+    recipe, needs = plan(config)
+    report, failed = reproduce(recipe, needs)
+    assert failed == []
+    assert "generated" in report.with_name("report.md").read_text(encoding="utf-8")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from tuning.reproduction.steps import Step, is_done, marker, options, run_steps
+
+Copy = Callable[..., Step]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    """copy(name, source, *needs): a step whose command copies one JSON file of tmp_path to another, named as itself."""
+
+    def make(name: str, source: str, *needs: str) -> Step:
+        return Step(name, ("json.tool", str(tmp_path / source), str(tmp_path / name)), needs)
+
+    (tmp_path / "first").write_text("{}", encoding="utf-8")
+    return make
+
+
+def steps(*made: Step) -> dict[str, Step]:
+    return {step.name: step for step in made}
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_step_runs_after_those_that_it_needs(tmp_path: Path, copy: Copy, at_once: int):
+    asked = steps(copy("c", "b", "b"), copy("b", "a", "a"), copy("a", "first"))
+    endings = run_steps(tmp_path, asked, at_once)
+    assert {name: ending.failure for name, ending in endings.items()} == {"a": None, "b": None, "c": None}
+    assert (tmp_path / "c").read_text() == "{}\n"
+
+
+def test_what_is_done_is_not_run_again(tmp_path: Path, copy: Copy):
+    run_steps(tmp_path, steps(copy("a", "first")), 1)
+    (tmp_path / "a").unlink()
+    endings = run_steps(tmp_path, steps(copy("a", "first"), copy("b", "first", "a")), 1)
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "b").exists()
+    assert endings["a"].failure is None
+
+
+def test_a_failure_is_told_with_its_log_and_stops_only_what_needs_it(
+    tmp_path: Path, copy: Copy, capsys: pytest.CaptureFixture[str]
+):
+    asked = steps(copy("a", "absent"), copy("b", "first", "a"), copy("c", "first", "b"), copy("d", "first"))
+    endings = run_steps(tmp_path, asked, 1)
+    assert "No such file" in str(endings["a"].failure)
+    assert str(tmp_path / "logs" / "a.log") in str(endings["a"].failure)
+    assert [endings[name].failure for name in "bcd"] == ["a failed", "b failed", None]
+    assert not (tmp_path / "b").exists()
+    assert "[1/4] a: failed" in capsys.readouterr().out
+    (tmp_path / "absent").write_text("{}", encoding="utf-8")
+    endings = run_steps(tmp_path, asked, 1)  # the same again tries what failed
+    assert not any(ending.failure for ending in endings.values())
+
+
+def test_a_marker_of_another_command_is_refused_with_the_difference(tmp_path: Path, copy: Copy):
+    run_steps(tmp_path, steps(copy("a", "first")), 1)
+    changed = Step("a", ("json.tool", str(tmp_path / "other"), str(tmp_path / "a")))
+    with pytest.raises(UserError, match=r"its step a was run with \S+/first and not with \S+/other"):
+        is_done(tmp_path, changed)
+    assert json.loads(marker(tmp_path, "a").read_text())["command"][0] == "json.tool"
+
+
+def test_options_are_what_a_shell_would_be_given():
+    assert options({"a.b": 0.5, "c": "x", "d": {"e": [1]}, "f": False}) == [
+        *("--a.b", "0.5", "--c", "x", "--d", '{"e": [1]}', "--f", "false")
+    ]

@@ -1,0 +1,97 @@
+"""Run the paper's experiments: `python -m tuning.reproduce`, in miniature on a laptop, at full size on a cluster.
+
+Every experiment is made of the project's own commands: what is trained by several is trained once, and the same command
+again goes on where it stopped. In `<storage>/<name>/` it leaves
+    report.html, .md, .json   every table beside what was published, and the verdict on each of the paper's claims
+    steps/, logs/             which command has been done, and what it printed
+    data/, runs/, evaluations/, sweep/, benchmark/, stats/
+`--only table3,fig3` runs a part, `--dry-run` shows the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.cli import run_command
+from data_pipeline.errors import UserError
+from tuning.reproduction.config import ReproduceConfig, load_preset
+
+if TYPE_CHECKING:
+    from tuning.reproduction.recipe import Recipe
+
+
+def main(config: ReproduceConfig) -> None:
+    """Run the paper's experiments and write a report with published figures and the verdict on each claim."""
+    recipe, needs = plan(config)
+    if config.dry_run:
+        print("\n".join(_steps_shown(recipe)))
+        return
+    report, failed = reproduce(recipe, needs)
+    print(f"report: {report}")
+    print(f"next:   compare the runs in MLflow: make ui RUNS={recipe.root / 'runs'}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(recipe.steps)} steps failed, {failed[0]} first; the same command tries them again."
+        )
+
+
+def plan(config: ReproduceConfig) -> tuple[Recipe, dict[str, list[str]]]:
+    """The recipe, and the steps of each experiment that is asked for. Raises UserError for an unknown one."""
+    from tuning.reproduction.experiments import EXPERIMENTS
+    from tuning.reproduction.recipe import Recipe
+
+    root = Path(config.storage).expanduser().absolute() / config.name
+    recipe = Recipe(config, load_preset(config.preset), root)
+    return recipe, {name: EXPERIMENTS[name].needs(recipe) for name in asked(config.only)}
+
+
+def asked(only: str | None) -> list[str]:
+    """The experiments that `--only` names, in the order of the report."""
+    from tuning.reproduction.experiments import ALSO, EXPERIMENTS
+
+    if only is None:
+        return list(EXPERIMENTS)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in names if name not in EXPERIMENTS and name not in ALSO]
+    if unknown or not names:
+        known = ", ".join([*EXPERIMENTS, *ALSO])
+        raise UserError(f"only={only}: there is no experiment {', '.join(unknown)}; choose from {known}.")
+    return [name for name in EXPERIMENTS if name in {ALSO.get(each, each) for each in names}]
+
+
+def reproduce(recipe: Recipe, needs: dict[str, list[str]]) -> tuple[Path, list[str]]:
+    """Run the steps that are not done yet and write the report; its path, and the steps that failed."""
+    from data_pipeline.commit import locked, writing
+    from tuning.reproduction.report import write_report
+    from tuning.reproduction.results import Results
+    from tuning.reproduction.steps import run_steps
+
+    with locked(recipe.root, busy="reproduces"):
+        _require_same_preset(recipe)
+        endings = run_steps(recipe.root, recipe.steps, recipe.config.at_once)
+        with writing(recipe.root):
+            report = write_report(Results(recipe, endings), needs)
+    return report, [name for name, ending in endings.items() if ending.failure]
+
+
+def _require_same_preset(recipe: Recipe) -> None:
+    """Raise UserError where the folder holds steps of other commands: nothing is run then."""
+    from tuning.reproduction.steps import is_done
+
+    for step in recipe.steps.values():
+        is_done(recipe.root, step)
+
+
+def _steps_shown(recipe: Recipe) -> Sequence[str]:
+    from tuning.reproduction.steps import is_done
+
+    done = {name: is_done(recipe.root, step) for name, step in recipe.steps.items()}
+    lines = [f"{'done' if done[name] else 'to do':>5}  {name}: python -m {' '.join(step.command)}"
+             for name, step in recipe.steps.items()]  # fmt: skip
+    return [*lines, f"{len(lines)} steps, {sum(done.values())} of them done, in {recipe.root}"]
+
+
+if __name__ == "__main__":
+    run_command(main, ReproduceConfig)

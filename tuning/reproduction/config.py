@@ -1,0 +1,79 @@
+"""Configuration of `python -m tuning.reproduce`: what the user says, and what a preset knows. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Which experiments of the paper to run, on what, and where."""
+
+    preset: Literal["sample", "flan-t5-large", "flan-t5-xl"] = "sample"
+    """The size: the generated sample in miniature on a laptop, or MixInstruct on a cluster with a Flan-T5."""
+    only: str | None = None
+    """Experiments by commas, such as table3,fig3; null for all of them."""
+    name: str = "reproduce"
+    """The reproduction's name, and its folder's in `storage`."""
+    storage: str = "runs"
+    """Folder for reproductions. With several nodes it must be shared between them."""
+    shards: str | None = None
+    """A prepared set. Null: the preset prepares its own (the sample), or says how to make it (MixInstruct)."""
+    seeds: int | None = None
+    """Seeds of everything that is trained, 1 or more; null: as many as the preset says. More of them can be added."""
+    at_once: int = 1
+    """Steps at once. On a cluster each waits for its own workers, so give as many as it has room for."""
+    bertscore_model: str | None = None
+    """Hub id or folder of BERTScore's encoder; null: the preset's, if it has one."""
+    bartscore_model: str | None = None
+    """Hub id or folder of BARTScore's model; null: the preset's, if it has one."""
+    bleurt_model: str | None = None
+    """Hub id or folder of BLEURT's model; null: the preset's, if it has one."""
+    dry_run: bool = False
+    """Print the steps, and which of them are done; run and write nothing."""
+
+    def __post_init__(self) -> None:
+        valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")
+        if not valid:
+            raise ValueError(f"name={self.name!r}: must be a plain folder name.")
+        for key in ("seeds", "at_once"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a size of the reproduction is made of: a YAML file in `presets/`."""
+
+    systems: dict[str, str]
+    """System → the preset of `urg.train` that trains it."""
+    seeds: int
+    """Seeds of everything that is trained."""
+    ks: list[int]
+    """The K of Figure 3."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted key → value, for every training."""
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Other recipes than the preset's own, by name: dotted keys of URG's training."""
+    prepare: dict[str, Any] | None = None
+    """Dotted options of `data_pipeline.prepare` for the preset's own set; null: the user names one."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Dotted options of every `urg.evaluate`."""
+    benchmark: dict[str, Any] = field(default_factory=dict)
+    """Dotted options of `urg.benchmark`."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """Changes to the preset of `tuning.sweep` of the same name."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Metric → hub id or folder of its model: bertscore_model, bartscore_model, bleurt_model."""
+
+
+def load_preset(name: str) -> Preset:
+    """The preset of this name."""
+    import yaml
+
+    return Preset(**yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")))

@@ -1,0 +1,269 @@
+"""Every experiment of the paper: the steps that it needs, and the table or plot that shows it.
+
+A new one is a pair of functions, a line in EXPERIMENTS, and a test. Published figures stand in columns of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.page import Figure as Plot
+from data_pipeline.page import figure_layout
+from tuning.reproduction.recipe import ABLATIONS, BASELINES, NO_RANKING, URG, Recipe
+from tuning.reproduction.results import TEXT_METRICS, Results, shown
+from urg.evaluation.paper_tables import published
+from urg.evaluation.sheet import NONE, Group, Line, Sheet
+
+Shown = Sheet | Plot | str
+"""A table, a plot, or a sentence."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """title: what it is in the paper. needs: adds its steps and returns their names. show: what came of it."""
+
+    title: str
+    needs: Callable[[Recipe], list[str]]
+    show: Callable[[Results], list[Shown]]
+
+
+def _per_seed(ask: Callable[[Recipe, int], str]) -> Callable[[Recipe], list[str]]:
+    return lambda recipe: [ask(recipe, seed) for seed in recipe.seeds]
+
+
+def _variants(names: Callable[[Recipe], Sequence[str]]) -> Callable[[Recipe], list[str]]:
+    """Each of the variants, trained and measured on the test split."""
+    return lambda recipe: [recipe.evaluate(name, seed) for name in names(recipe) for seed in recipe.seeds]
+
+
+def _table1_needs(recipe: Recipe) -> list[str]:
+    values = {"input": recipe.shards(), "output": str(recipe.root / "stats")}
+    return list(recipe.add("stats", "data_pipeline.stats", values, recipe.prepare()))
+
+
+def _table1(results: Results) -> list[Shown]:
+    sources = json.loads((results.recipe.root / "stats" / "stats.json").read_text(encoding="utf-8"))["sources"]
+    source, left, lines = published()["urg"], dict(sources), []
+    for row in source["table1"]["rows"]:
+        own = [left.pop(name) for name in row["ours"] if name in left]
+        count = f"{sum(each['rows'] for each in own):,}" if own else NONE
+        lines.append(Line((row["name"], count, f"{row['values'][0]:,}", row["values"][1])))
+    lines += [Line((name, f"{each['rows']:,}", NONE, NONE)) for name, each in left.items()]
+    return [_sheet("Rows by source", ("source", "ours", "published", "published: reference by"), lines)]
+
+
+def _table2(results: Results) -> list[Shown]:
+    """Mean ± spread over seeds; the published column in the same cell order as the paper."""
+    table, groups = published()["urg"]["table2"], []
+    metrics = [m for m in ("label", *TEXT_METRICS) if results.compared(URG, m) or results.compared("urg_rank", m)]
+    names = _systems(results)
+    for group in table["groups"]:
+        lines = []
+        for row in group["rows"]:
+            name = next((own for own in row["ours"] if own in names), None)
+            if name is not None:
+                names.remove(name)
+            theirs = dict(zip(table["columns"], row["values"], strict=True))
+            lines.append(_table2_line(results, name, row["name"], metrics, theirs))
+        groups.append(Group(group["name"], tuple(lines)))
+    rest = tuple(_table2_line(results, name, NONE, metrics, {}) for name in names)
+    groups = [group for group in [*groups, Group("ours alone", rest)] if group.lines]
+    head = ("system", *metrics, "published as", *table["columns"])
+    spans = (("", 1), ("ours", len(metrics)), ("published", 1 + len(table["columns"])))
+    return [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+
+
+def _systems(results: Results) -> list[str]:
+    document = results.document(f"compare-s{results.recipe.seeds[0]}") or {"systems": {}}
+    return list(document["systems"])
+
+
+def _table2_line(results: Results, name: str | None, printed: str, metrics: Sequence[str], theirs: Any) -> Line:
+    ours = [shown(results.compared(name, metric), metric) if name else NONE for metric in metrics]
+    columns = published()["urg"]["table2"]["columns"]
+    return Line((name or NONE, *ours, printed, *(_number(theirs.get(column)) for column in columns)))
+
+
+def _table3(results: Results) -> list[Shown]:
+    rows = {row["name"]: row["values"] for row in published()["urg"]["table3"]["rows"]}
+    printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
+    metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
+    columns = published()["urg"]["table3"]["columns"]
+    lines = []
+    for name in (URG, *ABLATIONS):
+        system = "urg_random_k" if name == NO_RANKING else URG
+        ours = [shown(results.variant(name, metric, system), metric) for metric in metrics]
+        theirs = rows.get(printed.get(name, ""), [None] * len(columns))
+        pick = shown(results.variant(name, "label", "urg_rank"))
+        lines.append(Line((name, *ours, pick, printed.get(name, NONE), *map(_number, theirs))))
+    head = ("variant", *metrics, "pick: label", "published as", *columns)
+    spans = (("", 1), ("ours: fused text", len(metrics)), ("", 1), ("published", 1 + len(columns)))
+    notes = (
+        _seeds(results),
+        "wo_ranking: γ=0, K at random in training and in use. wo_rank_loss: γ=0, attention still selects. "
+        "all_candidates: nothing is filtered. wo_erm: neither KL nor the second cross-entropy. wo_kl: β=0.",
+        published()["urg"]["slips"][0],
+    )
+    return [Sheet("Ablations", head, (Group("", tuple(lines)),), spans, notes)]
+
+
+def _recipes(results: Results) -> list[Shown]:
+    metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
+    ranks = ("label", "hit@1", "ndcg", "spearman")
+    lines = []
+    for name in (URG, *results.recipe.preset.recipes):
+        fused = [shown(results.variant(name, metric), metric) for metric in metrics]
+        picked = [shown(results.variant(name, metric, "urg_rank")) for metric in ranks]
+        changed = results.recipe.preset.recipes.get(name, {})
+        told = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the preset's own"
+        lines.append(Line((name, told, *fused, *picked)))
+    head = ("recipe", "changes", *metrics, *ranks)
+    spans = (("", 2), ("fused text", len(metrics)), ("ranking", len(ranks)))
+    return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results),))]
+
+
+def _speed_needs(recipe: Recipe) -> list[str]:
+    values = {"output": str(recipe.root / "benchmark")} | recipe.preset.benchmark
+    return list(recipe.add("benchmark", "urg.benchmark", values))
+
+
+def _speed(results: Results) -> list[Shown]:
+    benchmark = results.benchmark or {}
+    lines = [Line((name, f"{value:.3f}")) for name, value in sorted(benchmark["ratios"].items())]
+    lines += [Line((name, f"missing: {reason}")) for name, reason in sorted(benchmark["missing"].items())]
+    table = published()["urg"]["table7"]
+    theirs = [Line(tuple(map(_number, (row["name"], *row["values"])))) for row in table["rows"]]
+    return [
+        _sheet("Measured ratios", ("ratio", "ours"), lines, "Above 1 ours is faster; shares and exponents as named."),
+        _sheet("Tables 4 and 7 as published (8 A100, samples/s)", ("published: system", *table["columns"]), theirs),
+    ]
+
+
+def _complexity(results: Results) -> list[Shown]:
+    growth = (results.benchmark or {})["complexity"]
+    lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
+    lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
+    seconds = growth["seconds_by_n"]
+    drawn = {"type": "scatter", "mode": "lines+markers", "x": [int(n) for n in seconds], "y": list(seconds.values())}
+    layout = figure_layout("candidates N", "seconds a batch")
+    layout["xaxis"] |= {"type": "log"}
+    layout["yaxis"] |= {"type": "log"}
+    plot = Plot("Ranking time by N", "URG, both axes logarithmic.", [drawn | {"marker": {"color": "--accent"}}], layout)
+    return [_sheet("Growth with N", ("system", "time or tokens"), lines, "Analytic: tokens that are encoded."), plot]
+
+
+def _noise(recipe: Recipe, seed: int) -> str:
+    return recipe.experiment("noise", seed, {"systems": "urg,llm_blender"}, ("pair_ranker", "gen_fuser"))
+
+
+def _table5(results: Results) -> list[Shown]:
+    table, lines = published()["urg"]["table5"], []
+    metrics = [m for m in (*table["columns"], "rougeL") if results.change(URG, "12", m) is not None]
+    for row in table["rows"]:
+        name = row["ours"][0]
+        ours = [_percent(results, name, row["added"], metric) for metric in metrics]
+        lines.append(Line((name, row["added"], *ours, *map(_number, row["values"]))))
+    head = ("fuser", "added", *metrics, *table["columns"])
+    spans = (("", 2), ("ours: Δ%", len(metrics)), ("published: Δ%", len(table["columns"])))
+    note = "Base: the gold two best. Added: gold ranks of the candidates beside them; 12 is the last. No retraining."
+    return [Sheet("Change by noise", head, (Group("", tuple(lines)),), spans, (note, _seeds(results)))]
+
+
+def _percent(results: Results, name: str, added: str, metric: str) -> str:
+    change = results.change(name, added, metric)
+    return NONE if change is None else change.text(2)
+
+
+def _human(recipe: Recipe) -> list[str]:
+    return [recipe.experiment("human", recipe.seeds[0], {}, ("pair_ranker", "gen_fuser"))]
+
+
+def _cases(recipe: Recipe) -> list[str]:
+    return [recipe.experiment("cases", recipe.seeds[0], {"cases": 9}, ("pair_ranker", "gen_fuser"))]
+
+
+def _files(step: str, what: str) -> Callable[[Results], list[Shown]]:
+    """A sentence that says where the files of a step are."""
+
+    def show(results: Results) -> list[Shown]:
+        folder = results.recipe.output(f"{step}-s{results.recipe.seeds[0]}")
+        names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_file()))
+        return [f"{what} {folder}: {names}."]
+
+    return show
+
+
+def _fig3_needs(recipe: Recipe) -> list[str]:
+    return [recipe.train(recipe.with_k(k), seed) for k in recipe.preset.ks for seed in recipe.seeds]
+
+
+def _fig3(results: Results) -> list[Shown]:
+    recipe, metric = results.recipe, results.headline
+    found = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    own = {k: figure for k, figure in found.items() if figure is not None}
+    drawn: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "marker": {"color": "--accent"}}
+    drawn |= {"x": list(own), "y": [figure.mean for figure in own.values()]}
+    drawn |= {"error_y": {"type": "data", "array": [figure.spread for figure in own.values()]}}
+    told = f"Dev split, {metric}, a training for each K and seed; bars: spread over seeds."
+    plot = Plot("Dev score by K", told, [drawn], figure_layout("K", metric))
+    lines = [Line((str(k), shown(figure, metric))) for k, figure in own.items()]
+    return [plot, _sheet("Dev score by K", ("K", metric), lines, _seeds(results))]
+
+
+def _sweep_needs(recipe: Recipe) -> list[str]:
+    import yaml
+
+    from tuning.config import PRESETS
+
+    name = recipe.config.preset if (PRESETS / f"{recipe.config.preset}.yaml").is_file() else "flan-t5-large"
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) | recipe.preset.sweep
+    values["overrides"] = values.get("overrides", {}) | {"data.shards": recipe.shards()}
+    values |= {"name": "sweep", "storage": str(recipe.root), "base": recipe.preset.systems[URG]}
+    return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare()))
+
+
+def _sweep(results: Results) -> list[Shown]:
+    folder = results.recipe.root / "sweep"
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    return [f"The whole report: {folder / 'report.html'}.", *(line for line in text.splitlines()[2:12] if line)]
+
+
+def _sheet(title: str, head: Sequence[str], lines: Sequence[Line], *notes: str) -> Sheet:
+    return Sheet(title, tuple(head), (Group("", tuple(lines)),), notes=notes)
+
+
+def _number(value: Any) -> str:
+    return NONE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _seeds(results: Results) -> str:
+    count = len(results.recipe.seeds)
+    return (
+        f"Mean ± standard deviation over {count} seeds." if count > 1 else "One seed: nothing is known of the spread."
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": Experiment("Table 1: the data", _table1_needs, _table1),
+    "table2": Experiment("Table 2: all systems, all metrics", _per_seed(Recipe.compare), _table2),
+    "table3": Experiment("Table 3: ablations", _variants(lambda recipe: (URG, *ABLATIONS)), _table3),
+    "recipes": Experiment(
+        "Beyond the paper: recipes", _variants(lambda recipe: (URG, *recipe.preset.recipes)), _recipes
+    ),
+    "fig3": Experiment("Figure 3: K", _fig3_needs, _fig3),
+    "table5": Experiment("Table 5: noise", _per_seed(_noise), _table5),
+    "table4": Experiment("Tables 4 and 7: speed of ranking", _speed_needs, _speed),
+    "complexity": Experiment("§3.5: complexity", _speed_needs, _complexity),
+    "table6": Experiment(
+        "Table 6: human preference", _human, _files("human", "Nobody has rated yet. The blinded sheet is in")
+    ),
+    "table8": Experiment("Table 8: cases", _cases, _files("cases", "The cases are in")),
+    "sweep": Experiment("The five-parameter sweep", _sweep_needs, _sweep),
+}
+ALSO = {"table7": "table4", "s3.5": "complexity"}
+"""Other names for the same."""
+__all__ = ["ALSO", "BASELINES", "EXPERIMENTS", "Experiment", "Shown"]

@@ -1,0 +1,146 @@
+"""From experiments to steps: which runs are trained, with what, and which commands measure them.
+
+A variant is URG, or a system that it is compared with, trained with some keys changed. Experiments share variants:
+Table 2's URG is Table 3's whole model and Figure 3's K=3, and is trained once for each seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from tuning.reproduction.config import Preset, ReproduceConfig
+from tuning.reproduction.steps import Step, options
+
+URG = "urg"
+BASELINES = ("simcls", "summareranker", "pair_ranker", "gen_fuser")
+NO_RANKING = "wo_ranking"
+ABLATIONS: dict[str, dict[str, Any]] = {
+    NO_RANKING: {"loss.gamma": 0.0, "loss.selection": "random"},
+    "wo_rank_loss": {"loss.gamma": 0.0},
+    "all_candidates": {"model.k": 1000},
+    "wo_erm": {"loss.beta": 0.0, "loss.second_ce": False},
+    "wo_kl": {"loss.beta": 0.0},
+}
+"""Table 3 and what stands beside it: no ranking (K at random, in use too), no ranking loss but attention still selects,
+nothing filtered (K over N), no robust training, no KL term alone."""
+
+
+@dataclass
+class Recipe:
+    """The steps of a reproduction, in the order in which they were asked for; each once."""
+
+    config: ReproduceConfig
+    preset: Preset
+    root: Path
+    """The reproduction's folder, absolute."""
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of everything that is trained."""
+        return range(self.config.seeds or self.preset.seeds)
+
+    @property
+    def base_k(self) -> int:
+        """K of the preset's own URG; its run is the one of Figure 3 too."""
+        return int(self._trained_with(URG)["model"].get("k", 3))
+
+    def shards(self) -> str:
+        """The prepared set."""
+        if self.config.shards is not None:
+            return str(Path(self.config.shards).expanduser().absolute())
+        if self.preset.prepare is None:
+            raise UserError(
+                f"preset {self.config.preset} needs MixInstruct's shards: make them (python -m data_pipeline.prepare "
+                "--input hf:llm-blender/mix-instruct --tokenizer google/flan-t5-large --output data/mix-instruct) and "
+                "name the folder by --shards."
+            )
+        return str(self.root / "data")
+
+    def prepare(self) -> tuple[str, ...]:
+        """The step that makes the set, if it is ours to make."""
+        shards = self.shards()
+        if self.config.shards is not None or self.preset.prepare is None:
+            return ()
+        return self.add("prepare", "data_pipeline.prepare", self.preset.prepare | {"output": shards})
+
+    def train(self, variant: str, seed: int) -> str:
+        """The step that trains a variant."""
+        system, changed = self.variant(variant)
+        values: dict[str, Any] = {"config": self.preset.systems[system], "name": self.run(variant, seed)}
+        values |= {"storage": str(self.root / "runs"), "seed": seed, "data.shards": self.shards()}
+        values |= {"tracking.experiment": self.config.name} | self.preset.overrides | changed
+        return self.add(f"train-{self.run(variant, seed)}", "urg.train", values, self.prepare())[0]
+
+    def evaluate(self, variant: str, seed: int) -> str:
+        """The step that measures URG's pick and text of one variant on the test split."""
+        systems = "urg_rank,urg,oracle,models" + (",urg_random_k" if variant == NO_RANKING else "")
+        values = {"systems": systems, "statistics.trials": 0}
+        name = f"evaluate-{self.run(variant, seed)}"
+        return self._measure(name, (variant, seed), values, [self.train(variant, seed)])
+
+    def compare(self, seed: int) -> str:
+        """The step that measures every system of Table 2, all trained with one seed."""
+        needs = [self.train(variant, seed) for variant in (URG, *BASELINES)]
+        return self._measure(f"compare-s{seed}", (URG, seed), self._folders(BASELINES, seed), needs)
+
+    def experiment(self, name: str, seed: int, values: dict[str, Any], others: tuple[str, ...]) -> str:
+        """The step of an experiment of `urg.evaluate`: noise, human, cases. others: trained systems beside URG."""
+        needs = [self.train(variant, seed) for variant in (URG, *others)]
+        values = {"experiment": name} | self._folders(others, seed) | values
+        return self._measure(f"{name}-s{seed}", (URG, seed), values, needs)
+
+    def _folders(self, systems: tuple[str, ...], seed: int) -> dict[str, Any]:
+        return {f"folders.{name}": self._model(name, seed) for name in systems}
+
+    def _measure(self, step: str, run: tuple[str, int], values: dict[str, Any], needs: list[str]) -> str:
+        """A step of `urg.evaluate`. run: the variant and seed of the URG that is measured."""
+        own: dict[str, Any] = {"model": self._model(*run), "shards": self.shards(), "output": str(self.output(step))}
+        own |= {"seed": run[1], "cases": 0}
+        return self.add(step, "urg.evaluate", own | self.preset.evaluate | self.models() | values, tuple(needs))[0]
+
+    def output(self, step: str) -> Path:
+        """The folder that a step of `urg.evaluate` writes into."""
+        return self.root / "evaluations" / step
+
+    def models(self) -> dict[str, str]:
+        """The models of metrics: the user's, else the preset's."""
+        names = ("bertscore_model", "bartscore_model", "bleurt_model")
+        chosen = {name: getattr(self.config, name) or self.preset.models.get(name) for name in names}
+        return {name: str(model) for name, model in chosen.items() if model is not None}
+
+    def variant(self, name: str) -> tuple[str, dict[str, Any]]:
+        """(system, changed keys) of a variant."""
+        if name in BASELINES:
+            return name, {}
+        if name.startswith("k") and name[1:].isdigit():
+            return URG, {"model.k": int(name[1:])}
+        return URG, {URG: {}, **ABLATIONS, **self.preset.recipes}[name]
+
+    def with_k(self, k: int) -> str:
+        """The variant of Figure 3 with this K."""
+        return URG if k == self.base_k else f"k{k}"
+
+    @staticmethod
+    def run(variant: str, seed: int) -> str:
+        """The name of a training run."""
+        return f"{variant}-s{seed}"
+
+    def _model(self, variant: str, seed: int) -> str:
+        return str(self.root / "runs" / self.run(variant, seed) / "model")
+
+    def _trained_with(self, system: str) -> dict[str, Any]:
+        import yaml
+
+        from urg.config import PRESETS
+
+        stored: dict[str, Any] = yaml.safe_load((PRESETS / f"{self.preset.systems[system]}.yaml").read_text())
+        return stored
+
+    def add(self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> tuple[str]:
+        """Add a step, or find it there; its name."""
+        self.steps.setdefault(name, Step(name, (module, *options(values)), needs))
+        return (name,)

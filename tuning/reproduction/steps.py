@@ -1,0 +1,128 @@
+"""A step is one command of the project in a process of its own; it is done when its marker says so.
+
+The commands are what a user would type, and each goes on by itself where it was killed. A marker, written last, holds
+the command and its time: the same step is never run twice, and another command under the same name is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the steps that must be done before it."""
+
+    name: str
+    """Its name, and its marker's and log's."""
+    command: tuple[str, ...]
+    """What follows `python -m`."""
+    needs: tuple[str, ...] = ()
+    """Names of other steps."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a step ended: the seconds it took, or why it failed."""
+
+    seconds: float = 0.0
+    failure: str | None = None
+
+
+def options(values: Mapping[str, Any]) -> list[str]:
+    """Dotted keys as arguments of a command: {"loss.beta": 0} → ["--loss.beta", "0"]."""
+    arguments = []
+    for key, value in values.items():
+        arguments += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return arguments
+
+
+def marker(root: Path, step: str) -> Path:
+    """The file that says that a step is done."""
+    return root / "steps" / f"{step}.json"
+
+
+def is_done(root: Path, step: Step) -> bool:
+    """Whether the step has been done. Raises UserError where its marker is of another command."""
+    path = marker(root, step.name)
+    if not path.exists():
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))["command"]
+    if stored != list(step.command):
+        old, new = (" ".join(argument for argument in side if argument not in other) for side, other in
+                    ((stored, step.command), (step.command, stored)))  # fmt: skip
+        raise UserError(
+            f"{root} holds another reproduction: its step {step.name} was run with {old or 'other options'} and not "
+            f"with {new or 'these'}. Choose another --name."
+        )
+    return True
+
+
+def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, Ending]:
+    """Run what is not done yet, each step after those it needs, `at_once` side by side; how each of them ended.
+
+    A step fails where its command does, or where one that it needs failed; the others go on.
+    """
+    endings = {name: Ending() for name, step in steps.items() if is_done(root, step)}
+    running: dict[Future[Ending], str] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        while len(endings) < len(steps):
+            for step in _ready(steps, endings, running.values()):
+                failed = next((name for name in step.needs if endings[name].failure), None)
+                if failed:
+                    endings[step.name] = Ending(failure=f"{failed} failed")
+                elif len(running) < at_once:
+                    place = f"[{len(endings) + len(running) + 1}/{len(steps)}]"
+                    running[pool.submit(_run, root, step, place)] = step.name
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), None)
+            for future in done:
+                endings[running.pop(future)] = future.result()
+    return endings
+
+
+def _ready(steps: Mapping[str, Step], endings: Mapping[str, Ending], running: Sequence[str] | Any) -> Iterator[Step]:
+    """Steps that have not begun, and whose needs have ended."""
+    for name, step in steps.items():
+        if name not in endings and name not in set(running) and all(need in endings for need in step.needs):
+            yield step
+
+
+def _run(root: Path, step: Step, place: str) -> Ending:
+    """Run one step; its output goes to a log."""
+    log = root / "logs" / f"{step.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{place} {step.name}: python -m {' '.join(step.command)}", flush=True)
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as out:
+        code = subprocess.run([sys.executable, "-m", *step.command], stdout=out, stderr=subprocess.STDOUT).returncode
+    seconds = time.monotonic() - started
+    if code:
+        reason = _last_line(log) or f"exit code {code}"
+        print(f"{place} {step.name}: failed, {reason} (log: {log})", flush=True)
+        return Ending(seconds, f"{reason} (log: {log})")
+    _write_marker(marker(root, step.name), {"command": list(step.command), "seconds": round(seconds, 1)})
+    print(f"{place} {step.name}: done in {seconds:.0f} s", flush=True)
+    return Ending(seconds)
+
+
+def _write_marker(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    staged.replace(path)
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that says something, shortened."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
