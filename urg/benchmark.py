@@ -1,6 +1,7 @@
-"""Measure URG beside the obvious code: `python -m urg.benchmark --output DIR`.
+"""Measure URG beside the obvious code and the other systems: `python -m urg.benchmark --output DIR`.
 
-Writes DIR/benchmark.json (`ratios`, `missing` with the reason, and every measurement behind them) and prints a table.
+Writes DIR/benchmark.json (`ratios`, `missing` with the reason, and every measurement behind them) and benchmark.md
+(Tables 4 and 7 of the paper, the published figures in columns of their own), and prints both as text.
 Random weights in a T5's shape: nothing is downloaded, and nothing is said of quality. Run it on a quiet machine: the
 peak of a matrix product before and after each part tells whether it was one.
 """
@@ -11,12 +12,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 
-EXPERIMENTS = ("rank", "train", "complexity")
+EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity")
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,19 @@ class BenchmarkConfig:
 
     output: str = "runs/benchmark"
     """Folder for benchmark.json."""
-    experiment: Literal["all", "rank", "train", "complexity"] = "all"
-    """One experiment, or all of them."""
+    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity"] = "all"
+    """One experiment, or all of them: rank (ours and the obvious code), rankers (Tables 4 and 7), fuse, train, stack
+    (`urg.train` and a bare loop), complexity (§3.5)."""
     rank_shape: str = "t5-base"
     """Shape for ranking (tiny, t5-small, t5-base, t5-large, t5-xl; random weights), or a model folder."""
     train_shape: str = "t5-small"
     """Shape for training, or a model folder."""
+    ranker_shape: Literal["tiny", "deberta-v3-base", "deberta-v3-large"] = "deberta-v3-base"
+    """Shape of the other rankers' encoder, random weights."""
+    new_tokens: int = 64
+    """Tokens that fusing writes."""
+    stack_steps: int = 160
+    """Steps of `urg.train` and of the bare loop."""
     batches: tuple[int, ...] = (8, 16, 32)
     """Rows of a batch in ranking; the ratios are those of the first."""
     n: int = 12
@@ -45,17 +53,21 @@ class BenchmarkConfig:
     """A first answer: small shapes, one batch size, three repeats."""
 
     def __post_init__(self) -> None:
-        if min(self.n, self.train_rows, self.repeats, *self.batches) < 1 or not self.batches:
-            raise UserError("batches, n, train_rows and repeats must be 1 or more.")
+        if min(self.n, self.train_rows, self.repeats, self.new_tokens, *self.batches) < 1 or not self.batches:
+            raise UserError("batches, n, train_rows, repeats and new_tokens must be 1 or more.")
+        if self.stack_steps < 16:
+            raise UserError(f"stack_steps={self.stack_steps}: give 16 or more, for the first ones do not count.")
         if self.n <= 4:
             raise UserError(f"n={self.n}: give more than four candidates, for training takes K=3 and a last one.")
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Time ranking, training and growth, ours beside the obvious code, and write benchmark.json."""
+    """Time ranking, fusing, training and growth, ours beside the obvious code and the other systems."""
     import torch
 
     from urg.benchmarks.experiments import measure
+    from urg.benchmarks.tables import sheets
+    from urg.evaluation.sheet import markdown, plain
 
     if config.quick:
         config = _quick(config)
@@ -64,34 +76,26 @@ def main(config: BenchmarkConfig) -> None:
     result = measure(config)
     output.mkdir(parents=True, exist_ok=True)
     (output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(table(result)))
-    print(f"results: {output / 'benchmark.json'}")
+    found = sheets(result)
+    (output / "benchmark.md").write_text("\n".join(map(markdown, found)), encoding="utf-8")
+    print("\n\n".join(map(plain, found)))
+    print(f"results: {output / 'benchmark.json'}, benchmark.md")
 
 
 def _quick(config: BenchmarkConfig) -> BenchmarkConfig:
     import dataclasses
 
-    return dataclasses.replace(config, rank_shape="t5-small", batches=(4,), train_rows=2, repeats=3)
-
-
-def table(result: dict[str, Any]) -> list[str]:
-    """The result for people."""
-    lines = [""]
-    for run in result.get("rank", {}).get("runs", []):
-        lines.append(f"ranking {run['batch']} rows, {run['tokens']} tokens, the longest candidate has {run['longest']}")
-        for name, own in run["systems"].items():
-            lines.append(
-                f"  {name:14} {own['seconds']:8.2f} s ± {own['spread']:4.0%}  {own['rows_per_s']:7.2f} rows/s  "
-                f"{own['peak_share']:4.0%} of the peak"
-            )
-        peaks = ", ".join(f"{dtype} {a:.0f} → {b:.0f}" for dtype, (a, b) in run["peak_gflops"].items())
-        lines.append(f"  peak of a product, before → after, GFLOP/s: {peaks}")
-    for name, seconds in result.get("train", {}).get("seconds", {}).items():
-        peak = result["train"]["peak_bytes"][name] / 2**20
-        lines.append(f"training step, {name:10} {seconds:8.2f} s  {peak:8.0f} MiB")
-    lines += ["", *(f"{name:26} {value:8.3f}" for name, value in result["ratios"].items())]
-    lines += [f"{name:26}  missing: {reason}" for name, reason in result["missing"].items()]
-    return lines
+    return dataclasses.replace(
+        config,
+        rank_shape="t5-small",
+        train_shape="t5-small",
+        ranker_shape="tiny",
+        batches=(4,),
+        train_rows=2,
+        repeats=3,
+        new_tokens=16,
+        stack_steps=48,
+    )
 
 
 if __name__ == "__main__":

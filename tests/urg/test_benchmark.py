@@ -16,9 +16,12 @@ from urg.benchmark import BenchmarkConfig, main
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
+from urg.benchmarks.fusing import fusings
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
+from urg.benchmarks.rankers import OTHERS, RANKINGS, make_ranker, measure_rankers
 from urg.benchmarks.shapes import make_model
+from urg.benchmarks.tables import sheets
 from urg.benchmarks.training import VARIANTS, training_step
 from urg.benchmarks.workload import batch_of, draw_rows, padded
 
@@ -60,6 +63,47 @@ def test_the_obvious_training_step_has_our_gradients() -> None:
             torch.testing.assert_close(gradients[name][key], grad, rtol=1e-3, atol=1e-6, msg=f"{name} {key}")
 
 
+@torch.inference_mode()
+def test_the_other_rankers_encode_the_tokens_that_the_paper_counts() -> None:
+    """By §3.5's formula, with the special tokens that each of them adds."""
+    rows = draw_rows(2, 4, 1000)
+    seen: dict[str, int] = {}
+    for system in OTHERS:
+        model = make_ranker(system, "tiny")
+        states, sizes = model.states, []
+        model.states = lambda sequences, states=states, sizes=sizes: (sizes.append(sequences), states(sequences))[1]  # type: ignore[method-assign,misc]
+        RANKINGS[system](model, rows)
+        seen[system] = sum(sum(own.lengths) for own in sizes)
+    questions = sum(len(row.question) for row in rows)
+    responses = sum(len(ids) for row in rows for ids in row.responses)
+    assert seen["simcls"] == questions + responses + 3 * (2 + 8)
+    assert seen["summareranker"] == 4 * questions + responses + 5 * 8
+    assert seen["pair_ranker_full"] == 12 * questions + 6 * responses + 9 * 24
+    assert seen["pair_ranker_bubble"] < seen["pair_ranker_full"]
+
+
+def test_the_other_rankers_and_ours_are_timed_on_the_same_rows() -> None:
+    ranked: list[int] = []
+    told = measure_rankers(
+        lambda rows: ranked.append(len(rows)), 5_000_000, "tiny", batch=4, n=3, repeats=2, device=CPU
+    )
+    assert ranked == [4, 4, 4]  # a warm-up, two repeats
+    rows = {"urg": 4, "simcls": 4, "summareranker": 4, "pair_ranker_bubble": 1, "pair_ranker_full": 1}
+    assert {name: own["rows"] for name, own in told.items()} == rows
+    for own in told.values():
+        assert own["norm"] == pytest.approx(own["parameters"] / 1e9 * own["rows"] / own["seconds"])
+
+
+@torch.inference_mode()
+def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none() -> None:
+    model, rows = make_model("tiny").freeze(), draw_rows(2, 5, 1000)
+    calls = fusings(model, rows, CPU, {"num_beams": 1, "max_new_tokens": 5, "min_new_tokens": 5})
+    texts = {name: call() for name, call in calls.items()}
+    assert {tuple(ids.shape) for ids in texts.values()} == {(2, 6)}  # the start token comes first
+    assert torch.equal(texts["fid"], texts["ours"])
+    assert torch.equal(texts["ours_whole"], texts["ours"])
+
+
 def test_operations_are_those_of_the_layers() -> None:
     """Counted by torch on a real encoder, one candidate, no bias or norm counted by either."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -99,11 +143,22 @@ def test_the_peak_is_what_a_call_holds() -> None:
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
 def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
-    main(BenchmarkConfig(str(tmp_path), rank_shape="tiny", train_shape="tiny", batches=(2,), repeats=1, train_rows=2))
+    shapes = {"rank_shape": "tiny", "train_shape": "tiny", "ranker_shape": "tiny"}
+    small = {"batches": (2,), "repeats": 1, "train_rows": 2, "new_tokens": 3, "stack_steps": 16}
+    main(BenchmarkConfig(str(tmp_path), **shapes, **small))
     result = json.loads((tmp_path / "benchmark.json").read_text())
-    assert set(result["ratios"]) | set(result["missing"]) == set(RATIOS)
-    assert not set(result["ratios"]) & set(result["missing"])
+    assert set(result["ratios"]) == set(RATIOS)
+    assert result["missing"] == {}
+    assert result["fuse"]["fid_writes_the_same"]
+    assert "| pair\\_ranker\\_full |" in (tmp_path / "benchmark.md").read_text()
     assert result["rank"]["same_ranking"]["ours_fp32"]["largest_relative_difference"] < 1e-4
+
+
+def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:
+    result = {"ratios": {}, "missing": {"n_exponent": "its experiment was not asked for"}, "config": {"quick": True}}
+    (sheet,) = sheets(result)
+    assert sheet.groups[0].lines[0].cells == ("n_exponent", "missing: its experiment was not asked for")
+    assert "no result" in sheet.notes[0]
 
 
 def test_bad_settings_are_one_sentence() -> None:

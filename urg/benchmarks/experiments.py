@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from urg.benchmark import EXPERIMENTS, BenchmarkConfig
+from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
-from urg.benchmarks.ranking import measure_ranking
+from urg.benchmarks.rankers import OTHERS, measure_rankers
+from urg.benchmarks.ranking import measure_ranking, packed_ranker
 from urg.benchmarks.shapes import make_model
+from urg.benchmarks.stack import measure_stack
 from urg.benchmarks.training import measure_training, training_memory
 
 
@@ -23,7 +28,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     wanted = EXPERIMENTS if config.experiment == "all" else (config.experiment,)
     parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
     ratios = {key: value for name, part in parts.items() for key, value in _ratios(name, part).items()}
-    missing = {name: _MISSING.get(name, "its experiment was not asked for") for name in RATIOS if name not in ratios}
+    missing = {name: "its experiment was not asked for" for name in RATIOS if name not in ratios}
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
     return {
         "machine": machine | {"threads": torch.get_num_threads(), "torch": torch.__version__},
@@ -51,15 +56,39 @@ def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]
     return measure_growth(make, min(config.batches), config.repeats, device)
 
 
-_EXPERIMENTS = {"rank": _rank, "train": _train, "complexity": _complexity}
+def _rankers(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    """All batch sizes on an accelerator; on a CPU the first, for the cost is that of the rows."""
+    model = make_model(config.rank_shape).to(device)
+    parameters, rank = sum(p.numel() for p in model.parameters()), packed_ranker(model)
+    batches = config.batches if device.type == "cuda" else config.batches[:1]
+    repeats = min(3, config.repeats)
+    runs = {
+        str(batch): measure_rankers(
+            lambda rows: rank(rows, device), parameters, config.ranker_shape, batch, config.n, repeats, device
+        )
+        for batch in batches
+    }
+    return {"encoder": config.ranker_shape, "batches": runs}
 
-_SYSTEM = "this system is not part of the benchmark yet"
-_MISSING = {
-    "rank_vs_pairranker_full": _SYSTEM,
-    "rank_vs_pairranker_bubble": _SYSTEM,
-    "rank_vs_simcls": _SYSTEM,
-    "fuse_vs_genfuser": _SYSTEM,
-    "stack_vs_bare": "the trained stack is not part of the benchmark yet",
+
+def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    make = functools.partial(make_model, config.rank_shape)
+    return measure_fusing(make, config.batches[0], config.n, config.new_tokens, config.repeats, device)
+
+
+def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.output) as work:
+        return measure_stack(Path(work).absolute(), config.stack_steps, torch.get_num_threads())
+
+
+_EXPERIMENTS = {
+    "rank": _rank,
+    "rankers": _rankers,
+    "fuse": _fuse,
+    "train": _train,
+    "stack": _stack,
+    "complexity": _complexity,
 }
 RATIOS = (
     "rank_vs_naive",
@@ -97,4 +126,13 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "train_vs_naive1": seconds["obvious_1"] / seconds["ours"],
             "train_memory_vs_naive3": peak["ours"] / peak["obvious_3"],
         }
+    if experiment == "rankers":
+        systems = next(iter(part["batches"].values()))
+        names = {name.replace("pair_ranker", "pairranker"): name for name in OTHERS if name != "summareranker"}
+        ours = systems["urg"]["rows_per_s"]
+        return {f"rank_vs_{short}": ours / systems[name]["rows_per_s"] for short, name in names.items()}
+    if experiment == "fuse":
+        return {"fuse_vs_genfuser": part["seconds"]["gen_fuser"] / part["seconds"]["ours"]}
+    if experiment == "stack":
+        return {"stack_vs_bare": part["bare_seconds"] / part["stack_seconds"]}
     return {"n_exponent": part["n_exponent"]}

@@ -55,14 +55,19 @@ def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], t
             return obvious.rank(ids_BNL.to(device), mask_BNL.to(device))
 
         return rank_padded
-    own.freeze()
+    return packed_ranker(own)
+
+
+def packed_ranker(model: URG) -> Callable[[list[Row], torch.device], Tensor]:
+    """Ours: rows → scores [B, N]. The model is frozen."""
+    model.freeze()
 
     @torch.inference_mode()
-    def rank_packed(rows: list[Row], device: torch.device) -> Tensor:
+    def rank(rows: list[Row], device: torch.device) -> Tensor:
         batch = batch_of(rows).to(device)
-        return own.rank(own.encode(batch.tokens_S, batch.layout), batch.layout)
+        return model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout)
 
-    return rank_packed
+    return rank
 
 
 def _bound(rank: Callable[..., Tensor], rows: list[Row], device: torch.device) -> Callable[[], Tensor]:

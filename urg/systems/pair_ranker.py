@@ -133,13 +133,13 @@ class PairRanker(EncoderRanker):
         ids = [self._row_ids(row) for row in rows]
 
         def compare(pairs: Sequence[Pair]) -> np.ndarray:
-            sequences = _joined(ids, pairs).to(self.device)
+            sequences = joined(ids, pairs).to(self.device)
             return self(sequences).mean(dim=1).double().cpu().numpy()  # type: ignore[no-any-return]
 
         return compare
 
     def _sequences(self, rows: Sequence[TokenizedExample], pairs: Sequence[Pair]) -> Sequences:
-        return _joined([self._row_ids(row) for row in rows], pairs)
+        return joined([self._row_ids(row) for row in rows], pairs)
 
     def _row_ids(self, row: TokenizedExample) -> RowIds:
         own, texts = self.settings, self.texts
@@ -152,7 +152,7 @@ class PairRanker(EncoderRanker):
         return RowIds(source, left, right, texts.place(SOURCE, source), [texts.place(FIRST, ids) for ids in left])
 
 
-def _joined(ids: Sequence[RowIds], pairs: Sequence[Pair]) -> Sequences:
+def joined(ids: Sequence[RowIds], pairs: Sequence[Pair]) -> Sequences:
     """`[CLS] <|source|> x [SEP] [CLS] <|candidate1|> y_i [SEP] [CLS] <|candidate2|> y_j [SEP]`, marked at the three."""
     joined, marks = [], []
     for row, i, j in pairs:

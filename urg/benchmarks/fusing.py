@@ -1,0 +1,90 @@
+"""Fusing: ours beside GenFuser and a fusion-in-decoder that encodes anew; one T5, greedy, a fixed number of tokens.
+
+ours        from the states that ranking made: what fusing costs once a row is ranked
+fid         the K candidates encoded again, each alone; then as ours
+gen_fuser   one text of question, K candidates and request through the whole encoder
+ours_whole  encode, rank and fuse: all that URG does for a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urg.batching import pack
+from urg.benchmarks.clock import in_turn
+from urg.benchmarks.workload import PAD, Row, batch_of, draw_rows
+from urg.model import URG, select
+from urg.systems.gen_fuser import pad
+
+K = 3
+_PROMPT_TOKENS = 36
+"""Tokens of GenFuser's own words (`Instruction:`, `Candidate 0:`, …, the request) by Flan-T5's tokenizer."""
+
+
+def measure_fusing(
+    make: Callable[[], URG], rows: int, n: int, tokens: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """Seconds of writing `tokens` new tokens for each of `rows` rows, and whether fid writes what ours does."""
+    model = make().to(device).freeze()
+    drawn = draw_rows(rows, n, int(model.t5.config.vocab_size), seed=rows)
+    length = {"num_beams": 1, "max_new_tokens": tokens, "min_new_tokens": tokens}
+    calls = fusings(model, drawn, device, length)
+    texts = {name: call() for name, call in calls.items()}
+    timings = in_turn(calls, repeats, device)
+    return {
+        "rows": rows,
+        "new_tokens": tokens,
+        "seconds": {name: timing.median for name, timing in timings.items()},
+        "spread": {name: timing.spread for name, timing in timings.items()},
+        "fid_writes_the_same": bool(torch.equal(texts["fid"], texts["ours"])),
+    }
+
+
+@torch.inference_mode()
+def fusings(
+    model: URG, rows: list[Row], device: torch.device, options: dict[str, Any]
+) -> dict[str, Callable[[], Tensor]]:
+    """Each variant as a function without arguments that returns token ids [B, T]. model: frozen."""
+    batch = batch_of(rows).to(device)
+    hidden_SD = model.encode(batch.tokens_S, batch.layout)
+    scores_BN = model.rank(hidden_SD, batch.layout)
+    selected_BN, _ = select(scores_BN, batch.layout.mask_BN, K)
+    chosen = [[i for i in range(len(row.responses)) if bool(selected_BN[b, i])] for b, row in enumerate(rows)]
+
+    @torch.inference_mode()
+    def ours() -> Tensor:
+        return model.fuse(hidden_SD, batch.layout, scores_BN, K, **options)
+
+    @torch.inference_mode()
+    def whole() -> Tensor:
+        states_SD = model.encode(batch.tokens_S, batch.layout)
+        return model.fuse(states_SD, batch.layout, model.rank(states_SD, batch.layout), K, **options)
+
+    @torch.inference_mode()
+    def fid() -> Tensor:
+        ids = [[row.candidates()[i] for i in own] for row, own in zip(rows, chosen, strict=True)]
+        tokens_S, layout = pack(ids)
+        layout = layout.to(device)
+        states_SD = model.encode(tokens_S.to(device), layout)
+        return model.fuse(states_SD, layout, layout.tokens_BN.float(), K, **options)
+
+    @torch.inference_mode()
+    def gen_fuser() -> Tensor:
+        ids_BL, mask_BL = pad([_one_text(row, own) for row, own in zip(rows, chosen, strict=True)], PAD)
+        written: Tensor = model.t5.generate(
+            ids_BL.to(device), attention_mask=mask_BL.to(device), do_sample=False, **options
+        )
+        return written
+
+    return {"ours": ours, "fid": fid, "gen_fuser": gen_fuser, "ours_whole": whole}
+
+
+def _one_text(row: Row, chosen: list[int]) -> np.ndarray:
+    """GenFuser's input, its own words as arbitrary tokens."""
+    words = np.full(_PROMPT_TOKENS, 5, dtype=np.int64)
+    return np.concatenate([words, row.question, *(row.responses[i] for i in chosen)])

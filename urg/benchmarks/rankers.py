@@ -1,0 +1,158 @@
+"""The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, on an encoder in DeBERTa-v3's
+shape with random weights; sequences longest first in chunks of a token budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from urg.benchmarks.clock import Timing, in_turn
+from urg.benchmarks.workload import Row, draw_rows
+from urg.systems.comparison import bubble_scores, full_matrices
+from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
+from urg.systems.pair_ranker import PairRanker, RowIds, joined
+from urg.systems.simcls import SimCLS
+from urg.systems.summareranker import SummaReranker
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "deberta-v3-base": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "deberta-v3-large": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+}
+"""DeBERTa-v3's sizes (He et al. 2021), and one for tests."""
+DEBERTA_V3: dict[str, Any] = {
+    "vocab_size": 128_100,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "max_position_embeddings": 512,
+}
+"""What its config.json says beside the sizes."""
+OTHERS = ("simcls", "summareranker", "pair_ranker_bubble", "pair_ranker_full")
+SHARES = {"simcls": 1.0, "summareranker": 1.0, "pair_ranker_bubble": 0.25, "pair_ranker_full": 0.125}
+"""Share of a batch's rows that is timed on a CPU: the cost is that of the rows, and all pairs of eight rows take
+minutes."""
+_CLS, _SEP, _SOURCE, _LEFT, _RIGHT = 2, 3, 4, 5, 6
+_WORDS = 16  # ids from here on are text
+
+
+def measure_rankers(
+    ours: Callable[[list[Row]], object],
+    parameters: int,
+    encoder: str,
+    batch: int,
+    n: int,
+    repeats: int,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """Rows/s of every ranker, fp32, in turn with ours. ours: ranks rows; parameters: of its model.
+
+    Returns by system: rows timed, seconds, spread, rows_per_s, parameters, norm (parameters in billions × rows/s).
+    """
+    calls, sizes, weights = {}, {}, {"urg": parameters}
+    rows = draw_rows(batch, n, 32_000, seed=batch)
+    calls["urg"], sizes["urg"] = (lambda: ours(rows)), batch
+    for system in OTHERS:
+        model = make_ranker(system, encoder).to(device)
+        sizes[system] = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
+        calls[system] = _bound(RANKINGS[system], model, rows[: sizes[system]])
+        weights[system] = sum(p.numel() for p in model.parameters())
+    timings = in_turn(calls, repeats, device)
+    return {name: _told(timing, sizes[name], weights[name]) for name, timing in timings.items()}
+
+
+def _bound(rank: Callable[[Any, list[Row]], object], model: Any, rows: list[Row]) -> Callable[[], object]:
+    return lambda: rank(model, rows)
+
+
+def _told(timing: Timing, rows: int, parameters: int) -> dict[str, Any]:
+    speed = rows / timing.median
+    told = {"rows": rows, "seconds": timing.median, "spread": timing.spread, "rows_per_s": speed}
+    return told | {"parameters": parameters, "norm": parameters / 1e9 * speed}
+
+
+def make_ranker(system: str, encoder: str, seed: int = 0) -> EncoderRanker:
+    """A ranker with random weights in one of ENCODERS' shapes."""
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    torch.manual_seed(seed)
+    config = DebertaV2Config(**DEBERTA_V3, **ENCODERS[encoder])
+    kind = {"simcls": SimCLS, "summareranker": SummaReranker}.get(system, PairRanker)
+    settings = RankerSettings(source_tokens=132, candidate_tokens=132, tasks=("label",))
+    return kind(DebertaV2Model(config), _tokenizer(), settings).eval()
+
+
+def _tokenizer() -> Any:
+    """A tokenizer without words: the rows are tokens already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    words = models.WordLevel({name: i for i, name in enumerate(names.values())}, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **names)
+
+
+def _text(prefix: int, ids: np.ndarray) -> np.ndarray:
+    """`[CLS] <prefix> x [SEP]`."""
+    return np.concatenate([[_CLS, prefix], np.maximum(ids, _WORDS), [_SEP]])
+
+
+@torch.inference_mode()
+def _simcls(model: SimCLS, rows: Sequence[Row]) -> list[torch.Tensor]:
+    """Cosines: each question and each candidate are encoded once."""
+    ids = [ids for row in rows for ids in (_text(_SOURCE, row.question), *(_text(_LEFT, r) for r in row.responses))]
+    vectors_CD = model(Sequences.of(ids, [[0]] * len(ids)).to(model.device))
+    return [part[1:] @ part[0] for part in vectors_CD.split([1 + len(row.responses) for row in rows])]
+
+
+@torch.inference_mode()
+def _summareranker(model: SummaReranker, rows: Sequence[Row]) -> torch.Tensor:
+    """Logits: each candidate is encoded with its question."""
+    ids = [np.concatenate([_text(_SOURCE, row.question), _text(_LEFT, r)[1:]]) for row in rows for r in row.responses]
+    return model(Sequences.of(ids, [[0]] * len(ids)).to(model.device))[0]
+
+
+def _row_ids(row: Row) -> RowIds:
+    source, left, right = (
+        _text(_SOURCE, row.question),
+        *([_text(side, ids) for ids in row.responses] for side in (_LEFT, _RIGHT)),
+    )
+    return RowIds(source, left, right, 1, [1] * len(left))
+
+
+@torch.inference_mode()
+def _compared(rank: Callable[..., Any], model: PairRanker, rows: Sequence[Row]) -> Any:
+    """Pairs: each is encoded with the question. rank: all of them, or bubble sort's."""
+    ids = [_row_ids(row) for row in rows]
+
+    def compare(pairs: Sequence[Any]) -> np.ndarray:
+        logits: np.ndarray = model(joined(ids, pairs).to(model.device)).mean(dim=1).double().cpu().numpy()
+        return logits
+
+    return rank([len(row.responses) for row in rows], compare)
+
+
+RANKINGS: Mapping[str, Callable[[Any, list[Row]], object]] = {
+    "simcls": _simcls,
+    "summareranker": _summareranker,
+    "pair_ranker_bubble": lambda model, rows: _compared(bubble_scores, model, rows),
+    "pair_ranker_full": lambda model, rows: _compared(full_matrices, model, rows),
+}

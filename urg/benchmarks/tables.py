@@ -1,0 +1,108 @@
+"""A benchmark's result for people: tables of every measurement, Tables 4 and 7 beside what the paper printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from urg.evaluation.paper_tables import published
+from urg.evaluation.sheet import NONE, Group, Line, Sheet
+
+_PUBLISHED = {
+    "urg": "URG (770M)",
+    "simcls": "SimCLS",
+    "summareranker": "SummaReranker",
+    "pair_ranker_full": "PairRanker",
+    "pair_ranker_bubble": "PairRanker",
+}
+
+
+def sheets(result: dict[str, Any]) -> list[Sheet]:
+    """A table for each experiment that was run, and the ratios last."""
+    made = [_MADE[name](result[name], result) for name in _MADE if name in result]
+    return [sheet for part in made for sheet in part] + [_ratios(result)]
+
+
+def _rank(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    lines = []
+    for run in part["runs"]:
+        for name, own in run["systems"].items():
+            speed = (f"{own['seconds']:.2f}", f"{own['spread']:.0%}", f"{own['rows_per_s']:.2f}")
+            lines.append(Line((name, str(run["batch"]), str(run["tokens"]), *speed, f"{own['peak_share']:.0%}")))
+    peaks = [
+        f"{run['batch']} rows, peak of a product before → after, GFLOP/s: "
+        + ", ".join(f"{dtype} {a:.0f} → {b:.0f}" for dtype, (a, b) in run["peak_gflops"].items())
+        for run in part["runs"]
+    ]
+    head = ("variant", "rows", "tokens", "seconds", "spread", "rows/s", "share of the peak")
+    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks)]
+
+
+def _rankers(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    """Raw rows/s first, Norm(size) as the paper has it beside it."""
+    printed = {row["name"]: row["values"] for row in published()["urg"]["table7"]["rows"]}
+    columns = published()["urg"]["table7"]["columns"]
+    made = []
+    for batch, systems in part["batches"].items():
+        lines = []
+        for name, own in systems.items():
+            theirs = dict(zip(columns, printed[_PUBLISHED[name]], strict=True))
+            cells = [f"{own['parameters'] / 1e6:.0f}M", str(own["rows"]), f"{own['rows_per_s']:.3f}"]
+            cells += [f"{own['spread']:.0%}", f"{own['norm']:.3f}"]
+            beside = (theirs["size"], theirs.get(f"b{batch}", NONE), theirs.get(f"norm_b{batch}", NONE))
+            lines.append(Line((name, *cells, _PUBLISHED[name], *map(str, beside))))
+        head = ("ranker", "size", "rows", "rows/s", "spread", "Norm(size)", "as", "size", "rows/s", "Norm(size)")
+        title = f"Tables 4 and 7: ranking at a batch of {batch}; the others on {part['encoder']}, random weights"
+        spans = (("", 1), ("ours", 5), ("published, 8 A100", 4))
+        note = "Norm(size): parameters in billions × rows/s. rows: those that were timed, as many as time allows."
+        made.append(Sheet(title, head, (Group("", tuple(lines)),), spans, (note, published()["urg"]["slips"][4])))
+    return made
+
+
+def _fuse(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    title = f"Fusing {part['rows']} rows, greedy, {part['new_tokens']} tokens, {result['config']['rank_shape']}"
+    note = "ours: from the states that ranking made. ours_whole: encoding and ranking too. fid: K encoded again."
+    return [_seconds(title, part, note)]
+
+
+def _train(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    peaks = {name: f"{value / 2**20:.0f} MiB" for name, value in part["peak_bytes"].items()}
+    return [_seconds(f"Training step, {part['rows']} rows, {result['config']['train_shape']}, fp32", part, peaks=peaks)]
+
+
+def _seconds(title: str, part: dict[str, Any], *notes: str, peaks: dict[str, str] | None = None) -> Sheet:
+    rows = part["seconds"].items()
+    lines = [
+        Line((name, f"{value:.3f}", f"{part['spread'][name]:.0%}", *([peaks[name]] if peaks else [])))
+        for name, value in rows
+    ]
+    return _sheet(title, ("variant", "seconds", "spread", *(["peak memory"] if peaks else [])), lines, *notes)
+
+
+def _stack(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    lines = [Line(("urg.train, one worker", f"{part['stack_seconds']:.4f}"))]
+    lines.append(Line(("bare loop", f"{part['bare_seconds']:.4f}")))
+    moments = " and ".join(f"{value:.4f}" for value in part["bare_seconds_before_and_after"])
+    note = f"Wall clock, a checkpoint and logging included; the bare loop before and after: {moments}."
+    return [_sheet(f"Seconds a step over {part['steps']} steps", ("loop", "seconds"), lines, note)]
+
+
+def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    lines = [Line((f"N = {n}", f"{seconds:.3f}")) for n, seconds in part["seconds_by_n"].items()]
+    analytic = ", ".join(f"{name} {value:.2f}" for name, value in part["analytic_n_exponent"].items())
+    told = f"Fitted exponent of N: {part['n_exponent']:.2f}; of tokens encoded: {analytic}."
+    return [_sheet("Ranking time by the number of candidates", ("candidates", "seconds"), lines, told)]
+
+
+def _ratios(result: dict[str, Any]) -> Sheet:
+    lines = [Line((name, f"{value:.3f}")) for name, value in result["ratios"].items()]
+    lines += [Line((name, f"missing: {reason}")) for name, reason in result["missing"].items()]
+    small = ["--quick: small shapes and few rows; a first answer, no result."] if result["config"]["quick"] else []
+    return _sheet("Ratios (above 1 ours is faster; shares and exponents as named)", ("ratio", "value"), lines, *small)
+
+
+def _sheet(title: str, head: Sequence[str], lines: Sequence[Line], *notes: str) -> Sheet:
+    return Sheet(title, tuple(head), (Group("", tuple(lines)),), notes=notes)
+
+
+_MADE = {"rank": _rank, "rankers": _rankers, "fuse": _fuse, "train": _train, "stack": _stack, "complexity": _complexity}
