@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel
 
 from data_pipeline.errors import UserError
-from tests.urg.backbones.conftest import NETWORKS, VOCAB, bart, bert
+from tests.urg.backbones.tiny import NETWORKS, VOCAB, bart, bert
 from urg.backbones import BACKBONES
 from urg.layout import Layout
 from urg.model import URG, Settings
