@@ -89,10 +89,10 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
     """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its
     weights. A ranker's head is left out."""
     import torch
-    from transformers import AutoConfig, T5Config
+    from transformers import T5Config
 
     from urg.backbones import backbone_type
-    from urg.training.plan import base_model
+    from urg.training.plan import base_config, base_model
 
     base = base_model(config)
     if base is None:
@@ -100,10 +100,7 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
             vocab_size=vocab_size, feed_forward_proj="gated-gelu", **dataclasses.asdict(config.model.scratch)
         )
     else:
-        try:
-            shape = AutoConfig.from_pretrained(base)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.base {base} has no readable config.json: name a model folder or hub id.") from error
+        shape = base_config(base)
     if config.system not in ("urg", "gen_fuser"):
         from urg.systems.backbone import encoder_of
 

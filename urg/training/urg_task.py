@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
+from data_pipeline.tokenization import Template
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
 from urg.encoder import computed_tokens
@@ -144,6 +145,8 @@ def require_fit(model: URG, base: str, shards: ShardSet) -> None:
     """Raise UserError where the shards have other special tokens than the model, or longer texts than it has positions
     for."""
     template, backbone, lengths = shards.template, model.backbone, shards.lengths
+    if template != Template.from_tokenizer(shards.tokenizer()):
+        raise UserError(f"{shards.folder} was prepared by an older version for another template: prepare it again.")
     if template.pad_id != backbone.pad_id or template.eos_id not in backbone.end_ids:
         raise UserError(
             f"{shards.folder} was prepared by a tokenizer that is not that of model.base {base}: prepare it again with "

@@ -224,6 +224,24 @@ def test_dropout_reaches_every_layer_and_the_saved_configuration(
 
 
 @ALL
+def test_checkpointing_activations_changes_no_gradient(
+    name: str, build: Any, pack: Pack, queries: Queries, targets: Tensor
+) -> None:
+    model = build(name).train()
+    set_dropout(model, 0.0)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        output = model(*pack(queries), targets)
+        (output.q_logits_BTV.logsumexp(-1).sum() + output.scores_BN.square().sum()).backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@ALL
 def test_a_frozen_model_gives_the_same_scores(name: str, build: Any, pack: Pack, queries: Queries) -> None:
     model = build(name)
     expected = scores_of(model, pack(queries))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import DistilBertConfig, DistilBertModel
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
@@ -19,6 +20,7 @@ from urg.config import TrainConfig
 from urg.ensemble import Ensemble
 from urg.objective import weighted_sum
 from urg.training.estimate import describe, model_size
+from urg.training.plan import require_base
 from urg.training.task import Share, build_task
 
 CPU = torch.device("cpu")
@@ -114,6 +116,13 @@ def test_shards_of_another_tokenizer_are_refused(config: TrainConfig, shards: Pa
         build_task(other, ShardSet.open(shards))
 
 
+def test_shards_from_before_there_was_an_opening_token_are_refused(config: TrainConfig, shards: Path) -> None:
+    opened = ShardSet.open(shards)
+    opened.template = dataclasses.replace(opened.template, opening_id=None)
+    with pytest.raises(UserError, match="by an older version for another template: prepare it again"):
+        build_task(config, opened)
+
+
 def test_shards_of_texts_beyond_the_positions_are_refused(
     config: TrainConfig, shards: Path, bert: Path, tmp_path: Path
 ) -> None:
@@ -123,3 +132,15 @@ def test_shards_of_texts_beyond_the_positions_are_refused(
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, base=str(short)))
     with pytest.raises(UserError, match="a candidate with its question is 261 tokens, and the model has positions"):
         build_task(other, ShardSet.open(shards))
+
+
+def test_an_architecture_that_urg_cannot_be_made_of_is_refused_before_ray_starts(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
+        tmp_path
+    )
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, base=str(tmp_path)))
+    with pytest.raises(UserError, match="is a distilbert; URG takes"):
+        require_base(other)
+    require_base(config)
