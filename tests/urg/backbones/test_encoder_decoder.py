@@ -30,7 +30,11 @@ def test_both_halves_start_from_the_encoders_weights(folder: Path) -> None:
         assert all(torch.equal(own[name], tensor) for name, tensor in expected.items())
         assert own["embeddings.word_embeddings.weight"] is not expected["embeddings.word_embeddings.weight"]
     assert network.encoder.pooler is None
-    assert len([name for name, _ in network.named_parameters() if "crossattention.self" in name]) == 2 * 6
+    for layer in network.decoder.bert.encoder.layer:
+        copied, source = layer.crossattention.state_dict(), layer.attention.state_dict()
+        assert copied.keys() == source.keys()
+        assert all(torch.equal(copied[name], source[name]) for name in source)
+        assert layer.crossattention.self.key.weight is not layer.attention.self.key.weight
     assert network.decoder.get_output_embeddings().weight is network.decoder.get_input_embeddings().weight
 
 
@@ -53,7 +57,7 @@ def test_the_special_tokens_are_the_tokenizers(folder: Path) -> None:
 def test_new_weights_depend_on_the_seed_alone(folder: Path) -> None:
     def drawn(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return URG.from_pretrained(folder).network.decoder.bert.encoder.layer[1].crossattention.self.key.weight
+        return URG.from_pretrained(folder).network.decoder.cls.predictions.transform.dense.weight
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
