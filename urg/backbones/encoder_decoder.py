@@ -1,6 +1,6 @@
 """Transformers' EncoderDecoderModel: an encoder of the BERT family, and a decoder of the same kind.
 
-`WarmStart` makes one from an encoder's folder (Rothe et al. 2020): both halves start from its weights, and the decoder's
+`WarmStart` makes one from an encoder's folder (Rothe et al. 2020): both halves start from its weights, the decoder's
 head, where the folder has none, from random ones. Cross-attention starts as a copy of the same layer's self-attention,
 as T5Gemma's does: from random weights all logits are nearly 0, all candidates score alike, and ranking has hardly a
 gradient to begin with. So a pretrained MiniLM becomes a URG that fits a laptop; it has to learn to read its candidates
@@ -117,7 +117,7 @@ class WarmStart(EncoderDecoder):
         template, encoder = Template.from_tokenizer(load_tokenizer(name)), load_encoder(name)
         with _without_a_report_of_new_weights():
             config = _decoder_config(encoder.config)
-            decoder = AutoModelForCausalLM.from_pretrained(name, config=config, use_safetensors=True)
+            decoder: Any = AutoModelForCausalLM.from_pretrained(name, config=config, use_safetensors=True)
         for layer in decoder.base_model.encoder.layer:
             layer.crossattention.load_state_dict(layer.attention.state_dict())
         network = _joined(encoder, decoder)
