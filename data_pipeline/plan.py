@@ -22,7 +22,7 @@ from data_pipeline.manifest import QUARANTINE
 from data_pipeline.shard_writing import shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
 from data_pipeline.survey import Survey, survey_range
-from data_pipeline.tokenization import encode_examples, load_tokenizer
+from data_pipeline.tokenization import Template, encode_examples, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,10 +93,11 @@ def build_shard(
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
     examples = [clean_line(line, rules, repairs) for line in lines]
-    encoded = encode_examples(examples, _worker_tokenizer(str(Path(folder) / TOKENIZER)), lengths)
+    tokenizer = _worker_tokenizer(str(Path(folder) / TOKENIZER))
+    encoded, template = encode_examples(examples, tokenizer, lengths), Template.from_tokenizer(tokenizer)
     return {
         "split": task["split"],
-        "shard": write_shard(Path(folder) / task["name"], examples, encoded, score_names),
+        "shard": write_shard(Path(folder) / task["name"], examples, encoded, score_names, template),
         "statistics": shard_statistics(examples, encoded),
         "zero_scores": repairs.zero_scores,
         "aliased": repairs.aliased,

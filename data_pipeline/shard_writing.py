@@ -29,17 +29,21 @@ STAGED = ".staged"
 
 
 def write_shard(
-    path: Path, examples: Sequence[Example], encoded: Sequence[Encoded], score_names: Sequence[str]
+    path: Path,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    score_names: Sequence[str],
+    template: Template,
 ) -> dict[str, Any]:
     """Write one shard, whole or not at all, and return its entry for the manifest: file, rows, bytes, sha256.
 
-    score_names: the columns of scores, the same for every shard of a set.
+    score_names: the columns of scores, the same for every shard of a set. template: what will frame the tokens.
     """
     import pyarrow.parquet
 
     staged = path.with_name(f"{path.name}.{os.getpid()}{STAGED}")
     pyarrow.parquet.write_table(
-        _table(examples, encoded, score_names),
+        _table(examples, encoded, score_names, template),
         staged,
         version="2.6",
         compression="zstd",
@@ -53,7 +57,9 @@ def write_shard(
     return {"file": path.name, "rows": len(examples), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _table(examples: Sequence[Example], encoded: Sequence[Encoded], score_names: Sequence[str]) -> pyarrow.Table:
+def _table(
+    examples: Sequence[Example], encoded: Sequence[Encoded], score_names: Sequence[str], template: Template
+) -> pyarrow.Table:
     """The shard's columns. Lists are ragged; nothing is padded."""
     import pyarrow as pa
 
@@ -70,7 +76,7 @@ def _table(examples: Sequence[Example], encoded: Sequence[Encoded], score_names:
         "target_ids": _ragged([row.target_ids for row in encoded]),
         "n_candidates": pa.array([len(row.candidates) for row in examples], pa.int32()),
         "target_tokens": pa.array([len(row.target_ids) for row in encoded], pa.int32()),
-        "encoder_tokens": pa.array([_encoder_tokens(row) for row in encoded], pa.int32()),
+        "encoder_tokens": pa.array([_encoder_tokens(row, template) for row in encoded], pa.int32()),
     }
     for name in score_names:
         columns[SCORE_PREFIX + name] = _ragged([_scores(row, name) for row in examples])
@@ -87,9 +93,9 @@ def _scores(example: Example, name: str) -> np.ndarray:
     return np.array([candidate.scores.get(name, np.nan) for candidate in example.candidates], dtype=np.float64)
 
 
-def _encoder_tokens(row: Encoded) -> int:
+def _encoder_tokens(row: Encoded, template: Template) -> int:
     """What the encoder reads for this row: the template's length, summed over candidates."""
-    return sum(Template.candidate_length(len(row.question_ids), len(ids)) for ids in row.response_ids)
+    return sum(template.candidate_length(len(row.question_ids), len(ids)) for ids in row.response_ids)
 
 
 def _ragged(rows: Sequence[np.ndarray]) -> pyarrow.ListArray:

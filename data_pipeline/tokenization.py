@@ -1,8 +1,10 @@
 """The prompt template and the tokens of one candidate.
 
 Each candidate is one sequence, `<question> x </s> <response> y </s>`; x is the instruction, a newline and the input.
-T5 has no `<s>`: its `</s>` separates. Tokens are stored apart (question, each response, target) and put together by
-`Template.candidate_ids`, so that a question is stored once and not once a candidate.
+T5 has no `<s>`: its `</s>` separates. Where a tokenizer has a token that opens a text, as its model was trained to
+see, it stands first: BART's `<s>`, BERT's `[CLS]`, Gemma's `<bos>`. BERT's `[SEP]` separates as `</s>` does. Tokens are
+stored apart (question, each response, target) and put together by `Template.candidate_ids`, so that a question is
+stored once and not once a candidate.
 
 Text is always encoded as plain text: a candidate that writes `</s>` or `<response>` cannot forge the template.
 """
@@ -44,6 +46,8 @@ class Template:
     response_id: int
     eos_id: int
     pad_id: int
+    opening_id: int | None = None
+    """What stands before `<question>`; null for T5, and in sets that were prepared before there was any."""
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -52,18 +56,19 @@ class Template:
         ids |= {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
         for name, value in ids.items():
             if value is None or (name != "pad_id" and value == tokenizer.unk_token_id):
-                raise UserError(f"The tokenizer has no {name}; use a T5-style tokenizer, loaded with load_tokenizer.")
-        return cls(**ids)
+                raise UserError(f"The tokenizer has no {name}; use a model's tokenizer, loaded with load_tokenizer.")
+        return cls(**ids, opening_id=_opening_id(tokenizer))
 
     def candidate_ids(self, question_ids: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
-        """`<question> x </s> <response> y </s>`: int32 [Lq + Lr + 4]."""
-        opening, middle, end = [self.question_id], [self.eos_id, self.response_id], [self.eos_id]
+        """`<question> x </s> <response> y </s>`, the opening token before it where there is one: int32 [Lq + Lr + 4]
+        or one more."""
+        first = [] if self.opening_id is None else [self.opening_id]
+        opening, middle, end = [*first, self.question_id], [self.eos_id, self.response_id], [self.eos_id]
         return np.concatenate([opening, question_ids, middle, response_ids, end]).astype(np.int32)
 
-    @staticmethod
-    def candidate_length(question_tokens: int, response_tokens: int) -> int:
+    def candidate_length(self, question_tokens: int, response_tokens: int) -> int:
         """The length of `candidate_ids` without making them."""
-        return question_tokens + response_tokens + 4
+        return question_tokens + response_tokens + (4 if self.opening_id is None else 5)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[li
     """Token ids of each text, specials in it read as plain text."""
     if not texts:
         return []
-    reserved = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    reserved = {tokenizer.pad_token_id, tokenizer.eos_token_id, _opening_id(tokenizer)}
     reserved |= {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     # T5's vocabulary holds "</s>" and "<pad>" as pieces too, which plain text may match: those are dropped.
     return [
@@ -158,16 +163,25 @@ def _encode_plainly(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+def _opening_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that opens a text for this tokenizer's model; None for T5, whose texts just begin."""
+    opening = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    return None if opening is None else int(opening)
+
+
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a hub id, with `SPECIAL_TOKENS` added where it lacks them.
+    """The tokenizer of a local folder or a hub id, with `SPECIAL_TOKENS` added where it lacks them; a separator (BERT's
+    `[SEP]`) ends a text where no other token does.
 
     Raises `UserError` for a missing folder, a folder without a tokenizer, an unknown name and an unreachable hub.
     """
     folder = Path(name_or_folder).expanduser()
     tokenizer = _load_folder(folder) if folder.is_dir() else _load_from_hub(str(name_or_folder))
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise UserError(
-            f"The tokenizer {name_or_folder} has no pad or end-of-sequence token; use a T5-style tokenizer."
+            f"The tokenizer {name_or_folder} has no pad or no end-of-sequence token; use that of an encoder-decoder."
         )
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
     if missing:  # appended, so that Flan-T5's land on spare rows of its embedding

@@ -47,8 +47,9 @@ class ModelConfig:
     """Where the model comes from and how it ranks and selects."""
 
     base: str | None = None
-    """A folder or hub id to start from: for URG of the T5 family (t5, Flan-T5, mT5, ByT5), for a ranker any encoder, or
-    the encoder of an encoder-decoder. Null: random weights of the shape `scratch`."""
+    """A folder or hub id to start from: for URG of the T5 family (t5, Flan-T5, mT5, ByT5), a BART, a T5Gemma, an
+    EncoderDecoderModel, or an encoder such as BERT, RoBERTa, MiniLM that one is made of; for a ranker any encoder, or
+    that of an encoder-decoder. Prepare URG's shards with its tokenizer. Null: random weights of the shape `scratch`."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     """Shape of the model where `base` is null."""
     k: int = 3

@@ -8,7 +8,7 @@ result:
     FrozenEncoder   (frozen_encoder.py) inference on a CPU: weights folded together and laid out once for the machine
 
 On an accelerator many small attention calls cost more than some padding: `encode_padded` takes chunks of candidates of
-like length through the stack as it is.
+like length through the stack as it is, and so it does with encoders that are no T5's.
 
 Letters as in layout.py, and H heads, E width of a head, F width of the feed-forward layer.
 """
@@ -16,6 +16,7 @@ Letters as in layout.py, and H heads, E width of a head, F width of the feed-for
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,13 +56,16 @@ def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int)
     return torch.cat(states)[torch.cat(places).argsort()]
 
 
-def encode_padded(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
-    """The same as `encode_packed`, by the stack's own forward pass over chunks of at most `budget` padded tokens."""
+def encode_padded(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int, longest: int = sys.maxsize) -> Tensor:
+    """The same as `encode_packed`, by the forward pass of any encoder over chunks of at most `budget` padded tokens.
+
+    longest: the tokens that the encoder has positions for, beyond which nothing is padded.
+    """
     starts = torch.tensor([0, *lengths]).cumsum(0)
     states, places = [], []
     for padded_length, members in plan_chunks(lengths, budget):
         length_C = torch.tensor([lengths[i] for i in members])
-        position_L = torch.arange(padded_length)
+        position_L = torch.arange(min(padded_length, longest))
         mask_CL = position_L < length_C[:, None]
         place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
         places.append(place_CL[mask_CL])

@@ -1,12 +1,14 @@
-"""URG: one T5 that encodes every candidate alone, ranks them in one decoder step, and fuses the best K.
+"""URG: one encoder-decoder that encodes every candidate alone, ranks them in one decoder step, and fuses the best K.
 
-Knows torch and transformers, nothing of training or data. Letters as in layout.py, and T target tokens, V vocabulary.
+Knows torch and transformers, nothing of training or data; which encoder-decoders there are, backbones/ knows.
+Letters as in layout.py, and T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging
 
 from data_pipeline.errors import UserError
-from urg.encoder import encode_packed, encode_padded
-from urg.frozen_encoder import FrozenEncoder
+from urg.backbones import backbone_of, backbone_type
+from urg.backbones.t5 import T5
 from urg.layout import Layout
 from urg.ranking import ranking_scores
 
@@ -29,7 +30,7 @@ SETTINGS_FILE = "urg.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a URG folder says beyond its T5: stored as urg.json."""
+    """What a URG folder says beyond its weights: stored as urg.json."""
 
     k: int = 3
     """K, candidates fused."""
@@ -62,47 +63,51 @@ class Output:
 
 
 class URG(nn.Module):
-    """A T5-family model with URG's ranking step, selection and fusing."""
+    """An encoder-decoder with URG's ranking step, selection and fusing."""
 
-    t5: Any  # a T5ForConditionalGeneration, or mT5's
+    network: Any  # the Hugging Face model
 
-    def __init__(self, t5: T5ForConditionalGeneration, settings: Settings, chunk_tokens: int = 16384) -> None:
+    def __init__(self, network: Any, settings: Settings, chunk_tokens: int = 16384) -> None:
+        """Raises UserError for a network of an architecture that has no backbone."""
         super().__init__()
-        self.t5 = t5
+        self.network = network
+        self.backbone = backbone_of(network)
         self.settings = settings
         self.chunk_tokens = chunk_tokens
-        self.frozen_encoder: FrozenEncoder | None = None
+        self.frozen_encoder: Callable[[Tensor, list[int]], Tensor] | None = None
+        self.register_load_state_dict_pre_hook(_take_old_names)
+
+    @property
+    def t5(self) -> Any:
+        """The network, for what is made of a T5 alone. Raises UserError where it is another."""
+        if not isinstance(self.backbone, T5):
+            raise UserError(f"the model is a {self.network.config.model_type}; here one of the T5 family is needed.")
+        return self.network
 
     def encode(self, tokens_S: Tensor, layout: Layout) -> Tensor:
         """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D]."""
         lengths = layout.candidate_lengths
         if self.frozen_encoder is not None:
             return self.frozen_encoder(tokens_S, lengths)
-        encode = encode_packed if tokens_S.device.type == "cpu" else encode_padded
-        return encode(self.t5.encoder, tokens_S, lengths, self.chunk_tokens)
+        return self.backbone.encode(tokens_S, lengths, self.chunk_tokens)
 
     def freeze(self) -> URG:
-        """For inference alone from here on: no dropout, and on a CPU an encoder that is laid out for the machine.
+        """For inference alone from here on: no dropout, and on a CPU, for a T5, an encoder that is laid out for the
+        machine.
 
         Changes to the weights after this call are not seen.
         """
         self.eval().requires_grad_(False)
-        on_cpu = self.t5.device.type == "cpu"
-        self.frozen_encoder = FrozenEncoder(self.t5.encoder, self.chunk_tokens) if on_cpu else None
+        self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""
-        return ranking_scores(self.t5.decoder, self.t5.config.decoder_start_token_id, hidden_SD, layout)
+        return ranking_scores(self.backbone, hidden_SD, layout)
 
     def decode(self, states_BLD: Tensor, mask_BL: Tensor, target_BT: Tensor) -> Tensor:
         """Teacher-forced logits [B, T, V] for the targets, given the candidates' states under a mask."""
-        return self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states_BLD),
-            attention_mask=mask_BL,
-            decoder_input_ids=self.t5._shift_right(target_BT),
-            use_cache=False,
-        ).logits
+        return self.backbone.decode(states_BLD, mask_BL, target_BT)
 
     def forward(
         self,
@@ -138,15 +143,9 @@ class URG(nn.Module):
         k = self.settings.k if k is None else k
         selected_BN, _ = select(scores_BN, layout.mask_BN, k)
         states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, k)
-        # A cache of our own: `generate` would size it by the encoder's depth, which may differ from the decoder's.
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        options = {
-            "max_new_tokens": self.settings.target_tokens,
-            "do_sample": False,
-            "past_key_values": cache,
-        } | generation
-        encoder_outputs = BaseModelOutput(last_hidden_state=states_BLD.to(self.t5.dtype))
-        return self.t5.generate(encoder_outputs=encoder_outputs, attention_mask=mask_BL, **options)
+        return self.backbone.generate(
+            states_BLD, mask_BL, **({"max_new_tokens": self.settings.target_tokens} | generation)
+        )
 
     @classmethod
     def from_scratch(cls, vocab_size: int, settings: Settings, tie_word_embeddings: bool = True, **shape: Any) -> URG:
@@ -163,44 +162,49 @@ class URG(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides: Any) -> URG:
-        """Load a T5-family folder or hub id; settings come from its urg.json, if it has one, and `overrides`.
+        """Load a folder or hub id of any architecture in BACKBONES; settings come from its urg.json, if it has one, and
+        `overrides`. An encoder becomes the start of an encoder-decoder.
 
         Raises UserError, one sentence, where there is no such model.
         """
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
+        stored = Path(name) / SETTINGS_FILE
         try:
-            t5, info = AutoModelForSeq2SeqLM.from_pretrained(str(name), use_safetensors=True, output_loading_info=True)
-            stored = Path(name) / SETTINGS_FILE
+            kind = backbone_type(AutoConfig.from_pretrained(str(name)), str(name))
+            network, lacking = kind.load(str(name))
             settings = Settings(**json.loads(stored.read_text())) if stored.is_file() else Settings()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(_load_failure(name, error)) from error
-        if info["missing_keys"]:
-            raise UserError(
-                f"model {name} lacks weights, {min(info['missing_keys'])} among them; copy or download it again."
-            )
-        if t5.config.model_type not in ("t5", "mt5"):
-            raise UserError(f"model {name} is a {t5.config.model_type}; URG needs one of the T5 family (t5, mt5).")
-        return cls(t5, replace(settings, **overrides))
+        if lacking:
+            raise UserError(f"model {name} lacks weights, {min(lacking)} among them; copy or download it again.")
+        model = cls(network, replace(settings, **overrides))
+        if not stored.is_file():
+            model.backbone.forget_habits()
+        return model
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a Hugging Face folder (safetensors) with urg.json. state_dict: weights to write instead of the module's
-        own."""
-        weights = {name.removeprefix("t5."): tensor for name, tensor in state_dict.items()} if state_dict else None
-        self.t5.save_pretrained(str(folder), state_dict=weights)
+        own; buffers are the module's."""
+        weights = None
+        if state_dict:
+            kept = self.network.state_dict().keys()
+            weights = {name: tensor for name, tensor in self.network.named_buffers() if name in kept}
+            weights |= {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}
+        self.network.save_pretrained(str(folder), state_dict=weights)
         (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 
     def resize_to(self, vocab_size: int) -> None:
         """Add embedding rows where the tokenizer has more tokens than the model (ByT5), without tying a distinct
-        lm_head."""
-        if vocab_size <= self.t5.config.vocab_size:
-            return
-        head = self.t5.lm_head.weight
-        distinct = None if head is self.t5.shared.weight else head.detach().clone()
-        self.t5.resize_token_embeddings(vocab_size)
-        if distinct is not None:
-            grown = torch.cat((distinct, distinct.mean(0, keepdim=True).expand(vocab_size - len(distinct), -1)))
-            self.t5.lm_head.weight = nn.Parameter(grown)
+        head."""
+        if vocab_size > self.backbone.vocab_size:
+            self.backbone.resize(vocab_size)
+
+
+def _take_old_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Checkpoints from when every network was a T5 have its weights under `t5.`."""
+    for name in [name for name in state_dict if name.startswith(f"{prefix}t5.")]:
+        state_dict[f"{prefix}network.{name.removeprefix(f'{prefix}t5.')}"] = state_dict.pop(name)
 
 
 def select(guide_BN: Tensor, mask_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,9 @@ def test_a_dry_run_of_every_system_counts_what_it_would_train(make: Make, system
     rows = np.arange(len(split))
     batch = task.batch(Share([split[row] for row in range(len(split))], rows, 1, 0), torch.device("cpu"))
     real = task.tokens(batch)[0] - (int(batch.target_mask_BT.sum()) if system == "gen_fuser" else 0)
-    assert tokens_per_row(config, shards.manifest["splits"]["train"]) == pytest.approx(real / len(split), rel=0.25)
+    assert tokens_per_row(config, shards.manifest["splits"]["train"], shards.template) == pytest.approx(
+        real / len(split), rel=0.25
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def describe(config: TrainConfig) -> str:
     shards = ShardSet.open(config.data.shards)
     require_base(config)
     facts = _training_split(shards, config)
-    row_tokens = tokens_per_row(config, facts)
+    row_tokens = tokens_per_row(config, facts, shards.template)
     rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
     plan = Plan.of(config, min(rows, config.data.limit or rows))
     parameters, width, layers = model_size(config, len(shards.tokenizer()))
@@ -66,12 +66,12 @@ def _training_split(shards: ShardSet, config: TrainConfig) -> dict[str, Any]:
     return facts
 
 
-def tokens_per_row(config: TrainConfig, facts: Mapping[str, Any]) -> float:
+def tokens_per_row(config: TrainConfig, facts: Mapping[str, Any], template: Template) -> float:
     """Mean encoder tokens of a row in a training step, in tokens of the shards' tokenizer. facts: of the split."""
     question, response = facts["tokens"]["question"]["mean"], facts["tokens"]["response"]["mean"]
     candidates = facts["candidates"]["total"] / max(1, facts["rows"])
     if config.system == "urg":
-        return float(Template.candidate_length(question, response) * candidates)
+        return float(template.candidate_length(question, response) * candidates)
     if config.system == "gen_fuser":
         own = config.fuser
         cut = min(candidates, config.model.k) * min(response, own.candidate_tokens)
@@ -89,9 +89,10 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
     """(parameters, width D, layers of encoder and decoder together), from the model's shape alone, without its
     weights. A ranker's head is left out."""
     import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
+    from transformers import T5Config
 
-    from urg.training.plan import base_model
+    from urg.backbones import backbone_type
+    from urg.training.plan import base_config, base_model
 
     base = base_model(config)
     if base is None:
@@ -99,19 +100,17 @@ def model_size(config: TrainConfig, vocab_size: int) -> tuple[int, int, int]:
             vocab_size=vocab_size, feed_forward_proj="gated-gelu", **dataclasses.asdict(config.model.scratch)
         )
     else:
-        try:
-            shape = AutoConfig.from_pretrained(base)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.base {base} has no readable config.json: name a model folder or hub id.") from error
+        shape = base_config(base)
     if config.system not in ("urg", "gen_fuser"):
         from urg.systems.backbone import encoder_of
 
         with torch.device("meta"):
             encoder: Any = encoder_of(shape)
         return encoder.num_parameters(), shape.hidden_size, shape.num_hidden_layers
+    kind = backbone_type(shape, str(base))
     with torch.device("meta"):
-        model = AutoModelForSeq2SeqLM.from_config(shape)
-    return model.num_parameters(), shape.d_model, shape.num_layers + (shape.num_decoder_layers or shape.num_layers)
+        model = kind(kind.random(shape))
+    return model.network.num_parameters(), model.width, model.depth
 
 
 def memory_per_worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.folds import fold_split
@@ -67,16 +68,33 @@ def base_model(config: TrainConfig) -> str | None:
 
 
 def require_base(config: TrainConfig) -> None:
-    """Raise UserError where the base model cannot be had: here, once, and not in every worker."""
-    from transformers import AutoConfig
-
+    """Raise UserError where the base model cannot be had or is nothing for URG: here, once, and not in every worker."""
     base = base_model(config)
     if base is None:
         return
-    if Path(base).is_dir():
-        if not any(Path(base).glob("*.safetensors")):
-            raise UserError(f"model folder {base} has no weights (*.safetensors): download or export the model again.")
-        return
+    if not Path(base).is_dir():
+        _require_cached_or_hub(base)
+    elif not any(Path(base).glob("*.safetensors")):
+        raise UserError(f"model folder {base} has no weights (*.safetensors): download or export the model again.")
+    if config.system == "urg":
+        from urg.backbones import backbone_type
+
+        backbone_type(base_config(base), base)
+
+
+def base_config(base: str) -> Any:
+    """The config.json of a folder or hub id. Raises UserError where it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base {base} has no readable config.json: name a model folder or hub id.") from error
+
+
+def _require_cached_or_hub(base: str) -> None:
+    from transformers import AutoConfig
+
     try:
         AutoConfig.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError):

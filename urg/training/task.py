@@ -116,5 +116,6 @@ def set_dropout(module: nn.Module, rate: float) -> None:
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = rate
-        elif isinstance(getattr(layer, "dropout", None), float):  # T5Attention keeps a number
-            setattr(layer, "dropout", rate)  # noqa: B010
+        for name in ("dropout", "attention_dropout", "activation_dropout"):  # T5Attention and BART keep numbers
+            if isinstance(getattr(layer, name, None), (int, float)):
+                setattr(layer, name, rate)

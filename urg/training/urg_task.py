@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
+from data_pipeline.tokenization import Template
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
 from urg.encoder import computed_tokens
@@ -67,7 +69,8 @@ class UrgTask:
         """Encoder tokens, and target tokens once for each decoder pass."""
         own, passes = batch.batch, 2 if self._with_last else 1
         lengths = own.layout.candidate_lengths
-        computed = computed_tokens(lengths, self.module.chunk_tokens, packed=own.tokens_S.device.type == "cpu")
+        packed = self.module.backbone.packs(own.tokens_S.device)
+        computed = computed_tokens(lengths, self.module.chunk_tokens, packed)
         return sum(lengths) + passes * own.target_tokens, computed + passes * own.target_BT.numel()
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
@@ -127,11 +130,27 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
     if base is None:
         model = URG.from_scratch(vocab_size, settings, **dataclasses.asdict(config.model.scratch))
     else:
-        model = URG.from_pretrained(base)
+        model = URG.from_pretrained(base).float()
         model.settings = settings
+        require_fit(model, base, shards)
         model.resize_to(vocab_size)
     # Under ZeRO-3 each call of a layer is collective, so that all workers must make the same number of them.
     model.chunk_tokens = sys.maxsize if config.engine.zero_stage == 3 else config.model.chunk_tokens
-    model.t5.config.dropout_rate = config.model.dropout  # saved with the model
-    make_ready(model, model.t5, config)
+    model.backbone.set_dropout(config.model.dropout)
+    make_ready(model, model.network, config)
     return model
+
+
+def require_fit(model: URG, base: str, shards: ShardSet) -> None:
+    """Raise UserError where the shards have other special tokens than the model, or longer texts than it has positions
+    for."""
+    template, backbone, lengths = shards.template, model.backbone, shards.lengths
+    if template != Template.from_tokenizer(shards.tokenizer()):
+        raise UserError(f"{shards.folder} was prepared by an older version for another template: prepare it again.")
+    if template.pad_id != backbone.pad_id or template.eos_id not in backbone.end_ids:
+        raise UserError(
+            f"{shards.folder} was prepared by a tokenizer that is not that of model.base {base}: prepare it again with "
+            "--tokenizer and the model's folder or name."
+        )
+    candidate = template.candidate_length(lengths.question, lengths.response)
+    backbone.require_room([("a candidate with its question", candidate), ("lengths.target", lengths.target)])

@@ -1,0 +1,97 @@
+"""The T5 family: t5, Flan-T5, mT5, ByT5.
+
+T5 scales q·k by 1 and has no position bias in cross-attention. Its encoder is the one that we have packed code for
+(encoder.py, frozen_encoder.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urg.backbones.one_token import cross_attention, is_partitioned, linear
+from urg.backbones.protocol import Backbone
+from urg.encoder import encode_packed
+from urg.frozen_encoder import FrozenEncoder
+
+
+class T5(Backbone):
+    """A T5ForConditionalGeneration, or mT5's."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.network.config.d_model)
+
+    @property
+    def depth(self) -> int:
+        """Layers of encoder and decoder together."""
+        config = self.network.config
+        return int(config.num_layers + (config.num_decoder_layers or config.num_layers))
+
+    def resize(self, vocab_size: int) -> None:
+        """Make the embedding of this size, without tying a distinct lm_head: transformers 5 would."""
+        head = self.network.lm_head.weight
+        distinct = None if head is self.network.shared.weight else head.detach().clone()
+        self.network.resize_token_embeddings(vocab_size)
+        if distinct is not None:
+            grown = torch.cat((distinct, distinct.mean(0, keepdim=True).expand(vocab_size - len(distinct), -1)))
+            self.network.lm_head.weight = nn.Parameter(grown)
+
+    def packs(self, device: torch.device) -> bool:
+        """On a CPU."""
+        return device.type == "cpu"
+
+    def encode(self, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
+        """Without padding on a CPU; as others do elsewhere."""
+        if self.packs(tokens_S.device):
+            return encode_packed(self.network.encoder, tokens_S, lengths, budget)
+        return super().encode(tokens_S, lengths, budget)
+
+    def frozen_encoder(self, budget: int) -> Callable[[Tensor, list[int]], Tensor] | None:
+        """On a CPU, weights folded together and laid out for the machine."""
+        return FrozenEncoder(self.network.encoder, budget) if self.packs(self.network.device) else None
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The decoder's blocks."""
+        blocks: Sequence[nn.Module] = self.network.decoder.block
+        return blocks
+
+    def start(self, start_B: Tensor) -> Tensor:
+        """The embedding alone."""
+        decoder = self.network.decoder
+        x_BD: Tensor = decoder.dropout(decoder.embed_tokens(start_B).float())
+        return x_BD
+
+    def layer_step(self, layer: Any, x_BD: Tensor, states_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms before each part."""
+        own, cross, feed_forward = layer.layer
+        value_BD = linear(own.SelfAttention.v, _norm(own.layer_norm, x_BD))  # one token attends to itself with weight 1
+        x_BD = x_BD + own.dropout(linear(own.SelfAttention.o, value_BD))
+        attention = cross.EncDecAttention
+        q_BHE = linear(attention.q, _norm(cross.layer_norm, x_BD)).unflatten(-1, (attention.n_heads, -1))
+        weights_BHL, context_BX = cross_attention(q_BHE, attention.k, attention.v, states_BLD, mask_BL)
+        x_BD = x_BD + cross.dropout(linear(attention.o, context_BX))
+        inner_BD = _feed_forward(feed_forward.DenseReluDense, _norm(feed_forward.layer_norm, x_BD))
+        return x_BD + feed_forward.dropout(inner_BD), weights_BHL.mean(1)
+
+
+def _feed_forward(layer: Any, x_BD: Tensor) -> Tensor:
+    """Gated (v1.1) or plain (v1.0)."""
+    if hasattr(layer, "wi_0"):
+        inner = layer.act(linear(layer.wi_0, x_BD)) * linear(layer.wi_1, x_BD)
+    else:
+        inner = layer.act(linear(layer.wi, x_BD))
+    return linear(layer.wo, layer.dropout(inner))
+
+
+def _norm(layer: Any, x_BD: Tensor) -> Tensor:
+    """T5's RMS norm in fp32."""
+    if is_partitioned(layer):
+        return layer(x_BD).float()  # type: ignore[no-any-return]
+    return F.rms_norm(x_BD, x_BD.shape[-1:], layer.weight.float(), layer.variance_epsilon)
