@@ -109,6 +109,11 @@ class Ensemble:
         model = URG.from_pretrained(folder).to(device=resolve_device(device), dtype=getattr(torch, dtype))
         return cls(model, load_tokenizer(folder), batch_size)
 
+    @property
+    def k(self) -> int:
+        """K, the candidates that are fused where nothing else is said."""
+        return self.model.settings.k
+
     def rank(self, instruction: str, candidates: Sequence[str], input: str = "") -> Ranking:
         """Rank the candidates of one query."""
         return self.rank_batch([_query(instruction, candidates, input)])[0]
@@ -183,7 +188,7 @@ class Ensemble:
         rankings, hidden_SD, layout, scores_BN = self._rank(queries)
         ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, **options)
         texts = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
-        kept = k or self.model.settings.k
+        kept = k or self.k
         return [Fused(text, r, r.order[:kept]) for text, r in zip(texts, rankings, strict=True)]
 
 

@@ -64,8 +64,7 @@ class FusesTheBest:
         """K is the model's own; the fused text does not depend on the order of the K."""
         from urg.ensemble import Query
 
-        k = self.ensemble.model.settings.k
-        chosen = [np.argsort(-own, kind="stable")[:k].tolist() for own in scores]
+        chosen = [np.argsort(-own, kind="stable")[: self.ensemble.k].tolist() for own in scores]
         queries = [
             Query(row.instruction, tuple(row.texts[i] for i in own), row.input)
             for row, own in zip(rows, chosen, strict=True)

@@ -57,6 +57,7 @@ def test_compositions_share_rankers_and_fuser(tmp_path: Path, monkeypatch: pytes
         "mlm_scoring",
         "reward_model",
         "urg_rank",
+        "urg_random_k",
         "urg",
         "imported",
         "judge_rank",

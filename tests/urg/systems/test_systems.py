@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class Stub:
     def __init__(self) -> None:
         self.queries: list[Query] = []
         self.options: list[dict[str, Any]] = []
-        self.model: Any = None
+        self.k = 2
 
     def rank_and_fuse_batch(self, queries: Sequence[Query], **options: Any) -> list[Fused]:
         self.queries.extend(queries)
@@ -113,7 +112,6 @@ def test_urg_and_urg_rank_share_one_pass() -> None:
 
 def test_without_ranking_the_fused_candidates_are_those_that_random_puts_first() -> None:
     stub = Stub()
-    stub.model = SimpleNamespace(settings=SimpleNamespace(k=2))
     systems = {system.name: system for system in build_systems(setup(ensemble=stub, num_beams=1))[0]}
     answers, picked = systems["urg_random_k"].answer(ROWS), picks("random")
     assert [answer and answer.used[0] for answer in answers] == picked
