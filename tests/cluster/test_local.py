@@ -114,6 +114,38 @@ def test_kill_takes_the_whole_session_and_nothing_else() -> None:
         bystander.wait()
 
 
+@pytest.mark.parametrize("stop", [processes.kill, lambda leader: processes.end([leader])], ids=["kill", "end"])
+def test_another_process_that_has_got_the_id_of_a_dead_leader_lives_on(
+    stop: Callable[[subprocess.Popen[bytes]], None],
+) -> None:
+    dead = subprocess.Popen(["true"], start_new_session=True)
+    dead.wait()
+    bystander = subprocess.Popen(["sleep", "321"], start_new_session=True)
+    try:
+        dead.pid = bystander.pid  # as after the ids have come round once: Linux has 32,768 of them
+        stop(dead)
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(timeout=0.5)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_remembered_process_whose_id_is_another_s_by_now_is_not_killed() -> None:
+    bystander = subprocess.Popen(["sleep", "321"])
+    try:
+        remembered = psutil.Process(bystander.pid)
+        remembered._ident = (remembered.pid, remembered.create_time() - 60)  # an earlier one of this id
+        processes._kill({remembered})
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(timeout=0.5)
+        processes._kill({psutil.Process(bystander.pid)})
+        assert bystander.wait(timeout=30) == -signal.SIGKILL
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
