@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.network import Network
+from cluster.ports import free_ports
 from cluster.processes import end, kill
 
 OBJECT_STORE_BYTES = 150 * 2**20
@@ -229,18 +229,6 @@ class LocalCluster:
                 return found
         except (OSError, ValueError, KeyError, TypeError):
             return []
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _ray() -> str:
