@@ -16,7 +16,7 @@ import pytest
 
 from cluster import network, processes
 from cluster.errors import UserError
-from cluster.local_cluster import LocalCluster
+from cluster.local_cluster import LocalCluster, Node
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
@@ -96,6 +96,37 @@ def test_without_namespaces_a_node_is_not_cut_off(monkeypatch: pytest.MonkeyPatc
         network.Network()
     with pytest.raises(UserError, match="at least 1 node"):
         LocalCluster(0)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_node_that_ends_on_its_way_up_is_started_once_more(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, started = LocalCluster(1), []
+    cluster.folder = tmp_path
+    (tmp_path / "log").write_text("no port")
+
+    def launch(address: str, options: list[str], environment: dict[str, str]) -> Node:
+        command = ["false"] if len(started) < failures else ["sleep", "321"]
+        started.append(subprocess.Popen(command, start_new_session=True))
+        return Node(address, options, environment, tmp_path / "log", started[-1])
+
+    def alive(_: LocalCluster) -> dict[str, str]:
+        return {} if started[-1].args == ["false"] else {"127.0.0.2": "id"}
+
+    monkeypatch.setattr(cluster, "_launch", launch)
+    monkeypatch.setattr(LocalCluster, "alive", alive)
+    node = launch("127.0.0.2", [], {})
+    try:
+        if failures == 2:
+            with pytest.raises(UserError, match=r"127\.0\.0\.2 did not come up; its last words: no port"):
+                cluster._wait_for([node])
+        else:
+            cluster._wait_for([node])
+            assert node.process is started[-1]
+        assert len(started) == min(failures, 1) + 1
+    finally:
+        processes.end(started)
 
 
 def test_kill_takes_the_whole_session_and_nothing_else() -> None:
