@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.network import Network
+from cluster.ports import free_ports
 from cluster.processes import end, kill
 
 OBJECT_STORE_BYTES = 150 * 2**20
@@ -126,9 +126,7 @@ class LocalCluster:
 
     def restart_head(self) -> None:
         """Kill the head if it still runs, and start another at the same address. It knows nothing of before."""
-        kill(self.head.process)
-        (self.folder / self.head.address / "ray_current_cluster").unlink(missing_ok=True)  # Ray's note of the dead one
-        self.head = self._launch(self.head.address, self.head.command, self.head.environment)
+        self._start_again(self.head)
         self._wait_for([self.head])
 
     def cut_off(self, node: Node) -> None:
@@ -186,6 +184,11 @@ class LocalCluster:
             )
         return Node(address, options, environment, log, process)
 
+    def _start_again(self, node: Node) -> None:
+        kill(node.process)
+        (self.folder / node.address / "ray_current_cluster").unlink(missing_ok=True)  # Ray's note of the dead one
+        node.process = self._launch(node.address, node.command, node.environment).process
+
     def _options(self, address: str, cpus: float, gpus: float, resources: Mapping[str, float]) -> list[str]:
         # Ray's defaults for these are fixed numbers, which another Ray of the machine may have.
         agent, agent_grpc, metrics, runtime_env = free_ports(4)
@@ -210,12 +213,20 @@ class LocalCluster:
         return f"127.0.0.{self._addresses + 1}"
 
     def _wait_for(self, nodes: list[Node]) -> None:
-        """Return when the head takes all of them for alive."""
-        deadline = time.monotonic() + self._timeout
+        """Return when the head takes all of them for alive.
+
+        One that ends on the way is started once more: Ray gives up a raylet that takes 30 seconds, as on a busy
+        machine it may.
+        """
+        deadline, again = time.monotonic() + self._timeout, list(nodes)
         while missing := [node for node in nodes if node.address not in self.alive()]:
             for node in missing:
-                if node.process.poll() is not None or time.monotonic() > deadline:
+                ended = node.process.poll() is not None
+                if time.monotonic() > deadline or (ended and node not in again):
                     raise UserError(f"the node {node.address} did not come up; its last words: {_last_words(node.log)}")
+                if ended:
+                    again.remove(node)
+                    self._start_again(node)
             time.sleep(0.2)
 
     def _listed(self) -> list[dict[str, Any]]:
@@ -229,18 +240,6 @@ class LocalCluster:
                 return found
         except (OSError, ValueError, KeyError, TypeError):
             return []
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _ray() -> str:

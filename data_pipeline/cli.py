@@ -54,7 +54,9 @@ def parse_config(
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=_program_name(), description=_summary(description), exit_on_error=False)
+    parser = ArgumentParser(
+        prog=_program_name(), description=_summary(description), exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help=_config_help(presets))
     parser.add_class_arguments(config_class)
     try:
@@ -124,4 +126,17 @@ def _config_path(name: str, presets: Path | None) -> str:
         return str(presets / f"{name}.yaml")
     if not Path(name).is_file():
         raise UserError(f"--config {name}: no such file or preset; {_config_help(presets)}")
+    _require_yaml(name)
     return name
+
+
+def _require_yaml(name: str) -> None:
+    """Raise UserError for a file that is not YAML of settings: jsonargparse would not name it."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(name).read_bytes())
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {name} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {name} holds no settings; write them as key: value, one a line.")

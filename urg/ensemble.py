@@ -140,10 +140,11 @@ class Ensemble:
         """Rank and fuse each query; same length and order as `queries`.
 
         k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target
-        length.
+        length. Raises UserError for one that is below 1.
         """
-        if k is not None and k < 1:
-            raise UserError(f"k={k}: at least one candidate must be fused.")
+        for name, value in {"k": k, "num_beams": num_beams, "max_new_tokens": max_new_tokens}.items():
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: give 1 or more.")
         options: dict[str, Any] = {"num_beams": num_beams}
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens

@@ -16,7 +16,7 @@ import pytest
 
 from cluster import network, processes
 from cluster.errors import UserError
-from cluster.local_cluster import LocalCluster
+from cluster.local_cluster import LocalCluster, Node
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
@@ -98,6 +98,37 @@ def test_without_namespaces_a_node_is_not_cut_off(monkeypatch: pytest.MonkeyPatc
         LocalCluster(0)
 
 
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_node_that_ends_on_its_way_up_is_started_once_more(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, started = LocalCluster(1), []
+    cluster.folder = tmp_path
+    (tmp_path / "log").write_text("no port")
+
+    def launch(address: str, options: list[str], environment: dict[str, str]) -> Node:
+        command = ["false"] if len(started) < failures else ["sleep", "321"]
+        started.append(subprocess.Popen(command, start_new_session=True))
+        return Node(address, options, environment, tmp_path / "log", started[-1])
+
+    def alive(_: LocalCluster) -> dict[str, str]:
+        return {} if started[-1].args == ["false"] else {"127.0.0.2": "id"}
+
+    monkeypatch.setattr(cluster, "_launch", launch)
+    monkeypatch.setattr(LocalCluster, "alive", alive)
+    node = launch("127.0.0.2", [], {})
+    try:
+        if failures == 2:
+            with pytest.raises(UserError, match=r"127\.0\.0\.2 did not come up; its last words: no port"):
+                cluster._wait_for([node])
+        else:
+            cluster._wait_for([node])
+            assert node.process is started[-1]
+        assert len(started) == min(failures, 1) + 1
+    finally:
+        processes.end(started)
+
+
 def test_kill_takes_the_whole_session_and_nothing_else() -> None:
     script = "sleep 321 & (sleep 321 & exec sleep 321) & setsid sleep 321 & wait"
     leader = subprocess.Popen(["bash", "-c", script], start_new_session=True)
@@ -109,6 +140,38 @@ def test_kill_takes_the_whole_session_and_nothing_else() -> None:
         assert leader.returncode == -signal.SIGKILL
         wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
         assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize("stop", [processes.kill, lambda leader: processes.end([leader])], ids=["kill", "end"])
+def test_another_process_that_has_got_the_id_of_a_dead_leader_lives_on(
+    stop: Callable[[subprocess.Popen[bytes]], None],
+) -> None:
+    dead = subprocess.Popen(["true"], start_new_session=True)
+    dead.wait()
+    bystander = subprocess.Popen(["sleep", "321"], start_new_session=True)
+    try:
+        dead.pid = bystander.pid  # as after the ids have come round once: Linux has 32,768 of them
+        stop(dead)
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(timeout=0.5)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_remembered_process_whose_id_is_another_s_by_now_is_not_killed() -> None:
+    bystander = subprocess.Popen(["sleep", "321"])
+    try:
+        remembered = psutil.Process(bystander.pid)
+        remembered._ident = (remembered.pid, remembered.create_time() - 60)  # an earlier one of this id
+        processes._kill({remembered})
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(timeout=0.5)
+        processes._kill({psutil.Process(bystander.pid)})
+        assert bystander.wait(timeout=30) == -signal.SIGKILL
     finally:
         bystander.kill()
         bystander.wait()

@@ -18,7 +18,8 @@ from ray.job_submission import JobStatus
 
 from cluster import jobs
 from cluster.errors import UserError
-from cluster.local_cluster import LocalCluster, free_ports
+from cluster.local_cluster import LocalCluster
+from cluster.ports import free_ports
 from cluster.submit import default_name, entrypoint, parse
 
 ROOT = Path(__file__).parents[2]

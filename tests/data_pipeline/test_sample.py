@@ -135,6 +135,7 @@ def test_all_parts_right_in_plain_wording_is_the_reference_and_a_wrong_part_is_n
     for seed in range(60):
         task = KINDS[kind](Random(seed))
         right = [part.right for part in task.parts]
+        assert " ".join(task.word(right, "plain")) == task.reference()
         for index, part in enumerate(task.parts):
             for value in part.wrong:
                 values = [*right[:index], value, *right[index + 1 :]]

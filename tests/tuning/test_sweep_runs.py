@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.ports import free_ports
 from data_pipeline.errors import UserError
 from tuning.config import SweepConfig
 from urg.tracking import default_uri
@@ -127,9 +127,7 @@ def _require_resumable_only_as_itself(config: SweepConfig, tmp_path: Path) -> No
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real `mlflow server` on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     store = f"sqlite:///{tmp_path / 'server.db'}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(tmp_path / "artifacts")]

@@ -15,6 +15,7 @@ from urg import frozen_encoder
 from urg.encoder import ROWS, chunks, computed_tokens, encode_packed, encode_padded
 from urg.frozen_encoder import FrozenEncoder
 from urg.layout import Layout
+from urg.training.task import set_dropout
 
 Pack = Callable[[list[list[Tensor]]], tuple[Tensor, Layout]]
 FAMILIES = ["t5", "flan", "mt5", "byt5"]
@@ -72,6 +73,27 @@ def test_dropout_is_drawn_in_training_only(build: Any, pack: Pack, queries: list
     assert not torch.equal(once, again)
     once, again = (encode_packed(stack.eval(), tokens_S, layout.candidate_lengths, 99) for _ in range(2))
     assert torch.equal(once, again)
+
+
+def test_each_dropout_of_the_stack_is_drawn(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:
+    """One at a time: embedding and last norm (one layer for both), attention weights, and what layers end in."""
+    tokens_S, layout = pack(queries)
+    model = build()
+    stack = model.t5.encoder
+    set_dropout(stack, 0.0)
+    owners = [module for module in stack.modules() if isinstance(module, torch.nn.Dropout)]
+    owners += [block.layer[0].SelfAttention for block in stack.block]
+    assert len(owners) == 1 + 4 * len(stack.block)
+    still = encode_packed(stack.train(), tokens_S, layout.candidate_lengths, 99)
+    for owner in owners:
+        rate = "p" if isinstance(owner, torch.nn.Dropout) else "dropout"
+        setattr(owner, rate, 0.5)
+        assert not torch.equal(encode_packed(stack, tokens_S, layout.candidate_lengths, 99), still)
+        setattr(owner, rate, 0.0)
+    called = []
+    stack.dropout.register_forward_hook(lambda *_: called.append(1))
+    encode_packed(stack, tokens_S, layout.candidate_lengths, 10_000)
+    assert len(called) == 2, "after the embedding, and after the last norm"
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200))

@@ -65,8 +65,12 @@ def test_at_most_k_candidates_are_used(ensemble: Ensemble) -> None:
     assert len(ensemble.rank_and_fuse("Where?", TEXTS).used) == 2
     assert len(ensemble.rank_and_fuse("Where?", TEXTS, k=4).used) == 4
     assert len(ensemble.rank_and_fuse("Where?", TEXTS[:1]).used) == 1
-    with pytest.raises(UserError, match="k=0"):
-        ensemble.fuse("Where?", TEXTS, k=0)
+
+
+@pytest.mark.parametrize("option", ["k", "num_beams", "max_new_tokens"])
+def test_options_below_1_are_named(ensemble: Ensemble, option: str) -> None:
+    with pytest.raises(UserError, match=f"{option}=0: give 1 or more"):
+        ensemble.fuse("Where?", TEXTS, **{option: 0})
 
 
 def test_a_long_text_is_cut_and_an_empty_batch_is_empty(ensemble: Ensemble) -> None:

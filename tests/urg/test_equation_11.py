@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from urg.batching import Batch
 from urg.config import LossConfig
@@ -88,22 +91,30 @@ def collated(pack: Pack, queries: Queries, targets: Tensor) -> Batch:
     )
 
 
+def both_losses(
+    model: Any, slow: Any, pack: Pack, queries: Queries, targets: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Ours and the equations', the gradients of both computed."""
+    batch = collated(pack, queries, targets)
+    counts = Counts.of(np.array(LENGTHS), np.array([len(query) for query in queries]), K, config.reduction)
+    loss = total_loss(loss_terms(model(batch.tokens_S, batch.layout, batch.target_BT), batch, config, counts), config)
+    expected = slow_total(slow, queries, targets, config)
+    loss.backward()
+    expected.backward()
+    return loss.detach(), expected.detach()
+
+
 @pytest.mark.parametrize("gamma", [5.0, 500.0])  # at 5 the rank term is a small part of the gradient
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("family", ["t5", "flan"])
 def test_the_objective_and_its_gradient_are_equation_11(
     family: str, reduction: str, gamma: float, build: Any, pack: Pack, queries: Queries, targets: Tensor, eager: Any
 ) -> None:
-    config = LossConfig(gamma=gamma, m=5, reduction=reduction)
     model = build(family, K)
     slow = eager(model)
-    batch = collated(pack, queries, targets)
-    counts = Counts.of(np.array(LENGTHS), np.array([len(query) for query in queries]), K, reduction)
-    loss = total_loss(loss_terms(model(batch.tokens_S, batch.layout, batch.target_BT), batch, config, counts), config)
-    expected = slow_total(slow, queries, targets, config)
+    config = LossConfig(gamma=gamma, m=5, reduction=reduction)
+    loss, expected = both_losses(model, slow, pack, queries, targets, config)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
-    expected.backward()
     reference = dict(slow.t5.named_parameters())
     largest = max(float(p.grad.abs().max()) for p in reference.values() if p.grad is not None)
     assert math.isfinite(largest)
@@ -112,3 +123,29 @@ def test_the_objective_and_its_gradient_are_equation_11(
         bound = 1e-3 * max(float(reference[name].grad.abs().max()), 1e-3 * largest)
         error = (parameter.grad.double() - reference[name].grad).abs().max()
         assert error <= bound, name
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("family", ["t5", "flan", "mt5", "byt5"])
+def test_in_double_precision_nothing_but_rounding_is_left(
+    family: str,
+    reduction: str,
+    build: Any,
+    pack: Pack,
+    queries: Queries,
+    targets: Tensor,
+    eager: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where ours says fp32, and transformers' norms say it too, it is made double."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    for norm in (T5LayerNorm, MT5LayerNorm):
+        monkeypatch.setattr(norm, "forward", lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, 1e-6))
+    model = build(family, K).double()
+    slow = eager(model)
+    config = LossConfig(gamma=50.0, m=5, reduction=reduction)
+    loss, expected = both_losses(model, slow, pack, queries, targets, config)
+    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=0)
+    reference = dict(slow.t5.named_parameters())
+    for name, parameter in model.t5.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference[name].grad, rtol=1e-7, atol=1e-10)

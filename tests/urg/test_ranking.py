@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -228,3 +229,35 @@ def test_a_fresh_model_tells_real_texts_apart_and_learns_their_order(tied: bool,
 def test_equal_texts_get_equal_scores(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:
     scores = scores_of(build(), pack([[queries[0][0]] * 4]))
     torch.testing.assert_close(scores, torch.full((1, 4), 1 / (4 * len(queries[0][0]))))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dropout: where the library's own decoder step draws it
+
+
+def dropouts(stack: torch.nn.Module, run: Callable[[], Any]) -> Counter[str]:
+    """How often `run` calls each dropout layer below `stack`."""
+    called: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.update([name]))
+        for name, module in stack.named_modules()
+        if isinstance(module, torch.nn.Dropout)
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return called
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_where_the_librarys_decoder_has_it(
+    family: str, build: Any, pack: Pack, queries: list[list[Tensor]]
+) -> None:
+    model = build(family)
+    decoder, start = model.t5.decoder, torch.zeros(1, 1, dtype=torch.int64)
+    tokens_S, layout = pack(queries[:1])
+    hidden_SD = model.encode(tokens_S, layout)
+    expected = dropouts(decoder, lambda: decoder(input_ids=start, encoder_hidden_states=hidden_SD.unsqueeze(0)))
+    expected["dropout"] -= 1  # after the last norm, which no score needs
+    assert dropouts(decoder, lambda: model.rank(hidden_SD, layout)) == expected
+    assert len(expected) == 1 + 4 * len(decoder.block)

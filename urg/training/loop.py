@@ -147,7 +147,7 @@ class Trainer:
         """Measure the dev split; note in the state where the model is the best so far."""
         metrics, step = self.dev.evaluate(self.task, self.engine.device), self.state.step
         score = metrics.get(self.config.eval.metric, UNDEFINED)
-        if self.state.best_metric is None or score > self.state.best_metric:
+        if self.state.best_metric is None or score >= self.state.best_metric:  # where no metric is defined, the newest
             self.state.best_metric, self.state.best_step = score, step
         if self.rank == 0:
             self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, step)

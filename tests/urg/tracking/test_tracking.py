@@ -1,7 +1,6 @@
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ports import free_ports
 from data_pipeline.errors import UserError
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
 from urg.tracking.replay import ReplayConfig, replay
@@ -40,9 +40,7 @@ def tracker(uri, spool, run_id=None, **options):
 
 
 def dead_uri():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
 
 
 def test_import_loads_no_mlflow():

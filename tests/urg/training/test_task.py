@@ -109,3 +109,67 @@ def test_a_few_rows_are_learnt_by_heart(system: str, make_config: Callable[..., 
         assert one.scores is not None
         assert labels[np.argmax(one.scores)] >= np.sort(labels)[-2]  # of twelve
         assert one.text == example.texts[int(np.argmax(one.scores))]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# URG's own
+
+
+@pytest.fixture
+def urg(make_config: Callable[..., TrainConfig]) -> Callable[..., Task]:
+    """urg(loss__key=value, …): a tiny URG without dropout, in eval mode."""
+
+    def make(**settings: Any) -> Task:
+        config = make_config(model__dropout=0.0, **settings)
+        made = build_task(config, ShardSet.open(config.data.shards))
+        made.module.eval()
+        return made
+
+    return make
+
+
+def share_of(shards: Path, step: int = STEP) -> Share:
+    return Share(ShardSet.open(shards).split("train")[:3], np.arange(3), step, 0)
+
+
+def test_urg_selects_as_its_loss_says(urg: Callable[..., Task], shards: Path) -> None:
+    assert urg().batch(share_of(shards), CPU).guide_BN is None
+    gold = urg(loss__selection="gold").batch(share_of(shards), CPU)
+    assert torch.equal(gold.guide_BN, gold.batch.quality_BN)
+    by_chance = urg(loss__selection="random")
+    first, again, later = (by_chance.batch(share_of(shards, step), CPU).guide_BN for step in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("gamma", [5.0, 0.5])
+def test_urg_diagnoses_the_rank_terms_share_of_the_gradient(
+    gamma: float, urg: Callable[..., Task], shards: Path
+) -> None:
+    task = urg(loss__gamma=gamma)
+    batch = task.batch(share_of(shards), CPU)
+    counts = task.counts(ShardSet.open(shards).split("train"), np.arange(4))
+    norms = {}
+    for name in ("rank", "ce"):
+        task.module.zero_grad()
+        task.terms(task.module, batch, counts)[name].backward()
+        norms[name] = torch.stack([p.grad.norm() for p in task.module.parameters() if p.grad is not None]).norm()
+    task.module.zero_grad()
+    found = task.diagnose(batch, counts)
+    assert found == {"grad_ratio_rank_to_ce": pytest.approx(float(gamma * norms["rank"] / norms["ce"]), rel=1e-4)}
+    assert all(p.grad is None for p in task.module.parameters()), "the step's own gradients are not touched"
+    assert urg(loss__gamma=0.0).diagnose(batch, counts) == {}
+
+
+def test_urg_is_judged_by_its_own_scores_and_text(urg: Callable[..., Task], shards: Path, tmp_path: Path) -> None:
+    from urg.ensemble import Ensemble, Query
+
+    task, examples = urg(eval__max_new_tokens=4), share_of(shards).examples
+    with torch.inference_mode():
+        judged = task.judge(examples, CPU)
+    task.save(tmp_path, {name: p.detach().clone() for name, p in task.module.named_parameters()}, step=1)
+    queries = [Query(row.instruction, row.texts, row.input) for row in examples]
+    used = Ensemble.from_pretrained(tmp_path).rank_and_fuse_batch(queries, num_beams=1, max_new_tokens=4)
+    for one, fused in zip(judged, used, strict=True):
+        assert one.scores == pytest.approx(fused.ranking.scores, rel=1e-4)
+        assert one.text == fused.text
