@@ -55,7 +55,7 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m pytest -q -m "not slow and not faults and not benchmark" $(PYTEST_ARGS)
 
 ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:5000 (PORT=…)
-	@echo "http://127.0.0.1:$(PORT) in half a minute; Ctrl-C ends it"
+	@echo "in half a minute: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
 
 bench-data: $(INSTALLED)  ## time and memory of preparing 110,000 rows (half an hour)

@@ -223,11 +223,6 @@ def register_model(uri: str, run_id: str, folder: Path, name: str, alias: str, t
     return version
 
 
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's UI open the experiment at its runs; without it, at the traces of an application, of which we have none.
-"""
-
-
 def _make_client(uri: str) -> MlflowClient:
     """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
     for name, value in CLIENT_SETTINGS.items():
@@ -265,7 +260,7 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=folder, tags=_KIND))
+            return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
