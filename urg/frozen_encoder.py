@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urg.encoder import Runs, attend, chunks, filled_up, position_bias
+from urg.encoder import ROWS, chunks, position_bias
+from urg.t5_layers import Runs, attend, filled_up
 
 
 class FrozenEncoder:
@@ -36,7 +37,7 @@ class FrozenEncoder:
         bias_HLL = position_bias(self._stack, max(lengths))
         states_SD = torch.empty(len(tokens_S), len(self._last_weight))
         for place_S, runs in chunks(lengths, self._budget):
-            x_SD = self._stack.embed_tokens(tokens_S[filled_up(place_S)]).float()
+            x_SD = self._stack.embed_tokens(tokens_S[filled_up(place_S, ROWS)]).float()
             for block in self._blocks:
                 x_SD = block(x_SD, runs, bias_HLL)
             x_SD = F.rms_norm(x_SD[: len(place_S)], x_SD.shape[-1:], self._last_weight, self._epsilon)

@@ -81,10 +81,9 @@ def collated(pack: Pack, queries: Queries, targets: Tensor) -> Batch:
         tokens_S=tokens_S,
         layout=layout,
         target_BT=targets * mask_BT,
-        target_mask_BT=mask_BT,
+        target_P=mask_BT.flatten().nonzero().squeeze(1),
         quality_BN=quality_BN,
         weight_B=torch.ones(len(queries)),
-        target_tokens=sum(LENGTHS),
     )
 
 
@@ -99,7 +98,8 @@ def test_the_objective_and_its_gradient_are_equation_11(
     slow = eager(model)
     batch = collated(pack, queries, targets)
     counts = Counts.of(np.array(LENGTHS), np.array([len(query) for query in queries]), K, reduction)
-    loss = total_loss(loss_terms(model(batch.tokens_S, batch.layout, batch.target_BT), batch, config, counts), config)
+    output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P)
+    loss = total_loss(loss_terms(output, batch, config, counts), config)
     expected = slow_total(slow, queries, targets, config)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
