@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from urg.layout import Layout
 from urg.products import product
-from urg.t5_layers import Runs, feed_forward, filled_up, heads, norm, self_attention
+from urg.t5_layers import Runs, feed_forward, filled_up, norm, normed_products, self_attention
 
 ROWS = 64
 """The rows of a matrix are a multiple of this, as in encoder.py; here there are fewer."""
@@ -63,11 +63,13 @@ def _layer(block: Any, x_RD: Tensor, memory_MD: Tensor, runs: Runs, reads: Reads
 def _cross_attention(part: Any, x_RD: Tensor, memory_MD: Tensor, runs: Runs, reads: Reads) -> Tensor:
     """Every pass of a row attends to what it reads."""
     own = part.EncDecAttention
-    q_RHE = heads(own, own.q, norm(part.layer_norm, x_RD))
+    q_RHE = normed_products([own.q], part.layer_norm, x_RD)[0].unflatten(-1, (own.n_heads, -1))
     sizes_R = [count * length for count, length in runs]
     q_rows, filling = q_RHE[: sum(sizes_R)].split(sizes_R), q_RHE.new_zeros(len(q_RHE) - sum(sizes_R), own.inner_dim)
     dropout = own.dropout if own.training else 0.0
-    k_rows, v_rows = (_by_row(heads(own, layer, memory_MD), reads) for layer in (own.k, own.v))
+    k_rows, v_rows = (
+        _by_row(product(layer, memory_MD).unflatten(-1, (own.n_heads, -1)), reads) for layer in (own.k, own.v)
+    )
     contexts = []
     for q_row, k_row, v_row, sizes in zip(q_rows, k_rows, v_rows, reads, strict=True):
         for q, size in zip(q_row.chunk(len(sizes)), sizes, strict=True):

@@ -29,7 +29,6 @@ def test_it_is_onednns_in_fp32_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(products, "_onednn", lambda a, b: asked.append(a.dtype) or a @ b.t())
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         product(nn.Linear(3, 2, bias=False, dtype=dtype), torch.zeros(4, 3, dtype=dtype))
-    product(nn.Linear(3, 2), torch.zeros(4, 3))
     partitioned = nn.Linear(3, 2, bias=False)
     partitioned.weight.ds_id = 0
     product(partitioned, torch.zeros(4, 3))

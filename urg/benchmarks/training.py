@@ -17,8 +17,11 @@ from urg.benchmarks.workload import batch_of, draw_rows, padded
 from urg.config import LossConfig
 from urg.model import URG
 from urg.objective import Counts, loss_terms, total_loss
+from urg.training.task import set_dropout
 
-VARIANTS = ("ours", "obvious_1", "obvious_3")
+OBVIOUS = ("obvious_1", "obvious_3")
+VARIANTS = ("ours", "ours_checkpointed", *OBVIOUS)
+"""ours_checkpointed: with `engine.activation_checkpointing`."""
 
 
 def measure_training(make: Callable[[], URG], rows: int, n: int, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -44,7 +47,11 @@ def training_step(
     own = copy.deepcopy(model)
     drawn = draw_rows(rows, n, int(own.t5.config.vocab_size), seed=rows)
     batch = batch_of(drawn).to(device)
-    if name == "ours":
+    if name not in OBVIOUS:
+        own.train()
+        set_dropout(own, 0.0)
+        if name == "ours_checkpointed":
+            own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return lambda: _our_step(own, batch, n)
     obvious = ObviousURG(own)
     ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
