@@ -77,20 +77,15 @@ def attend(q_SHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, runs: Runs, bias_HLL: Te
     filling = q_SHE.new_zeros(len(q_SHE) - sum(sizes), *q_SHE.shape[1:])
     pieces = zip(*(x[: sum(sizes)].split(sizes) for x in (q_SHE, k_SHE, v_SHE)), strict=True)
     for (count, length), piece in zip(calls, pieces, strict=True):
-        bias = bias_HLL[:, :length, :length].to(q_SHE.dtype)
-        if learns:
-            parts.append(_attend_one(*piece, bias, dropout))
-            continue
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in piece)
-        context_CHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout, scale=1.0)
+        bias = bias_HLL[:, :length, :length].to(q.dtype)
+        if learns:
+            weights_HLL = torch.baddbmm(bias, q[0], k[0].transpose(1, 2)).softmax(-1)
+            context_CHLE = (F.dropout(weights_HLL, dropout) @ v[0]).unsqueeze(0)
+        else:
+            context_CHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout, scale=1.0)
         parts.append(context_CHLE.transpose(1, 2).flatten(0, 1))
     return torch.cat([*parts, filling])
-
-
-def _attend_one(q_LHE: Tensor, k_LHE: Tensor, v_LHE: Tensor, bias_HLL: Tensor, dropout: float) -> Tensor:
-    q_HLE, k_HLE, v_HLE = (x.transpose(0, 1) for x in (q_LHE, k_LHE, v_LHE))
-    weights_HLL = torch.baddbmm(bias_HLL, q_HLE, k_HLE.transpose(1, 2)).softmax(-1)
-    return (F.dropout(weights_HLL, dropout) @ v_HLE).transpose(0, 1)
 
 
 def filled_up(place_S: Tensor, rows: int) -> Tensor:
