@@ -70,8 +70,9 @@ def attend(q_SHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, runs: Runs, bias_HLL: Te
     """Every sequence attends to itself: [S, H, E]. A run of equal lengths is one call without a mask.
 
     Where the bias learns, in fp32, each sequence is a call: PyTorch's own attention has no fast way there, and copies.
+    (In bf16 it takes the softmax in fp32, which is worth them.)
     """
-    learns = bias_HLL.requires_grad and q_SHE.dtype == torch.float32
+    learns = bias_HLL.requires_grad and q_SHE.dtype in (torch.float32, torch.float64)
     calls = [(1, length) for count, length in runs for _ in range(count)] if learns else runs
     parts, sizes = [], [count * length for count, length in calls]
     filling = q_SHE.new_zeros(len(q_SHE) - sum(sizes), *q_SHE.shape[1:])

@@ -18,7 +18,9 @@ from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from data_pipeline.tokenization import Template
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
+from urg.decoder import ROWS
 from urg.encoder import computed_tokens
+from urg.layout import round_up
 from urg.model import URG, Settings
 from urg.model_card import model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
@@ -72,7 +74,8 @@ class UrgTask:
         packed = self.module.backbone.packs(own.tokens_S.device)
         computed = computed_tokens(lengths, self.module.chunk_tokens, packed)
         real = len(own.target_P)
-        return sum(lengths) + passes * real, computed + passes * (real if packed else own.target_BT.numel())
+        written = round_up(passes * real, ROWS) if packed else passes * own.target_BT.numel()
+        return sum(lengths) + passes * real, computed + written
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
         """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""
