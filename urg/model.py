@@ -22,6 +22,7 @@ from transformers.utils import logging
 from data_pipeline.errors import UserError
 from urg.backbones import backbone_of, backbone_type
 from urg.backbones.t5 import T5
+from urg.frozen_encoder import freeze_linears
 from urg.layout import Layout, gather
 from urg.products import is_partitioned
 from urg.ranking import ranking_scores
@@ -99,13 +100,14 @@ class URG(nn.Module):
         return self.backbone.encode(tokens_S, lengths, self.chunk_tokens)
 
     def freeze(self) -> URG:
-        """For inference alone from here on: no dropout, and on a CPU, for a T5, an encoder that is laid out for the
-        machine.
+        """For inference alone from here on: no dropout, and on a CPU weights that are laid out for the machine.
 
         Changes to the weights after this call are not seen.
         """
         self.eval().requires_grad_(False)
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
+        if self.network.device.type == "cpu":
+            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
