@@ -72,14 +72,17 @@ class Batch:
     """Where they stand."""
     target_BT: Tensor
     """int64 [B, T]: the references' tokens, padded."""
-    target_mask_BT: Tensor
-    """bool [B, T]: true for a real target token; all false for a filler row or one without a reference."""
+    target_P: Tensor
+    """int64 [P]: where the real target tokens, the first ones of a row, stand in the flat [B·T]; a filler has none."""
     quality_BN: Tensor
     """fp32 [B, N]: the label, higher is better; NaN where it is missing."""
     weight_B: Tensor
     """fp32 [B]: 1, or 0 for a filler row, which keeps a worker in step with the others and changes nothing."""
-    target_tokens: int
-    """Real target tokens, known without asking the device."""
+
+    @property
+    def real_targets(self) -> Tensor:
+        """int64 [P]: the real target tokens."""
+        return self.target_BT.flatten()[self.target_P]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
@@ -106,7 +109,7 @@ def collate(examples: Sequence[TokenizedExample], template: Template, label: str
     tokens_S, layout = pack(candidate_tokens(examples, template))
     size = (len(examples), round_up(max(1, max(len(row.target_ids) for row in examples))))
     target_BT = torch.full(size, template.pad_id, dtype=torch.int64)
-    mask_BT = torch.zeros(size, dtype=torch.bool)
+    place_P = [torch.empty(0, dtype=torch.int64)]
     quality_BN = torch.full(tuple(layout.tokens_BN.shape), float("nan"))
     weight_B = torch.ones(len(examples))
     for b, row in enumerate(examples):
@@ -115,7 +118,7 @@ def collate(examples: Sequence[TokenizedExample], template: Template, label: str
         if b >= len(examples) - fillers:
             weight_B[b] = 0.0
             continue
-        mask_BT[b, :real] = True
+        place_P.append(torch.arange(b * size[1], b * size[1] + real))
         if label is not None and label in row.scores:
             quality_BN[b, : len(row.models)] = torch.from_numpy(np.asarray(row.scores[label], dtype=np.float32))
-    return Batch(tokens_S, layout, target_BT, mask_BT, quality_BN, weight_B, int(mask_BT.sum()))
+    return Batch(tokens_S, layout, target_BT, torch.cat(place_P), quality_BN, weight_B)

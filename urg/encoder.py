@@ -4,7 +4,7 @@ All real tokens of a chunk stand in one [S, D] matrix, over which every linear l
 takes the candidates apart, one call for each run of candidates of equal length, which needs no mask. Two ways, the same
 result:
 
-    encode_packed   through the stack's own modules: with gradients, dropout, checkpointing, ZeRO
+    encode_packed   with the stack's own weights: with gradients, dropout, checkpointing, ZeRO
     FrozenEncoder   (frozen_encoder.py) inference on a CPU: weights folded together and laid out once for the machine
 
 On an accelerator many small attention calls cost more than some padding: `encode_padded` takes chunks of candidates of
@@ -21,18 +21,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from urg.layout import plan_chunks, round_up
+from urg.t5_layers import Runs, feed_forward, filled_up, norm, self_attention
 
 ROWS = 256
 """The rows of a chunk's matrix are a multiple of this: few distinct shapes, for each of which oneDNN compiles a kernel.
 """
-
-Runs = list[tuple[int, int]]
-"""(candidates, length) of each run of equal length, in the order of a chunk's tokens."""
 
 
 def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
@@ -44,13 +41,13 @@ def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int)
     places, states = [], []
     bias_HLL = position_bias(stack, max(lengths))
     for place_S, runs in chunks(lengths, budget):
-        x_SD = stack.dropout(stack.embed_tokens(tokens_S[filled_up(place_S)]))
+        x_SD = stack.dropout(stack.embed_tokens(tokens_S[filled_up(place_S, ROWS)]))
         for block in stack.block:
             if stack.gradient_checkpointing and stack.training:
                 x_SD = checkpoint(_layer, block, x_SD, runs, bias_HLL, use_reentrant=False)
             else:
                 x_SD = _layer(block, x_SD, runs, bias_HLL)
-        x_SD = stack.dropout(stack.final_layer_norm(x_SD))
+        x_SD = stack.dropout(norm(stack.final_layer_norm, x_SD))
         places.append(place_S)
         states.append(x_SD[: len(place_S)])
     return torch.cat(states)[torch.cat(places).argsort()]
@@ -94,28 +91,7 @@ def computed_tokens(lengths: list[int], budget: int, packed: bool) -> int:
 
 def _layer(block: Any, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Tensor:
     """One layer of the stack: [S, D] → [S, D]."""
-    attention, feed_forward = block.layer[0], block.layer[-1]
-    own = attention.SelfAttention
-    normed_SD = attention.layer_norm(x_SD)
-    q_SHE, k_SHE, v_SHE = (layer(normed_SD).unflatten(-1, (own.n_heads, -1)) for layer in (own.q, own.k, own.v))
-    dropout = own.dropout if own.training else 0.0
-    context_SHE = attend(q_SHE, k_SHE, v_SHE, runs, bias_HLL, dropout)
-    x_SD = x_SD + attention.dropout(own.o(context_SHE.flatten(1)))
-    return x_SD + feed_forward.dropout(feed_forward.DenseReluDense(feed_forward.layer_norm(x_SD)))
-
-
-def attend(q_SHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, runs: Runs, bias_HLL: Tensor, dropout: float = 0.0) -> Tensor:
-    """Every candidate attends to itself: [S, H, E]. A run of equal lengths is one call without a mask."""
-    parts, start = [], 0
-    for count, length in runs:
-        end = start + count * length
-        q, k, v = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q_SHE, k_SHE, v_SHE))
-        bias = bias_HLL[:, :length, :length].to(q.dtype).unsqueeze(0)
-        context_CHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=1.0)
-        parts.append(context_CHLE.transpose(1, 2).flatten(0, 1))
-        start = end
-    filling = q_SHE.new_zeros(len(q_SHE) - start, *q_SHE.shape[1:])
-    return torch.cat([*parts, filling])
+    return feed_forward(block.layer[-1], self_attention(block.layer[0], x_SD, runs, bias_HLL))
 
 
 def position_bias(stack: Any, longest: int) -> Tensor:
@@ -146,8 +122,3 @@ def _members(lengths: list[int], budget: int) -> Iterator[list[int]]:
         members.append(index)
         size += lengths[index]
     yield members
-
-
-def filled_up(place_S: Tensor) -> Tensor:
-    """Places up to a multiple of ROWS; what is added stands for any token, and no candidate reads it."""
-    return F.pad(place_S, (0, round_up(len(place_S), ROWS) - len(place_S)))

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from urg.encoder import Runs, attend, chunks, filled_up, position_bias
+from urg.encoder import ROWS, chunks, position_bias
+from urg.t5_layers import Runs, attend, filled_up
 
 
 class FrozenEncoder:
@@ -36,7 +37,7 @@ class FrozenEncoder:
         bias_HLL = position_bias(self._stack, max(lengths))
         states_SD = torch.empty(len(tokens_S), len(self._last_weight))
         for place_S, runs in chunks(lengths, self._budget):
-            x_SD = self._stack.embed_tokens(tokens_S[filled_up(place_S)]).float()
+            x_SD = self._stack.embed_tokens(tokens_S[filled_up(place_S, ROWS)]).float()
             for block in self._blocks:
                 x_SD = block(x_SD, runs, bias_HLL)
             x_SD = F.rms_norm(x_SD[: len(place_S)], x_SD.shape[-1:], self._last_weight, self._epsilon)
@@ -79,9 +80,10 @@ class FrozenProduct:
     The operators are private to PyTorch: where they are missing, public ones give the same.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype, activation: Any = None) -> None:
-        """weight: [out, in]. activation: applied to the product."""
+    def __init__(self, weight: Tensor, dtype: torch.dtype, activation: Any = None, bias: Tensor | None = None) -> None:
+        """weight: [out, in]. activation: applied to the product. bias: [out], added before it."""
         plain = weight.detach().to(dtype)
+        self._bias = None if bias is None else bias.detach().to(dtype)
         laid_out = _laid_out(plain)
         self._weight, self._is_laid_out = (plain, False) if laid_out is None else (laid_out, True)
         fused = self._is_laid_out and activation is not None and _is_tanh_gelu(activation)
@@ -89,25 +91,50 @@ class FrozenProduct:
         self._activation: Any = None if fused else activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        """activation(x Wᵀ)."""
+        """activation(x Wᵀ + b)."""
         if self._is_laid_out:
             name, algorithm = self._post
-            y = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, name, [], algorithm)
+            y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, name, [], algorithm)
         else:
-            y = F.linear(x, self._weight)
+            y = F.linear(x, self._weight, self._bias)
         return y if self._activation is None else self._activation(y)
 
     def times(self, other: Tensor, x: Tensor) -> Tensor:
-        """other · (x Wᵀ), element by element."""
+        """other · (x Wᵀ + b), element by element."""
         if not self._is_laid_out:
             return other * self(x)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, None, "mul")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, "mul")
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + x Wᵀ, in the residual's dtype."""
+        """residual + x Wᵀ + b, in the residual's dtype."""
         if not self._is_laid_out or residual.dtype != x.dtype:
             return residual + self(x)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, None, "add")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+
+
+def freeze_linears(module: nn.Module, but: nn.Module | None = None) -> None:
+    """For inference on a CPU: every linear layer below the module multiplies by a weight that is laid out once.
+
+    but: a part that stays as it is. Changes to the weights after this call are not seen.
+    """
+    left = set() if but is None else set(but.modules())
+    for parent in [each for each in module.modules() if each not in left]:
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, _FrozenLinear(child))
+
+
+class _FrozenLinear(nn.Linear):
+    """The same layer, of the same parameters."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self._product = FrozenProduct(layer.weight, layer.weight.dtype, bias=layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._product(x)
 
 
 def _laid_out(weight: Tensor) -> Tensor | None:

@@ -73,6 +73,21 @@ class Layout:
         return min(round_up(widest, 64), self.token_BL.shape[1])
 
 
+def gather(
+    hidden_SD: Tensor, layout: Layout, wanted_BN: Tensor, inner_BN: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States [B, L', D] of the wanted candidates (at most k of a query), their mask [B, L'], and the mask of `inner` in
+    it.
+
+    L' is the most tokens that k candidates of a query can have: known from the lengths, not from what was chosen.
+    """
+    wanted_BL = wanted_BN.gather(1, layout.owner_BL) & layout.mask_BL
+    place_BL = wanted_BL.int().argsort(dim=1, descending=True, stable=True)[:, : layout.longest(k)]
+    mask_BL = wanted_BL.gather(1, place_BL)
+    inner_BL = inner_BN.gather(1, layout.owner_BL.gather(1, place_BL)) & mask_BL
+    return hidden_SD[layout.token_BL.gather(1, place_BL)], mask_BL, inner_BL
+
+
 def plan_chunks(lengths: list[int], budget: int) -> list[tuple[int, list[int]]]:
     """(padded length, candidate indices), longest first, in chunks of at most `budget` padded tokens.
 

@@ -140,12 +140,12 @@ def rank_loss(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Generation losses: a value for each target token, [B, T].
+# Generation losses: a value for each target token, [B, T]; packed tokens [P] are as good.
 
 
 def token_cross_entropy(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
     """−log p(t_j | t_<j) of each target token, in fp32: [B, T]. Source: URG, eq. 10."""
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), target_BT.flatten(), reduction="none").view_as(target_BT)
+    return F.cross_entropy(logits_BTV.float().flatten(0, -2), target_BT.flatten(), reduction="none").view_as(target_BT)
 
 
 def top_m_kl(p_logits_BTV: Tensor, q_logits_BTV: Tensor, m: int, tau: float, teacher: str = "detached") -> Tensor:

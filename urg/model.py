@@ -22,10 +22,14 @@ from transformers.utils import logging
 from data_pipeline.errors import UserError
 from urg.backbones import backbone_of, backbone_type
 from urg.backbones.t5 import T5
-from urg.layout import Layout
+from urg.frozen_encoder import freeze_linears
+from urg.layout import Layout, gather
+from urg.products import is_partitioned
 from urg.ranking import ranking_scores
 
 SETTINGS_FILE = "urg.json"
+LOGITS_AT_ONCE = 2**23
+"""Logits that training makes at once: 32 MiB of fp32, several times over."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,16 @@ class Output:
 
     scores_BN: Tensor
     """fp32 [B, N]: attention scores."""
-    p_logits_BTV: Tensor
-    """[B, T, V]: logits given the K selected candidates."""
-    q_logits_BTV: Tensor | None
-    """[B, T, V]: logits given those and the last; None where that pass was not asked for."""
+    p_states_PD: Tensor
+    """[P, D]: the decoder's states at the real target tokens, given the K selected candidates."""
+    q_states_PD: Tensor | None
+    """[P, D]: given those and the last; None where that pass was not asked for."""
     has_last_B: Tensor
     """bool [B]: whether a last candidate is left beside the K selected (N > K)."""
+    head: Callable[[Tensor], Tensor]
+    """States [P, D] → logits [P, V]."""
+    tokens_at_once: int = sys.maxsize
+    """States that the head should take at once: a bound of memory."""
 
 
 class URG(nn.Module):
@@ -92,22 +100,19 @@ class URG(nn.Module):
         return self.backbone.encode(tokens_S, lengths, self.chunk_tokens)
 
     def freeze(self) -> URG:
-        """For inference alone from here on: no dropout, and on a CPU, for a T5, an encoder that is laid out for the
-        machine.
+        """For inference alone from here on: no dropout, and on a CPU weights that are laid out for the machine.
 
         Changes to the weights after this call are not seen.
         """
         self.eval().requires_grad_(False)
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
+        if self.network.device.type == "cpu":
+            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""
         return ranking_scores(self.backbone, hidden_SD, layout)
-
-    def decode(self, states_BLD: Tensor, mask_BL: Tensor, target_BT: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V] for the targets, given the candidates' states under a mask."""
-        return self.backbone.decode(states_BLD, mask_BL, target_BT)
 
     def forward(
         self,
@@ -116,24 +121,24 @@ class URG(nn.Module):
         target_BT: Tensor,
         guide_BN: Tensor | None = None,
         with_last: bool = True,
+        target_P: Tensor | None = None,
     ) -> Output:
         """Encode once, rank, select, and decode given the K selected (p) and given those and the last (q).
 
-        guide: what to select by; None, and NaN in it, mean the predicted score. with_last=False leaves q out.
+        guide: what to select by; None, and NaN in it, mean the predicted score. with_last=False leaves q out. target_P:
+        where the real target tokens, the first ones of each row, stand in the flat [B·T]; None: all are real.
         """
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
         guide_BN = scores_BN if guide_BN is None else torch.where(guide_BN.isnan(), scores_BN, guide_BN)
         selected_BN, last_BN = select(guide_BN.detach(), layout.mask_BN, self.settings.k)
-        if not with_last:
-            states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, self.settings.k)
-            return Output(scores_BN, self.decode(states_BLD, mask_BL, target_BT), None, last_BN.any(1))
-        states_BLD, q_mask_BL, p_mask_BL = gather(
-            hidden_SD, layout, selected_BN | last_BN, selected_BN, self.settings.k + 1
-        )
-        logits = self.decode(states_BLD.repeat(2, 1, 1), torch.cat((p_mask_BL, q_mask_BL)), target_BT.repeat(2, 1))
-        p_logits_BTV, q_logits_BTV = logits.chunk(2)
-        return Output(scores_BN, p_logits_BTV, q_logits_BTV, last_BN.any(1))
+        choices_BN = [selected_BN, selected_BN | last_BN] if with_last else [selected_BN]
+        if target_P is None:
+            target_P = torch.arange(target_BT.numel(), device=target_BT.device)
+        p_PD, *rest = self.backbone.teacher_force(hidden_SD, layout, choices_BN, self.settings.k, target_BT, target_P)
+        # Under ZeRO-3 all workers must call the head equally often.
+        at_once = sys.maxsize if is_partitioned(self) else max(1, LOGITS_AT_ONCE // self.backbone.vocab_size)
+        return Output(scores_BN, p_PD, rest[0] if rest else None, last_BN.any(1), self.backbone.head, at_once)
 
     @torch.inference_mode()
     def fuse(
@@ -216,21 +221,6 @@ def select(guide_BN: Tensor, mask_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     place_BN = guide_BN.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count_B1 = mask_BN.sum(1, keepdim=True)
     return mask_BN & (place_BN < k), mask_BN & (place_BN == count_B1 - 1) & (count_B1 > k)
-
-
-def gather(
-    hidden_SD: Tensor, layout: Layout, wanted_BN: Tensor, inner_BN: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, L', D] of the wanted candidates (at most k of a query), their mask [B, L'], and the mask of `inner` in
-    it.
-
-    L' is the most tokens that k candidates of a query can have: known from the lengths, not from what was chosen.
-    """
-    wanted_BL = wanted_BN.gather(1, layout.owner_BL) & layout.mask_BL
-    place_BL = wanted_BL.int().argsort(dim=1, descending=True, stable=True)[:, : layout.longest(k)]
-    mask_BL = wanted_BL.gather(1, place_BL)
-    inner_BL = inner_BN.gather(1, layout.owner_BL.gather(1, place_BL)) & mask_BL
-    return hidden_SD[layout.token_BL.gather(1, place_BL)], mask_BL, inner_BL
 
 
 def _load_failure(name: str | Path, error: Exception) -> str:

@@ -6,12 +6,13 @@ forward pass, makes the gradient that of the global batch, whatever the accumula
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from urg.batching import Batch
 from urg.config import LossConfig
@@ -46,24 +47,52 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     Terms that the configuration switches off are left out. Summed over all micro-batches and workers, they are the
     global means.
     """
-    mask_BT = batch.target_mask_BT
-    terms = {"ce": _sum(token_cross_entropy(output.p_logits_BTV, batch.target_BT), mask_BT) / counts.tokens}
+    values = token_losses(output, batch.real_targets, config)
+    terms = {"ce": values["ce"].sum() / counts.tokens}
     if config.gamma > 0:
         rank_B = rank_loss(
             output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
         )
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
-    if output.q_logits_BTV is None:
-        return terms
-    mask_BT = mask_BT & output.has_last_B.unsqueeze(1)
-    if config.second_ce:
-        ce_BT = token_cross_entropy(output.q_logits_BTV, batch.target_BT)
-        terms["ce_last"] = _sum(ce_BT, mask_BT) / counts.tokens_with_last
-    if config.beta > 0:
-        kl_BT = top_m_kl(output.p_logits_BTV, output.q_logits_BTV, config.m, config.tau, config.kl_teacher)
-        tau_squared = config.tau**2 if config.kl_tau_squared else 1.0
-        terms["kl"] = tau_squared * _sum(kl_BT, mask_BT) / counts.tokens_with_last
+    has_last_P = output.has_last_B[batch.target_P // batch.target_BT.shape[1]]
+    factors = {"ce_last": 1.0, "kl": config.tau**2 if config.kl_tau_squared else 1.0}
+    for name, factor in factors.items():
+        if name in values:
+            terms[name] = factor * values[name].masked_fill(~has_last_P, 0.0).sum() / counts.tokens_with_last
     return terms
+
+
+def token_losses(output: Output, target_P: Tensor, config: LossConfig) -> dict[str, Tensor]:
+    """Each generation term of each real target token, unweighted and in fp32: `ce`, `ce_last`, `kl`, [P].
+
+    Logits are made for so many tokens at once as `output` says. Where those are not all, they are made again in the
+    backward pass, and never kept: [P, V] in fp32, several times over, would be most of a step's memory.
+    """
+    p_PD, q_PD = output.p_states_PD, output.q_states_PD
+    size = max(1, output.tokens_at_once // (1 if q_PD is None else 2))
+    if len(target_P) <= size:
+        return _token_losses(output.head, p_PD, q_PD, target_P, config)
+    q_parts = [None] * -(-len(target_P) // size) if q_PD is None else q_PD.split(size)
+    parts = [
+        checkpoint(_token_losses, output.head, p, q, target, config, use_reentrant=False, preserve_rng_state=False)
+        for p, q, target in zip(p_PD.split(size), q_parts, target_P.split(size), strict=True)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _token_losses(
+    head: Callable[[Tensor], Tensor], p_PD: Tensor, q_PD: Tensor | None, target_P: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
+    """`token_losses` of some tokens, p and q projected together."""
+    if q_PD is None:
+        return {"ce": token_cross_entropy(head(p_PD), target_P)}
+    p_PV, q_PV = head(torch.cat((p_PD, q_PD))).chunk(2)
+    losses = {"ce": token_cross_entropy(p_PV, target_P)}
+    if config.second_ce:
+        losses["ce_last"] = token_cross_entropy(q_PV, target_P)
+    if config.beta > 0:
+        losses["kl"] = top_m_kl(p_PV, q_PV, config.m, config.tau, config.kl_teacher)
+    return losses
 
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
@@ -107,7 +136,3 @@ def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarr
         return gold_BN
     keeps_gold_B1 = random_BN[:, :1] < 1 - step / config.schedule_steps
     return torch.where(keeps_gold_B1, gold_BN, torch.full_like(gold_BN, float("nan")))
-
-
-def _sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    return values_BT.masked_fill(~mask_BT, 0.0).sum()

@@ -122,14 +122,14 @@ def _collate(
 def _loss(model: URG, batch: Batch, rank: bool) -> Tensor:
     """Mean cross-entropy of the targets, given all sources; with `rank`, ListNet on the sources' damage added."""
     from urg.losses import rank_loss, token_cross_entropy
-    from urg.model import gather
 
     hidden_SD = model.encode(batch.tokens_S, batch.layout)
-    everything_BN = batch.layout.mask_BN
-    width = max(len(row) for row in batch.layout.lengths)
-    states_BLD, mask_BL, _ = gather(hidden_SD, batch.layout, everything_BN, everything_BN, width)
-    loss_BT = token_cross_entropy(model.decode(states_BLD, mask_BL, batch.target_BT), batch.target_BT)
-    restoring = loss_BT[batch.target_mask_BT].mean()
+    everything_BN, most = batch.layout.mask_BN, max(len(row) for row in batch.layout.lengths)
+    (states_PD,) = model.backbone.teacher_force(
+        hidden_SD, batch.layout, [everything_BN], most, batch.target_BT, batch.target_P
+    )
+    logits_PV = model.backbone.head(states_PD)
+    restoring = token_cross_entropy(logits_PV, batch.real_targets).mean()
     if not rank:
         return restoring
     scores_BN = model.rank(hidden_SD, batch.layout)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from urg.backbones.one_token import is_partitioned
 from urg.backbones.protocol import Backbone
 from urg.layout import Layout
+from urg.products import is_partitioned
 
 
 def ranking_scores(backbone: Backbone, hidden_SD: Tensor, layout: Layout) -> Tensor:

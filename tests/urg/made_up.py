@@ -1,4 +1,5 @@
-"""Made-up rows, a stub of the ensemble and a stub of a prepared set, for the tests of evaluation and report."""
+"""Made-up rows, a stub of the ensemble and a stub of a prepared set, for the tests of evaluation and report; and the
+logits of a training pass."""
 
 from __future__ import annotations
 
@@ -8,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import TokenizedExample
 from urg.ensemble import Fused, Query, Ranking
+from urg.model import Output
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "larch"]
 NO_TOKENS = np.zeros(0, dtype=np.int32)
+
+
+def logits(output: Output) -> tuple[Tensor, Tensor | None]:
+    """p's and q's logits [B, T, V] of a pass in which all target tokens were real."""
+    rows = len(output.has_last_B)
+    p, q = (
+        None if states is None else output.head(states).unflatten(0, (rows, -1))
+        for states in (output.p_states_PD, output.q_states_PD)
+    )
+    return p, q
 
 
 def row(

@@ -76,9 +76,8 @@ def test_collate_packs_candidates_and_pads_targets() -> None:
     assert batch.tokens_S.tolist() == [3, 9, 8, 1, 4, 5, 1, 3, 9, 8, 1, 4, 1, 3, 9, 8, 1, 4, 5, 6, 1]
     assert batch.layout.lengths == ((7, 6), (8,))
     assert batch.target_BT.tolist() == [[7, 1] + [0] * 6, [1] + [0] * 7]  # eight columns: few distinct shapes
-    assert batch.target_mask_BT.sum(1).tolist() == [2, 1]
-    assert batch.target_mask_BT[:, 0].all()
-    assert batch.target_tokens == 3
+    assert batch.target_P.tolist() == [0, 1, batch.target_BT.shape[1]]
+    assert torch.equal(batch.real_targets, torch.tensor([*rows[0].target_ids, *rows[1].target_ids]))
     torch.testing.assert_close(
         batch.quality_BN, torch.tensor([[0.5, float("nan")], [0.25, float("nan")]]), equal_nan=True
     )
@@ -88,7 +87,7 @@ def test_a_filler_row_has_no_label_and_no_target() -> None:
     rows = [_example([[5], [6]], [7, 1], [0.5, 0.1])] * 2
     batch = collate(rows, TEMPLATE, "quality", fillers=1)
     assert batch.weight_B.tolist() == [1.0, 0.0]
-    assert not batch.target_mask_BT[1].any()
+    assert (batch.target_P < batch.target_BT.shape[1]).all()
     assert batch.quality_BN[1].isnan().all()
 
 

@@ -96,7 +96,7 @@ def test_the_other_rankers_and_ours_are_timed_on_the_same_rows() -> None:
 
 @torch.inference_mode()
 def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none() -> None:
-    model, rows = make_model("tiny").freeze(), draw_rows(2, 5, 1000)
+    model, rows = make_model("tiny").eval(), draw_rows(2, 5, 1000)
     calls = fusings(model, rows, CPU, {"num_beams": 1, "max_new_tokens": 5, "min_new_tokens": 5})
     texts = {name: call() for name, call in calls.items()}
     assert {tuple(ids.shape) for ids in texts.values()} == {(2, 6)}  # the start token comes first

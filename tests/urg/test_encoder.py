@@ -63,7 +63,8 @@ def test_gradients_are_those_of_each_candidate_alone(
     assert len(expected) > 10
     for name, parameter in stack.named_parameters():
         if name in expected:
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-10, msg=name)
+            largest = expected[name].abs().max()  # the library takes the mean of squares in fp32, whatever the dtype
+            torch.testing.assert_close(parameter.grad / largest, expected[name] / largest, rtol=0, atol=1e-6, msg=name)
 
 
 def test_dropout_is_drawn_in_training_only(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:
@@ -137,7 +138,8 @@ def test_the_frozen_encoder_in_bf16_is_nearer_to_fp32_than_a_stack_in_bf16(
     tokens_S, layout = pack(queries)
     with torch.inference_mode():
         exact_SD = model.encode(tokens_S, layout)
-        coarse_SD = model.bfloat16().encode(tokens_S, layout).float()
+        stack = model.bfloat16().t5.encoder
+        coarse_SD = encode_padded(stack, tokens_S, layout.candidate_lengths, 10_000).float()
         frozen_SD = model.freeze().encode(tokens_S, layout)
     assert frozen_SD.dtype == torch.float32
     assert (frozen_SD - exact_SD).norm() < (coarse_SD - exact_SD).norm()

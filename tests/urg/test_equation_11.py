@@ -84,10 +84,9 @@ def collated(pack: Pack, queries: Queries, targets: Tensor) -> Batch:
         tokens_S=tokens_S,
         layout=layout,
         target_BT=targets * mask_BT,
-        target_mask_BT=mask_BT,
+        target_P=mask_BT.flatten().nonzero().squeeze(1),
         quality_BN=quality_BN,
         weight_B=torch.ones(len(queries)),
-        target_tokens=sum(LENGTHS),
     )
 
 
@@ -97,7 +96,8 @@ def both_losses(
     """Ours and the equations', the gradients of both computed."""
     batch = collated(pack, queries, targets)
     counts = Counts.of(np.array(LENGTHS), np.array([len(query) for query in queries]), K, config.reduction)
-    loss = total_loss(loss_terms(model(batch.tokens_S, batch.layout, batch.target_BT), batch, config, counts), config)
+    output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P)
+    loss = total_loss(loss_terms(output, batch, config, counts), config)
     expected = slow_total(slow, queries, targets, config)
     loss.backward()
     expected.backward()

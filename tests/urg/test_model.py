@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from urg.layout import Layout
-from urg.model import gather, select
+from tests.urg.made_up import logits
+from urg.layout import Layout, gather
+from urg.model import select
 
 FAMILIES = ["t5", "flan", "mt5", "byt5"]
 NAN, INF = float("nan"), float("inf")
@@ -112,8 +113,8 @@ def test_forward_decodes_the_selected_and_then_the_last_too(
     assert output.has_last_B.tolist() == [len(query) > k for query in queries]
     for b, query in enumerate(queries):
         p_TV, q_TV = slow_passes(slow, query, targets[b].tolist(), k, None)
-        torch.testing.assert_close(output.p_logits_BTV[b].double(), p_TV, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(output.q_logits_BTV[b].double(), q_TV, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(output)[0][b].double(), p_TV, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(output)[1][b].double(), q_TV, rtol=1e-4, atol=1e-5)
         assert (p_TV - q_TV).abs().max() > 1e-3 or len(query) <= k, "the last candidate must matter in this test"
 
 
@@ -131,19 +132,19 @@ def test_forward_selects_by_a_guide_and_by_the_prediction_where_it_is_nan(
     torch.testing.assert_close(output.scores_BN, free.scores_BN, rtol=0, atol=0)
     for b, query in enumerate(queries):
         p_TV, q_TV = slow_passes(eager(model), query, targets[b].tolist(), 2, GUIDE[b])
-        torch.testing.assert_close(output.p_logits_BTV[b].double(), p_TV, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(output.q_logits_BTV[b].double(), q_TV, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(output)[0][b].double(), p_TV, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(output)[1][b].double(), q_TV, rtol=1e-4, atol=1e-5)
     everywhere_nan = model(*pack(queries), targets, torch.full((5, 5), NAN))
-    torch.testing.assert_close(everywhere_nan.p_logits_BTV, free.p_logits_BTV, rtol=0, atol=0)
+    torch.testing.assert_close(logits(everywhere_nan)[0], logits(free)[0], rtol=0, atol=0)
 
 
 def test_leaving_out_the_last_changes_nothing_else(build: Any, pack: Pack, queries: Queries, targets: Tensor) -> None:
     model = build()
     both, alone = model(*pack(queries), targets), model(*pack(queries), targets, with_last=False)
-    assert alone.q_logits_BTV is None
+    assert logits(alone)[1] is None
     assert torch.equal(alone.has_last_B, both.has_last_B)
     torch.testing.assert_close(alone.scores_BN, both.scores_BN, rtol=0, atol=0)
-    torch.testing.assert_close(alone.p_logits_BTV, both.p_logits_BTV, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(alone)[0], logits(both)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_with_at_most_k_candidates_both_passes_are_one(
@@ -151,7 +152,7 @@ def test_with_at_most_k_candidates_both_passes_are_one(
 ) -> None:
     output = build(k=5)(*pack(queries), targets)
     assert not output.has_last_B.any()
-    torch.testing.assert_close(output.p_logits_BTV, output.q_logits_BTV, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(output)[0], logits(output)[1], rtol=1e-5, atol=1e-6)
 
 
 def test_company_and_padding_do_not_change_a_query(build: Any, pack: Pack, queries: Queries, targets: Tensor) -> None:
@@ -161,8 +162,8 @@ def test_company_and_padding_do_not_change_a_query(build: Any, pack: Pack, queri
         longer = torch.cat((targets[b : b + 1], torch.zeros(1, 3, dtype=torch.int64)), 1)
         alone = model(*pack([query]), longer)
         torch.testing.assert_close(alone.scores_BN[0], together.scores_BN[b, : len(query)], rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(alone.p_logits_BTV[0, :4], together.p_logits_BTV[b], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(alone.q_logits_BTV[0, :4], together.q_logits_BTV[b], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(alone)[0][0, :4], logits(together)[0][b], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(alone)[1][0, :4], logits(together)[1][b], rtol=1e-4, atol=1e-5)
 
 
 def test_selection_passes_no_gradient_and_gold_quality_none_either(
@@ -173,9 +174,9 @@ def test_selection_passes_no_gradient_and_gold_quality_none_either(
     tokens_S, layout = pack(queries)
     guide_BN = torch.rand(layout.tokens_BN.shape, requires_grad=True)
     output = model(tokens_S, layout, targets, guide_BN)
-    assert torch.autograd.grad(output.q_logits_BTV.sum(), guide_BN, allow_unused=True) == (None,)
+    assert torch.autograd.grad(logits(output)[1].sum(), guide_BN, allow_unused=True) == (None,)
     free = model(tokens_S, layout, targets)
-    assert torch.autograd.grad(free.p_logits_BTV.sum(), free.scores_BN, allow_unused=True) == (None,)
+    assert torch.autograd.grad(logits(free)[0].sum(), free.scores_BN, allow_unused=True) == (None,)
 
 
 # --------------------------------------------------------------------------------------------------------------------

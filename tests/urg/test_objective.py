@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -17,16 +19,23 @@ def _batch(quality: list[list[float]], weights: list[float]) -> Batch:
     rows, n = len(quality), len(quality[0])
     layout = Layout.of([[2] * n for _ in range(rows)])
     target = torch.full((rows, 3), 2)
-    mask = torch.tensor(weights).bool().unsqueeze(1).expand(rows, 3)
+    places = torch.arange(rows * 3)[torch.tensor(weights).bool().repeat_interleave(3)]
     tokens = torch.zeros(rows * n * 2, dtype=torch.int64)
-    return Batch(tokens, layout, target, mask, torch.tensor(quality), torch.tensor(weights), int(mask.sum()))
+    return Batch(tokens, layout, target, places, torch.tensor(quality), torch.tensor(weights))
 
 
 def _output(rows: int, n: int, with_last: bool = True) -> Output:
     generator = torch.Generator().manual_seed(0)
-    p, q = torch.randn((2, rows, 3, 7), generator=generator)
+    p, q = torch.randn((2, rows * 3, 7), generator=generator)  # the head changes nothing
     scores = torch.rand((rows, n), generator=generator)
-    return Output(scores / scores.sum(1, keepdim=True) / 2, p, q if with_last else None, torch.ones(rows).bool())
+    scores = scores / scores.sum(1, keepdim=True) / 2
+    return Output(scores, p, q if with_last else None, torch.ones(rows).bool(), torch.nn.Identity())
+
+
+def _row(output: Output, row: int) -> Output:
+    own, tokens = slice(row, row + 1), slice(3 * row, 3 * row + 3)
+    states = (output.p_states_PD[tokens], output.q_states_PD[tokens])
+    return Output(output.scores_BN[own], *states, output.has_last_B[own], output.head)
 
 
 def test_counts_leave_out_rows_without_a_last_candidate() -> None:
@@ -42,9 +51,7 @@ def test_micro_batches_add_up_to_the_whole() -> None:
     together = loss_terms(output, whole, LossConfig(), counts)
     parts = []
     for row in range(2):
-        one = slice(row, row + 1)
-        own = Output(output.scores_BN[one], output.p_logits_BTV[one], output.q_logits_BTV[one], output.has_last_B[one])
-        parts.append(loss_terms(own, _batch([quality[row]], [1.0]), LossConfig(), counts))
+        parts.append(loss_terms(_row(output, row), _batch([quality[row]], [1.0]), LossConfig(), counts))
     for name, term in together.items():
         torch.testing.assert_close(term, parts[0][name] + parts[1][name])
 
@@ -53,9 +60,9 @@ def test_a_filler_row_changes_nothing() -> None:
     config, counts = LossConfig(), Counts(1, 3, 3)
     nan = float("nan")
     output = _output(2, 3)
-    filled = loss_terms(output, _batch([[0.1, 0.9, 0.5], [nan] * 3], [1.0, 0.0]), config, counts)
-    own = Output(output.scores_BN[:1], output.p_logits_BTV[:1], output.q_logits_BTV[:1], output.has_last_B[:1])
-    alone = loss_terms(own, _batch([[0.1, 0.9, 0.5]], [1.0]), config, counts)
+    filler = dataclasses.replace(output, p_states_PD=output.p_states_PD[:3], q_states_PD=output.q_states_PD[:3])
+    filled = loss_terms(filler, _batch([[0.1, 0.9, 0.5], [nan] * 3], [1.0, 0.0]), config, counts)
+    alone = loss_terms(_row(output, 0), _batch([[0.1, 0.9, 0.5]], [1.0]), config, counts)
     for name, term in alone.items():
         torch.testing.assert_close(term, filled[name])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from data_pipeline.errors import UserError
+from tests.urg.made_up import logits
 from urg.layout import Layout
 from urg.model import URG, Settings
 
@@ -38,7 +39,7 @@ def outputs(pack: Pack, queries: list[list[Tensor]], targets: Tensor) -> Callabl
 
     def run(model: URG) -> tuple[Tensor, Tensor]:
         output = model.eval()(*pack(queries), targets)
-        return output.q_logits_BTV.detach(), output.scores_BN.detach()
+        return logits(output)[1].detach(), output.scores_BN.detach()
 
     return run
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urg.backbones.one_token import cross_attention, is_partitioned, layer_norm, linear
+from urg.backbones.one_token import cross_attention, layer_norm, linear
 from urg.backbones.protocol import Backbone
+from urg.products import is_partitioned
 
 
 class Bart(Backbone):
@@ -29,6 +30,10 @@ class Bart(Backbone):
     def longest(self) -> int:
         """As many positions as were learnt."""
         return int(self.network.config.max_position_embeddings)
+
+    def head(self, states_PD: Tensor) -> Tensor:
+        """With a bias a token of the vocabulary."""
+        return super().head(states_PD) + self.network.final_logits_bias
 
     @property
     def layers(self) -> Sequence[nn.Module]:

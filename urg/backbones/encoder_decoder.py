@@ -76,6 +76,17 @@ class EncoderDecoder(Backbone):
             half.resize_token_embeddings(vocab_size)
 
     @property
+    def decoder(self) -> Any:
+        """Without its head."""
+        return self.network.decoder.base_model
+
+    def head(self, states_PD: Tensor) -> Tensor:
+        """BERT's `cls`, RoBERTa's `lm_head`."""
+        own = self.network.decoder
+        logits_PV: Tensor = (own.cls if hasattr(own, "cls") else own.lm_head)(states_PD)
+        return logits_PV
+
+    @property
     def layers(self) -> Sequence[nn.Module]:
         """The decoder's layers."""
         layers: Sequence[nn.Module] = self.network.decoder.base_model.encoder.layer

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from urg.products import is_partitioned
 
 
 def cross_attention(
@@ -75,8 +77,3 @@ def layer_norm(layer: Any, x_BD: Tensor) -> Tensor:
     if is_partitioned(layer):
         return layer(x_BD.to(layer.weight.dtype)).float()
     return F.layer_norm(x_BD, x_BD.shape[-1:], layer.weight.float(), layer.bias.float(), layer.eps)
-
-
-def is_partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 has spread this module's weights over the workers."""
-    return hasattr(next(module.parameters()), "ds_id")

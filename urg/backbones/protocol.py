@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from data_pipeline.errors import UserError
 from urg.encoder import encode_padded
+from urg.layout import Layout, gather
 
 _DROPOUT_SETTINGS = (
     "dropout",
@@ -58,6 +59,11 @@ class Backbone(ABC):
     def encoder(self) -> Any:
         """The encoder stack: ids and mask in, states out."""
         return self.network.get_encoder()
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder stack: ids and candidates' states in, states out."""
+        return self.network.get_decoder()
 
     @property
     def start_id(self) -> int:
@@ -143,17 +149,42 @@ class Backbone(ABC):
     def layer_step(self, layer: Any, x_BD: Tensor, states_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The first token's way through a decoder layer in fp32: ([B, D], cross-attention's mean over heads [B, L])."""
 
-    def decode(self, states_BLD: Tensor, mask_BL: Tensor, target_BT: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V] for the targets, given the candidates' states under a mask."""
+    def teacher_force(
+        self,
+        hidden_SD: Tensor,
+        layout: Layout,
+        choices_BN: Sequence[Tensor],
+        k: int,
+        target_BT: Tensor,
+        target_P: Tensor,
+    ) -> list[Tensor]:
+        """The decoder's states [P, D] at the real target tokens, given each of one or two choices of candidates.
+
+        choices: bool [B, N], the first of k candidates at most; the second holds it, and one more. target_P: places of
+        the real tokens, the first ones of each row, in the flat [B·T].
+        """
+        most = k + len(choices_BN) - 1
+        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[-1], choices_BN[0], most)
+        masks_BL = [inner_BL, mask_BL][-len(choices_BN) :]
+        passes = len(masks_BL)
+        states = self.decoder(
+            input_ids=self.shifted(target_BT).repeat(passes, 1),
+            encoder_hidden_states=states_BLD.repeat(passes, 1, 1),
+            encoder_attention_mask=torch.cat(masks_BL),
+            use_cache=False,
+        ).last_hidden_state
+        return [states_BTD.flatten(0, 1)[target_P] for states_BTD in states.chunk(passes)]
+
+    def shifted(self, target_BT: Tensor) -> Tensor:
+        """What the decoder reads to write the targets: the start token, and each target but the last."""
         inputs_BT = target_BT.roll(1, 1)
         inputs_BT[:, 0] = self.start_id
-        logits_BTV: Tensor = self.network(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states_BLD),
-            attention_mask=mask_BL,
-            decoder_input_ids=inputs_BT,
-            use_cache=False,
-        ).logits
-        return logits_BTV
+        return inputs_BT
+
+    def head(self, states_PD: Tensor) -> Tensor:
+        """The decoder's states → logits over the vocabulary, [P, V]."""
+        logits_PV: Tensor = self.network.lm_head(states_PD)
+        return logits_PV
 
     def generate(self, states_BLD: Tensor, mask_BL: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """Token ids [B, T] given the candidates' states under a mask. options: of `generate`, which is greedy without.

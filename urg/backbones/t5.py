@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urg.backbones.one_token import cross_attention, is_partitioned, linear
+from urg.backbones.one_token import cross_attention, linear
 from urg.backbones.protocol import Backbone
+from urg.decoder import decode_packed
 from urg.encoder import encode_packed
 from urg.frozen_encoder import FrozenEncoder
+from urg.layout import Layout
+from urg.products import is_partitioned, product
 
 
 class T5(Backbone):
@@ -55,6 +58,28 @@ class T5(Backbone):
     def frozen_encoder(self, budget: int) -> Callable[[Tensor, list[int]], Tensor] | None:
         """On a CPU, weights folded together and laid out for the machine."""
         return FrozenEncoder(self.network.encoder, budget) if self.packs(self.network.device) else None
+
+    def teacher_force(
+        self,
+        hidden_SD: Tensor,
+        layout: Layout,
+        choices_BN: Sequence[Tensor],
+        k: int,
+        target_BT: Tensor,
+        target_P: Tensor,
+    ) -> list[Tensor]:
+        """Without padding on a CPU; as others do elsewhere."""
+        if not self.packs(hidden_SD.device):
+            return super().teacher_force(hidden_SD, layout, choices_BN, k, target_BT, target_P)
+        rows, width = target_BT.shape
+        lengths = torch.bincount(target_P // width, minlength=rows).tolist()
+        inputs_BT = self.shifted(target_BT)
+        return decode_packed(self.network.decoder, hidden_SD, layout, choices_BN, inputs_BT, lengths)
+
+    def head(self, states_PD: Tensor) -> Tensor:
+        """The output layer; where it is the embedding, over states that are scaled."""
+        scaled = getattr(self.network.config, "scale_decoder_outputs", False)  # mT5 has no such setting
+        return product(self.network.lm_head, states_PD * self.width**-0.5 if scaled else states_PD)
 
     @property
     def layers(self) -> Sequence[nn.Module]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urg.backbones.one_token import cross_attention, is_partitioned, linear
+from urg.backbones.one_token import cross_attention, linear
 from urg.backbones.protocol import Backbone
+from urg.products import is_partitioned
 
 
 class T5Gemma(Backbone):
@@ -43,6 +44,11 @@ class T5Gemma(Backbone):
             decoder.resize_token_embeddings(vocab_size)
         for config in (self.network.config, self.network.config.encoder, self.network.config.decoder):
             config.vocab_size = vocab_size
+
+    def head(self, states_PD: Tensor) -> Tensor:
+        """Logits that are capped by tanh."""
+        logits_PV, cap = super().head(states_PD), self.network.config.decoder.final_logit_softcapping
+        return logits_PV if cap is None else cap * (logits_PV / cap).tanh()
 
     @property
     def layers(self) -> Sequence[nn.Module]:

@@ -85,13 +85,18 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = held_bytes(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status_bytes("VmRSS")
+    before = held_bytes(device)
     run()
     return _status_bytes("VmHWM") - before
+
+
+def held_bytes(device: torch.device) -> int:
+    """Memory that is held now: of tensors on CUDA, of the process on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
 
 
 def _status_bytes(key: str) -> int:

@@ -48,7 +48,7 @@ def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     make = functools.partial(make_model, config.train_shape)
     timed = measure_training(make, config.train_rows, config.n, config.repeats, device)
     memory = training_memory(config.train_shape, config.train_rows, config.n, torch.get_num_threads())
-    return {**timed, "peak_bytes": memory}
+    return {**timed, "bytes": memory}
 
 
 def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "rank_step_share": part["rank_step_share"],
         }
     if experiment == "train":
-        seconds, peak = part["seconds"], part["peak_bytes"]
+        seconds, memory = part["seconds"], part["bytes"]
         return {
             "train_vs_naive3": seconds["obvious_3"] / seconds["ours"],
             "train_vs_naive1": seconds["obvious_1"] / seconds["ours"],
-            "train_memory_vs_naive3": peak["ours"] / peak["obvious_3"],
+            "train_memory_vs_naive3": memory["ours"]["peak"] / memory["obvious_3"]["peak"],
         }
     if experiment == "rankers":
         systems = next(iter(part["batches"].values()))

@@ -8,6 +8,7 @@ ours_whole  encode, rank and fuse: all that URG does for a row
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from urg.batching import pack
 from urg.benchmarks.clock import in_turn
 from urg.benchmarks.workload import PAD, Row, batch_of, draw_rows
+from urg.frozen_encoder import freeze_linears
 from urg.model import URG, select
 from urg.systems.gen_fuser import pad
 
@@ -30,7 +32,7 @@ def measure_fusing(
     make: Callable[[], URG], rows: int, n: int, tokens: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
     """Seconds of writing `tokens` new tokens for each of `rows` rows, and whether fid writes what ours does."""
-    model = make().to(device).freeze()
+    model = make().to(device).eval()
     drawn = draw_rows(rows, n, int(model.t5.config.vocab_size), seed=rows)
     length = {"num_beams": 1, "max_new_tokens": tokens, "min_new_tokens": tokens}
     calls = fusings(model, drawn, device, length)
@@ -49,7 +51,11 @@ def measure_fusing(
 def fusings(
     model: URG, rows: list[Row], device: torch.device, options: dict[str, Any]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Each variant as a function without arguments that returns token ids [B, T]. model: frozen."""
+    """Each variant as a function without arguments that returns token ids [B, T]. model: in eval mode; is frozen."""
+    alone = copy.deepcopy(model.t5)  # GenFuser's, whose encoder URG does not use
+    if device.type == "cpu":
+        freeze_linears(alone)
+    model.freeze()
     batch = batch_of(rows).to(device)
     hidden_SD = model.encode(batch.tokens_S, batch.layout)
     scores_BN = model.rank(hidden_SD, batch.layout)
@@ -76,7 +82,7 @@ def fusings(
     @torch.inference_mode()
     def gen_fuser() -> Tensor:
         ids_BL, mask_BL = pad([_one_text(row, own) for row, own in zip(rows, chosen, strict=True)], PAD)
-        written: Tensor = model.t5.generate(
+        written: Tensor = alone.generate(
             ids_BL.to(device), attention_mask=mask_BL.to(device), do_sample=False, **options
         )
         return written

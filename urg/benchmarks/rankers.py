@@ -1,5 +1,6 @@
 """The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, on an encoder in DeBERTa-v3's
-shape with random weights; sequences longest first in chunks of a token budget.
+shape with random weights; sequences longest first in chunks of a token budget, and weights laid out for the machine, as
+ours are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from urg.benchmarks.clock import Timing, in_turn
 from urg.benchmarks.workload import Row, draw_rows
+from urg.frozen_encoder import freeze_linears
 from urg.systems.comparison import bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.pair_ranker import PairRanker, RowIds, joined
@@ -72,6 +74,8 @@ def measure_rankers(
     calls["urg"], sizes["urg"] = (lambda: ours(rows)), batch
     for system in OTHERS:
         model = make_ranker(system, encoder).to(device)
+        if device.type == "cpu":
+            freeze_linears(model)
         sizes[system] = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
         calls[system] = _bound(RANKINGS[system], model, rows[: sizes[system]])
         weights[system] = sum(p.numel() for p in model.parameters())

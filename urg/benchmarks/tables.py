@@ -66,8 +66,14 @@ def _fuse(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
 
 
 def _train(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
-    peaks = {name: f"{value / 2**20:.0f} MiB" for name, value in part["peak_bytes"].items()}
-    return [_seconds(f"Training step, {part['rows']} rows, {result['config']['train_shape']}, fp32", part, peaks=peaks)]
+    peaks = {name: f"{own['peak'] / 2**20:.0f} MiB" for name, own in part["bytes"].items()}
+    held, gradients = (part["bytes"]["ours"][name] / 2**20 for name in ("held", "gradients"))
+    note = (
+        f"Peak memory is the step's, {gradients:.0f} MiB of it gradients. Before it the process of ours "
+        f"held {held:.0f} MiB (imports, models, batch)."
+    )
+    title = f"Training step, {part['rows']} rows, {result['config']['train_shape']}, fp32"
+    return [_seconds(title, part, note, peaks=peaks)]
 
 
 def _seconds(title: str, part: dict[str, Any], *notes: str, peaks: dict[str, str] | None = None) -> Sheet:

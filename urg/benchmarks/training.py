@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
-from urg.benchmarks.clock import in_turn, peak_bytes
+from urg.benchmarks.clock import held_bytes, in_turn, peak_bytes
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
 from urg.config import LossConfig
 from urg.model import URG
 from urg.objective import Counts, loss_terms, total_loss
+from urg.training.task import set_dropout
 
-VARIANTS = ("ours", "obvious_1", "obvious_3")
+OBVIOUS = ("obvious_1", "obvious_3")
+VARIANTS = ("ours", "ours_checkpointed", *OBVIOUS)
+"""ours_checkpointed: with `engine.activation_checkpointing`."""
 
 
 def measure_training(make: Callable[[], URG], rows: int, n: int, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -44,7 +47,11 @@ def training_step(
     own = copy.deepcopy(model)
     drawn = draw_rows(rows, n, int(own.t5.config.vocab_size), seed=rows)
     batch = batch_of(drawn).to(device)
-    if name == "ours":
+    if name not in OBVIOUS:
+        own.train()
+        set_dropout(own, 0.0)
+        if name == "ours_checkpointed":
+            own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return lambda: _our_step(own, batch, n)
     obvious = ObviousURG(own)
     ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
@@ -61,10 +68,11 @@ def training_step(
 
 def _our_step(model: URG, batch: Any, n: int) -> dict[str, torch.Tensor]:
     config = LossConfig()
-    target_tokens = batch.target_mask_BT.sum(1).cpu().numpy()
+    rows, width = batch.target_BT.shape
+    target_tokens = (batch.target_P // width).bincount(minlength=rows).cpu().numpy()
     counts = Counts.of(target_tokens, batch.layout.mask_BN.sum(1).cpu().numpy(), model.settings.k, "mean")
     model.zero_grad(set_to_none=True)
-    output = model(batch.tokens_S, batch.layout, batch.target_BT)
+    output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P)
     total_loss(loss_terms(output, batch, config, counts), config).backward()
     return _gradients(model.t5)
 
@@ -80,8 +88,9 @@ def _relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
     return float(difference / torch.stack([b[name].norm() for name in names]).norm())
 
 
-def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, int]:
-    """Peak bytes of a step beyond model and batch, for each variant; each in a process of its own."""
+def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, dict[str, int]]:
+    """Bytes of each variant, each in a process of its own: `peak`, the most that a step holds beyond what was `held`
+    before it (imports, model and batch), and what of it are `gradients`, which stay."""
     found = {}
     for name in VARIANTS:
         call = (
@@ -89,16 +98,19 @@ def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, in
         )
         command = [sys.executable, "-c", call]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[name] = int(json.loads(done.stdout.splitlines()[-1]))
+        found[name] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def print_peak(name: str, shape: str, rows: int, n: int, threads: int) -> None:
-    """Print the peak bytes of one step of a variant; for a process that does nothing else."""
+    """Print the bytes of one step of a variant; for a process that does nothing else."""
     from urg.benchmarks.shapes import make_model
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(shape).to(device)
     training_step(name, model, 1, 5, device)()  # what a first call allocates for ever is not the step's
-    print(json.dumps(peak_bytes(training_step(name, model, rows, n, device), device)))
+    step = training_step(name, model, rows, n, device)
+    held, peak = held_bytes(device), peak_bytes(step, device)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(json.dumps({"peak": peak, "held": held, "gradients": gradients}))

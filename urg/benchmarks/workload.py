@@ -57,10 +57,9 @@ def batch_of(rows: list[Row], seed: int = 0) -> Batch:
     target_BT = torch.full((len(rows), width), PAD)
     for b, target in enumerate(targets):
         target_BT[b, : len(target)] = torch.from_numpy(target)
-    position_T = torch.arange(width)
-    mask_BT = position_T < torch.tensor([[len(target)] for target in targets])
+    place_P = torch.cat([torch.arange(b * width, b * width + len(target)) for b, target in enumerate(targets)])
     quality_BN = torch.rand(tuple(layout.tokens_BN.shape), generator=torch.Generator().manual_seed(seed))
-    return Batch(tokens_S, layout, target_BT, mask_BT, quality_BN, torch.ones(len(rows)), int(mask_BT.sum()))
+    return Batch(tokens_S, layout, target_BT, place_P, quality_BN, torch.ones(len(rows)))
 
 
 def padded(rows: list[Row]) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,12 @@ def shared(setup: Setup, name: str, make: Callable[[], Value]) -> Value:
 
 
 def on_device(model: Any, setup: Setup) -> Any:
-    """The model where the setup wants it, in its precision."""
+    """The model where the setup wants it, in its precision; on a CPU with weights laid out for it, as URG's own."""
     from urg.ensemble import resolve_device
+    from urg.frozen_encoder import freeze_linears
 
-    return model.to(device=resolve_device(setup.device), dtype=getattr(torch, setup.dtype))
+    device = resolve_device(setup.device)
+    model = model.to(device=device, dtype=getattr(torch, setup.dtype)).requires_grad_(False)
+    if device.type == "cpu":
+        freeze_linears(model)
+    return model

@@ -18,7 +18,9 @@ from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from data_pipeline.tokenization import Template
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
+from urg.decoder import ROWS
 from urg.encoder import computed_tokens
+from urg.layout import round_up
 from urg.model import URG, Settings
 from urg.model_card import model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
@@ -62,7 +64,7 @@ class UrgTask:
     def terms(self, forward: Callable[..., Any], batch: Guided, counts: Counts) -> dict[str, Tensor]:
         """The terms of equation 11."""
         own = batch.batch
-        output = forward(own.tokens_S, own.layout, own.target_BT, batch.guide_BN, self._with_last)
+        output = forward(own.tokens_S, own.layout, own.target_BT, batch.guide_BN, self._with_last, own.target_P)
         return loss_terms(output, own, self.config.loss, counts)
 
     def tokens(self, batch: Guided) -> tuple[int, int]:
@@ -71,14 +73,16 @@ class UrgTask:
         lengths = own.layout.candidate_lengths
         packed = self.module.backbone.packs(own.tokens_S.device)
         computed = computed_tokens(lengths, self.module.chunk_tokens, packed)
-        return sum(lengths) + passes * own.target_tokens, computed + passes * own.target_BT.numel()
+        real = len(own.target_P)
+        written = round_up(passes * real, ROWS) if packed else passes * own.target_BT.numel()
+        return sum(lengths) + passes * real, computed + written
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
         """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""
         gamma, own = self.config.loss.gamma, batch.batch
         if self.config.engine.zero_stage == 3 or gamma == 0:
             return {}  # under ZeRO-3 no worker holds a parameter whole
-        output = self.module(own.tokens_S, own.layout, own.target_BT, with_last=False)
+        output = self.module(own.tokens_S, own.layout, own.target_BT, with_last=False, target_P=own.target_P)
         terms = loss_terms(output, own, self.config.loss, counts)
         norms = gradient_norms(self.module, {name: terms[name] for name in ("rank", "ce")})
         return {"grad_ratio_rank_to_ce": gamma * norms["rank"] / max(norms["ce"], 1e-12)}

@@ -16,6 +16,7 @@ from transformers import BertConfig, EncoderDecoderModel, GPT2Config, GPT2LMHead
 
 from data_pipeline.errors import UserError
 from tests.urg.backbones.tiny import NETWORKS, VOCAB, bart, bert
+from tests.urg.made_up import logits
 from urg.backbones import BACKBONES
 from urg.layout import Layout
 from urg.model import URG, Settings
@@ -126,7 +127,7 @@ def test_teacher_forced_logits_are_those_of_each_query_alone(
         states, scores = slow.states(query), output.scores_BN[b, : len(query)].tolist()
         order = sorted(range(len(query)), key=lambda i: -scores[i])
         top, last = sorted(order[:2]), order[-1:] if len(query) > 2 else []
-        for logits_TV, chosen in ((output.p_logits_BTV[b], top), (output.q_logits_BTV[b], sorted(top + last))):
+        for logits_TV, chosen in ((logits(output)[0][b], top), (logits(output)[1][b], sorted(top + last))):
             expected = slow.logits([states[i] for i in chosen], targets[b].tolist())
             torch.testing.assert_close(logits_TV, expected, rtol=1e-4, atol=1e-4)
 
@@ -175,7 +176,7 @@ def test_a_folder_loads_back_as_it_was(
     assert type(loaded.backbone) is type(model.backbone)
     ours, theirs = loaded(*pack(queries), targets), model(*pack(queries), targets)
     assert torch.equal(ours.scores_BN, theirs.scores_BN)
-    assert torch.equal(ours.q_logits_BTV, theirs.q_logits_BTV)
+    assert torch.equal(logits(ours)[1], logits(theirs)[1])
     assert torch.equal(fused(loaded, pack(queries)), fused(model, pack(queries)))
     assert (loaded.backbone.start_id, loaded.backbone.end_ids) == (model.backbone.start_id, model.backbone.end_ids)
     head, embedding = loaded.network.get_output_embeddings().weight, loaded.network.get_decoder().get_input_embeddings()
@@ -188,18 +189,19 @@ def test_resizing_adds_rows_and_changes_no_other(
 ) -> None:
     model = build(name)
     before = model(*pack(queries), targets)
+    before_BTV = logits(before)[0]
     model.resize_to(VOCAB - 1)
     assert model.backbone.vocab_size == VOCAB
     model.resize_to(VOCAB + 2)
     grown = model(*pack(queries), targets)
     assert torch.equal(grown.scores_BN, before.scores_BN)
-    torch.testing.assert_close(grown.p_logits_BTV[..., :VOCAB], before.p_logits_BTV, rtol=1e-5, atol=1e-5)
-    assert grown.p_logits_BTV.shape[-1] == model.backbone.vocab_size == VOCAB + 2
+    torch.testing.assert_close(logits(grown)[0][..., :VOCAB], before_BTV, rtol=1e-5, atol=1e-5)
+    assert logits(grown)[0].shape[-1] == model.backbone.vocab_size == VOCAB + 2
     queries[0][0][0], targets[0, 0] = VOCAB + 1, VOCAB + 1  # the new tokens are read and written
     grown = model(*pack(queries), targets)
     model.save_pretrained(tmp_path)
     again = URG.from_pretrained(tmp_path).eval()(*pack(queries), targets)
-    assert torch.equal(again.q_logits_BTV, grown.q_logits_BTV)
+    assert torch.equal(logits(again)[1], logits(grown)[1])
     assert torch.equal(again.scores_BN, grown.scores_BN)
 
 
@@ -214,7 +216,7 @@ def test_dropout_reaches_every_layer_and_the_saved_configuration(
         set_dropout(model, rate)
         model.backbone.set_dropout(rate)
         trained = model(*pack(queries), targets)
-        for ours, theirs in ((trained.scores_BN, expected.scores_BN), (trained.p_logits_BTV, expected.p_logits_BTV)):
+        for ours, theirs in ((trained.scores_BN, expected.scores_BN), (logits(trained)[0], logits(expected)[0])):
             assert torch.allclose(ours, theirs, atol=1e-4) == (rate == 0.0)
     model.backbone.set_dropout(0.3)
     model.save_pretrained(tmp_path)
@@ -235,7 +237,7 @@ def test_checkpointing_activations_changes_no_gradient(
             model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.zero_grad()
         output = model(*pack(queries), targets)
-        (output.q_logits_BTV.logsumexp(-1).sum() + output.scores_BN.square().sum()).backward()
+        (logits(output)[1].logsumexp(-1).sum() + output.scores_BN.square().sum()).backward()
         gradients.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

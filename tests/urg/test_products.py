@@ -1,0 +1,39 @@
+"""A linear layer by oneDNN is the layer: same product, same gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from urg import products
+from urg.products import product
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 64])
+def test_the_product_and_its_gradients_are_the_layers(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, gradient = nn.Linear(12, 20, bias=False), torch.randn(rows, 20)
+    found = []
+    for own in (product, lambda layer, x: layer(x)):
+        x = torch.randn(rows, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        layer.zero_grad()
+        y = own(layer, x)
+        y.backward(gradient)
+        found.append((y, x.grad, layer.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_onednns_in_fp32_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(products, "_onednn", lambda a, b: asked.append(a.dtype) or a @ b.t())
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        product(nn.Linear(3, 2, bias=False, dtype=dtype), torch.zeros(4, 3, dtype=dtype))
+    partitioned = nn.Linear(3, 2, bias=False)
+    partitioned.weight.ds_id = 0
+    product(partitioned, torch.zeros(4, 3))
+    assert set(asked) <= {torch.float32}
+    assert len(asked) <= 2  # once to see whether it is right, once for the first layer
+    monkeypatch.setattr(products, "_has_onednn", lambda: False)
+    product(nn.Linear(3, 2, bias=False), torch.zeros(4, 3))
+    assert len(asked) <= 2
