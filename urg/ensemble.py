@@ -12,8 +12,9 @@ From the shell, JSON lines in and out, one line out for each line in, in order; 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,16 @@ class Fused:
 
 def _query(instruction: str, candidates: Sequence[str], input: str) -> Query:
     """A query of a list of candidates; one text alone is not taken for a list of letters."""
-    if isinstance(candidates, str):
-        raise UserError("candidates must be a list of texts, not one text.")
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        given = "one text" if isinstance(candidates, str) else repr(candidates)
+        raise UserError(f"candidates must be a list of texts, not {given}.")
     return Query(instruction, tuple(candidates), input)
 
 
-def _require_whole_numbers(**options: int | None) -> None:
+def _require_whole_numbers(**options: Any) -> None:
     """Raise UserError, naming the option, for one that is no whole number from 1; None passes."""
     for name, value in options.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
             raise UserError(f"{name}={value!r}: give 1 or more.")
 
 

@@ -87,6 +87,10 @@ def test_a_long_text_is_cut_and_an_empty_batch_is_empty(ensemble: Ensemble) -> N
         ensemble.rank("Where?", "abc")
     with pytest.raises(UserError, match="list of texts"):
         ensemble.rank("Where?", [1, 2])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="candidates must be a list of texts, not None"):
+        ensemble.rank("Where?", None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="k='3': give 1 or more"):
+        ensemble.fuse("Where?", TEXTS, k="3")
 
 
 @pytest.mark.parametrize("value", [5, None])
