@@ -56,12 +56,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, shards: Path, t
     before = sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")])
     main(make(dry_run="true", epochs=2, batch__micro=2, batch__accumulation=2, engine__workers=2))
     shown = capsys.readouterr().out
+    assert not {"K", "storage", "model"} & {line.split(" ")[0] for line in shown.splitlines()}
     assert "steps       6 of 8 rows" in shown
     assert "2 × 1 CPU, ZeRO-2, bf16" in shown
     assert "parameters  " in shown
     assert "GiB a worker" in shown
     assert "gamma: 5.0" in shown
-    assert not {"K", "storage", "model"} & {line.split(" ")[0] for line in shown.splitlines()}
     assert sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")]) == before
 
 
