@@ -189,6 +189,13 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def decode_texts(ids_BT: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each row of written ids, without special tokens, and without the space that a first word may bring
+    along."""
+    texts: list[str] = tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
 def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a local folder."""
     from transformers import AutoTokenizer

@@ -350,15 +350,19 @@ class EnsembleConfig:
     """Queries taken at once."""
     device: str | None = None
     """`cpu` or `cuda`; null for a GPU where there is one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of weights and activations; ranking is in float32 always."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of weights and activations; ranking is in fp32 always."""
     rank_only: bool = False
     """Only rank, write no text."""
+    verify: bool = True
+    """Compare the weights with the model's checksums before use, about a second a GB."""
 
     def __post_init__(self) -> None:
         for key in ("k", "num_beams", "max_new_tokens", "batch_size"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, value, "must be at least 1.")
+        known = self.device is None or self.device.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
+        require(known, "device", self.device, "choose cpu, or cuda where there is a GPU.")
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,21 @@
     fused = urg.rank_and_fuse("Name a prime.", ["7", "9 is a prime.", "Two is one."])
     fused.text, fused.ranking.order, fused.used
 
-From the shell, JSON lines in and out, one line out for each line in, in order:
+From the shell, JSON lines in and out, one line out for each line in, in order; killed, the same command goes on:
     python -m urg.ensemble --model runs/sample/model --input rows.jsonl --output out.jsonl
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
-from data_pipeline.errors import RowError, UserError
+from data_pipeline.errors import UserError
 from urg.config import EnsembleConfig
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from urg.layout import Layout
     from urg.model import URG
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Ranking:
     """Attention score of each candidate in the order given (mean attention a token; comparable within a query only)."""
     order: tuple[int, ...]
     """Indices of the candidates, best first; ties by index."""
+    cut: int = 0
+    """Texts of the query, question and candidates, that were cut to the model's length."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,28 @@ class Fused:
 
 def _query(instruction: str, candidates: Sequence[str], input: str) -> Query:
     """A query of a list of candidates; one text alone is not taken for a list of letters."""
-    if isinstance(candidates, str):
-        raise UserError("candidates must be a list of texts, not one text.")
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        given = "one text" if isinstance(candidates, str) else repr(candidates)
+        raise UserError(f"candidates must be a list of texts, not {given}.")
     return Query(instruction, tuple(candidates), input)
+
+
+def _require_whole_numbers(**options: Any) -> None:
+    """Raise UserError, naming the option, for one that is no whole number from 1; None passes."""
+    for name, value in options.items():
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise UserError(f"{name}={value!r}: give 1 or more.")
+
+
+def _require_texts(query: Query) -> None:
+    """Raise UserError, naming the argument, where a query is not made of texts."""
+    for name in ("instruction", "input"):
+        if not isinstance(getattr(query, name), str):
+            raise UserError(f"{name} must be a text, not {getattr(query, name)!r}.")
+    if not query.candidates:
+        raise UserError("a query has no candidates: give at least one answer to rank.")
+    if not all(isinstance(text, str) for text in query.candidates):
+        raise UserError("a query's candidates must be a list of texts.")
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -79,35 +101,55 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
+def resolve_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name that training uses too. Raises UserError for another."""
+    import torch
+
+    if name not in DTYPES:
+        raise UserError(f"dtype={name!r}: choose {' or '.join(DTYPES)}.")
+    dtype: torch.dtype = getattr(torch, DTYPES[name])
+    return dtype
+
+
 class Ensemble:
     """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of
-    candidates."""
+    candidates, but for rounding: in fp32 scores differ by less than 1e-6, so that candidates as near as that may change
+    places."""
 
     def __init__(self, model: URG, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
         from data_pipeline.tokenization import Template
 
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: give 1 or more.")
+        _require_whole_numbers(batch_size=batch_size)
         self.model, self.tokenizer, self.batch_size = model.freeze(), tokenizer, batch_size
         self.template = Template.from_tokenizer(tokenizer)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | None = None, dtype: str = "float32", batch_size: int = 16
+        cls,
+        folder: str | Path,
+        device: str | None = None,
+        dtype: str = "fp32",
+        batch_size: int = 16,
+        verify: bool = True,
     ) -> Ensemble:
-        """Load what `urg.train` exported. device: default cuda where there is one. dtype: float32 or bfloat16.
+        """Load what `urg.train` exported. device: default cuda where there is one. dtype: fp32 or bf16.
 
-        batch_size: queries taken at once. Raises UserError for a folder without a URG model.
+        batch_size: queries taken at once. verify: compare the weights with their checksums, about a second a GB.
+        Raises UserError for a folder without a URG model, or with a damaged one.
         """
-        import torch
+        from urg.model_folder import require_unaltered, require_urg
+
+        _require_whole_numbers(batch_size=batch_size)
+        path = Path(folder).expanduser()
+        require_urg(path)
+        place, precision = resolve_device(device), resolve_dtype(dtype)
+        if verify:
+            require_unaltered(path)
 
         from data_pipeline.tokenization import load_tokenizer
-        from urg.model import SETTINGS_FILE, URG
+        from urg.model import URG
 
-        if not (Path(folder) / SETTINGS_FILE).is_file():
-            raise UserError(f"{folder} is no URG model (no {SETTINGS_FILE}): name the model folder of a training run.")
-        model = URG.from_pretrained(folder).to(device=resolve_device(device), dtype=getattr(torch, dtype))
-        return cls(model, load_tokenizer(folder), batch_size)
+        return cls(URG.from_pretrained(path).to(place, precision), load_tokenizer(path), batch_size)
 
     @property
     def k(self) -> int:
@@ -142,9 +184,7 @@ class Ensemble:
         k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target
         length. Raises UserError for one that is below 1.
         """
-        for name, value in {"k": k, "num_beams": num_beams, "max_new_tokens": max_new_tokens}.items():
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: give 1 or more.")
+        _require_whole_numbers(k=k, num_beams=num_beams, max_new_tokens=max_new_tokens)
         options: dict[str, Any] = {"num_beams": num_beams}
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
@@ -161,108 +201,84 @@ class Ensemble:
         from urg.batching import pack
 
         device = next(self.model.parameters()).device
-        tokens_S, layout = pack([self._candidate_ids(query) for query in queries])
+        encoded = [self._candidate_ids(query) for query in queries]
+        tokens_S, layout = pack([ids for ids, _ in encoded])
         layout = layout.to(device)
         with torch.inference_mode():
             hidden_SD = self.model.encode(tokens_S.to(device), layout)
             scores_BN = self.model.rank(hidden_SD, layout)
         rows = [row[: len(query.candidates)] for row, query in zip(scores_BN.tolist(), queries, strict=True)]
-        rankings = [Ranking(tuple(row), tuple(sorted(range(len(row)), key=lambda i: -row[i]))) for row in rows]
+        rankings = [
+            Ranking(tuple(row), tuple(sorted(range(len(row)), key=lambda i: -row[i])), cut)
+            for row, (_, cut) in zip(rows, encoded, strict=True)
+        ]
         return rankings, hidden_SD, layout, scores_BN
 
-    def _candidate_ids(self, query: Query) -> list[Any]:
-        """The encoder's input for each candidate of a query."""
+    def _candidate_ids(self, query: Query) -> tuple[list[Any], int]:
+        """The encoder's input for each candidate of a query, and how many of its texts were cut."""
         from data_pipeline.schema import encodable
         from data_pipeline.tokenization import encode_texts, question_text
 
-        if not query.candidates:
-            raise UserError("a query has no candidates: give at least one answer to rank.")
-        if not all(isinstance(text, str) for text in query.candidates):
-            raise UserError("a query's candidates must be a list of texts.")
+        _require_texts(query)
         settings = self.model.settings
         text = encodable(question_text(query.instruction, query.input))
-        (question, _), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
+        (question, cut), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
         answers = encode_texts(list(map(encodable, query.candidates)), self.tokenizer, settings.response_tokens)
-        return [self.template.candidate_ids(question, answer) for answer, _ in answers]
+        ids = [self.template.candidate_ids(question, answer) for answer, _ in answers]
+        return ids, cut + sum(cut for _, cut in answers)
 
     def _fuse(self, queries: Sequence[Query], k: int | None, options: dict[str, Any]) -> list[Fused]:
+        from data_pipeline.tokenization import decode_texts
+
         rankings, hidden_SD, layout, scores_BN = self._rank(queries)
         ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, **options)
-        texts = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        texts = decode_texts(ids_BT, self.tokenizer)
         kept = k or self.k
         return [Fused(text, r, r.order[:kept]) for text, r in zip(texts, rankings, strict=True)]
 
 
 def main(config: EnsembleConfig) -> None:
-    """Rank and fuse the candidates of each row of a JSON-lines file."""
+    """Rank and fuse the candidates of each row of a JSON-lines file; killed, the same command goes on where it
+    stopped."""
+    from urg.model_folder import require_urg
+    from urg.partial_output import partial_output, writing_to
+
+    _require_input(config)
+    require_urg(Path(config.model).expanduser())
+    with partial_output(config.output, _source(config), config.batch_size) as (out, kept):
+        ensemble = Ensemble.from_pretrained(
+            config.model, config.device, config.dtype, config.batch_size, verify=config.verify
+        )
+        from urg.ensemble_rows import answer_rows, summarize
+
+        with writing_to(config.output), config.input.open("rb") as lines:
+            answer_rows(ensemble, config, lines, out, skip=kept)
+    answered, said = summarize(config.output)
+    print(said, file=sys.stderr)
+    if not answered:
+        raise UserError(
+            f"no row of {config.input} could be answered, see the errors in {config.output}: is it JSON lines?"
+        )
+
+
+def _require_input(config: EnsembleConfig) -> None:
+    """Raise UserError for an input that is not there, or empty, or the output."""
     if not config.input.is_file():
         raise UserError(f"--input {config.input}: give a file of JSON lines; there is none of this name.")
     if config.input.stat().st_size == 0:
         raise UserError(f"--input {config.input} is empty: give JSON lines, a row each.")
     if config.output.resolve() == config.input.resolve():
         raise UserError(f"--output {config.output} is the input itself: choose another file.")
-    ensemble = Ensemble.from_pretrained(config.model, config.device, config.dtype, config.batch_size)
-    staged = config.output.with_name(config.output.name + ".part")
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with config.input.open("rb") as lines, staged.open("w", encoding="utf-8") as out:
-            rows, bad = _process(ensemble, config, lines, out)
-        staged.replace(config.output)
-    except OSError as error:
-        raise UserError(f"cannot write {config.output} ({error.strerror}): choose another --output.") from error
-    print(f"{rows} rows: {rows - bad} answered, {bad} with an error, in {config.output}", file=sys.stderr)
-    if bad == rows:
-        raise UserError(
-            f"no row of {config.input} could be answered, see the errors in {config.output}: is it JSON lines?"
-        )
 
 
-def _process(ensemble: Ensemble, config: EnsembleConfig, lines: Iterable[bytes], out: IO[str]) -> tuple[int, int]:
-    """Answer line by line in batches; returns how many lines there were, and how many were bad."""
-    numbered = iter(enumerate(lines, start=1))
-    rows = bad = 0
-    while batch := list(islice(numbered, config.batch_size)):
-        parsed = [_parse(line, number) for number, line in batch]
-        good = [query for query in parsed if isinstance(query[1], Query)]
-        answers = iter(_answer(ensemble, config, [query for _, query in good]))  # type: ignore[misc]
-        for row_id, query in parsed:
-            result = next(answers) if isinstance(query, Query) else {"error": query}
-            out.write(json.dumps({"id": row_id, **result}, ensure_ascii=False) + "\n")
-            bad += "error" in result
-        rows += len(batch)
-    return rows, bad
+def _source(config: EnsembleConfig) -> dict[str, Any]:
+    """What the output is made of: lines that were made of the same are kept when a killed command is given again."""
+    from urg import __version__
+    from urg.partial_output import stamp
 
-
-def _parse(line: bytes, number: int) -> tuple[str, Query | str]:
-    """(id, query), or (id, what is wrong with the row). A row without an id gets its line number."""
-    from data_pipeline.cleaning import parse_line
-    from data_pipeline.schema import encodable
-
-    row_id = str(number)
-    try:
-        row = parse_line(line)
-        row_id = encodable(str(number if row.get("id") is None else row["id"]))
-        candidates = row.get("candidates")
-        if not isinstance(candidates, list) or not candidates:
-            raise RowError("no_candidates", "the row has no candidates: give a list with at least one answer.")
-        texts = tuple(c.get("text") if isinstance(c, dict) else c for c in candidates)
-        if not all(isinstance(text, str) for text in texts):
-            raise RowError("bad_candidate", "a candidate is neither a text nor an object with a text.")
-        instruction, input = row.get("instruction") or "", row.get("input") or ""
-        if not isinstance(instruction, str) or not isinstance(input, str) or not (instruction or input):
-            raise RowError("no_question", "the row has no question: give instruction or input as a text.")
-        return row_id, Query(instruction, tuple(map(str, texts)), input)
-    except RowError as error:
-        return row_id, f"line {number}: {error}"
-
-
-def _answer(ensemble: Ensemble, config: EnsembleConfig, queries: list[Query]) -> list[dict[str, Any]]:
-    if not queries:
-        return []
-    if config.rank_only:
-        return [{"scores": r.scores, "order": r.order} for r in ensemble.rank_batch(queries)]
-    fused = ensemble.rank_and_fuse_batch(queries, config.k, config.num_beams, config.max_new_tokens)
-    return [{"text": f.text, "scores": f.ranking.scores, "order": f.ranking.order, "used": f.used} for f in fused]
+    options = {key: value for key, value in asdict(config).items() if key not in ("model", "input", "output", "verify")}
+    model = stamp(Path(config.model).expanduser())
+    return {"version": __version__, "input": stamp(config.input), "model": model, "options": options}
 
 
 if __name__ == "__main__":

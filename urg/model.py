@@ -24,10 +24,10 @@ from urg.backbones import backbone_of, backbone_type
 from urg.backbones.t5 import T5
 from urg.frozen_encoder import freeze_linears
 from urg.layout import Layout, gather
+from urg.model_folder import SETTINGS_FILE, seal
 from urg.products import is_partitioned
 from urg.ranking import ranking_scores
 
-SETTINGS_FILE = "urg.json"
 LOGITS_AT_ONCE = 2**23
 """Logits that training makes at once: 32 MiB of fp32, several times over."""
 
@@ -189,8 +189,8 @@ class URG(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write a Hugging Face folder (safetensors) with urg.json. state_dict: weights to write instead of the module's
-        own; buffers are the module's."""
+        """Write a Hugging Face folder (safetensors) with urg.json and SHA256SUMS. state_dict: weights to write instead
+        of the module's own; buffers are the module's."""
         weights = None
         if state_dict:
             kept = self.network.state_dict().keys()
@@ -198,6 +198,7 @@ class URG(nn.Module):
             weights |= {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}
         self.network.save_pretrained(str(folder), state_dict=weights)
         (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
+        seal(Path(folder), like=SETTINGS_FILE)
 
     def resize_to(self, vocab_size: int) -> None:
         """Add embedding rows where the tokenizer has more tokens than the model (ByT5), without tying a distinct

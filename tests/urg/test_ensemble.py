@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.train_tokenizer import save_tokenizer, train_tokenizer
 from urg.config import EnsembleConfig
-from urg.ensemble import Ensemble, Query, main
+from urg.ensemble import Ensemble, Fused, Query, main
 from urg.model import URG, Settings
 
 TEXTS = ["The cup is in the hall.", "In the shop, I think.", "No idea.", "", "The cup is in the shop. The pen too."]
@@ -82,6 +87,40 @@ def test_a_long_text_is_cut_and_an_empty_batch_is_empty(ensemble: Ensemble) -> N
         ensemble.rank("Where?", "abc")
     with pytest.raises(UserError, match="list of texts"):
         ensemble.rank("Where?", [1, 2])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="candidates must be a list of texts, not None"):
+        ensemble.rank("Where?", None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="k='3': give 1 or more"):
+        ensemble.fuse("Where?", TEXTS, k="3")
+
+
+@pytest.mark.parametrize("value", [5, None])
+@pytest.mark.parametrize("name", ["instruction", "input"])
+def test_a_question_that_is_no_text_is_named(ensemble: Ensemble, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{name} must be a text, not {value}"):
+        ensemble.rank(**{"instruction": "Where?", "candidates": TEXTS, name: value})
+
+
+def test_precision_has_the_names_that_training_has(folder: Path) -> None:
+    half = Ensemble.from_pretrained(folder, dtype="bf16")
+    assert next(half.model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(UserError, match="dtype='float16': choose fp32 or bf16"):
+        Ensemble.from_pretrained(folder, dtype="float16")
+
+
+def test_a_text_does_not_begin_with_the_space_of_its_first_word(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = ensemble.tokenizer(" The cup", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert ensemble.tokenizer.decode(ids[0]) == " The cup"
+    monkeypatch.setattr(ensemble.model, "fuse", lambda *_, **__: ids)
+    assert ensemble.fuse("Where?", TEXTS) == "The cup"
+
+
+def test_cut_texts_are_counted(ensemble: Ensemble) -> None:
+    long = "word " * 20000
+    assert ensemble.rank("Where?", ["a", long, long]).cut == 2
+    assert ensemble.rank("Where?", ["a"], input=long).cut == 1
+    assert ensemble.rank_and_fuse("Where?", TEXTS).ranking.cut == 0
 
 
 @pytest.mark.parametrize("content", [{}, {"config.json": "{}"}], ids=["empty folder", "no weights"])
@@ -118,6 +157,27 @@ def test_bad_rows_are_reported_in_place_and_nothing_is_lost(run: Callable[..., l
     assert {"text", "scores", "order", "used"} <= rows[0].keys()
 
 
+def test_an_id_comes_back_as_it_was_given(run: Callable[..., list[dict[str, Any]]]) -> None:
+    ids = [7, "7", 1.5, ["a", {"b": None}], False, ""]
+    rows = run([json.dumps({"id": i, "instruction": "Where?", "candidates": ["x"]}).encode() for i in ids])
+    assert [row["id"] for row in rows] == ids
+    assert [type(row["id"]) for row in rows] == [type(i) for i in ids]
+
+
+def test_the_summary_counts_reasons_cuts_and_repeated_ids(
+    run: Callable[..., list[dict[str, Any]]], capsys: Any
+) -> None:
+    good = [{"id": i, "instruction": "Where?", "candidates": ["x", "word " * 999]} for i in (1, 1, "1")]
+    bad = [{"id": 2, "instruction": "x", "candidates": []}, {"id": 3, "instruction": "x"}, {"id": 4, "candidates": "x"}]
+    rows = run([*(json.dumps(row).encode() for row in (*good, *bad)), b"{"])
+    said = capsys.readouterr().err
+    assert "7 rows: 3 answered, 4 with an error (no_candidates 3, bad_json 1)" in said
+    assert "3 texts in 3 rows were cut" in said
+    assert "1 rows have the id of an earlier row" in said
+    assert [row.get("cut") for row in rows] == [1, 1, 1, None, None, None, None]
+    assert [row.get("reason") for row in rows] == [None, None, None, *["no_candidates"] * 3, "bad_json"]
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_sentence(folder: Path, device: str) -> None:
     with pytest.raises(UserError, match="choose cpu"):
@@ -126,7 +186,7 @@ def test_a_device_that_is_not_there_is_one_sentence(folder: Path, device: str) -
 
 def test_rank_only_writes_no_text(run: Callable[..., list[dict[str, Any]]]) -> None:
     (row,) = run([json.dumps({"instruction": "Where?", "candidates": TEXTS}).encode()], rank_only=True)
-    assert row.keys() == {"id", "scores", "order"}
+    assert row.keys() == {"id", "scores", "order", "cut"}
 
 
 def test_input_and_output_that_cannot_be_used_are_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -145,3 +205,114 @@ def test_input_and_output_that_cannot_be_used_are_one_sentence(folder: Path, tmp
         main(EnsembleConfig(str(folder), empty, tmp_path / "out.jsonl"))
     with pytest.raises(UserError, match="choose another --output"):
         main(EnsembleConfig(str(folder), blocked, blocked / "out.jsonl"))
+
+
+def test_a_folder_as_output_is_one_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("{}\n")
+    target.mkdir()
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        main(EnsembleConfig(str(folder), source, target))
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"output": "blocked/out.jsonl"}, "choose another --output"),
+        ({"output": "folder"}, "is a folder"),
+        ({"model": "absent"}, "is no URG model"),
+        ({"device": "gpu"}, "choose cpu"),
+        ({"dtype": "fp16"}, "dtype"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_said_before_anything_heavy_is_loaded(
+    folder: Path, tmp_path: Path, options: dict[str, str], sentence: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    (tmp_path / "blocked").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    values = {"model": str(folder), "input": "in.jsonl", "output": "out.jsonl", **options}
+    script = (
+        "import sys; sys.argv[1:] = %r\n"
+        "from urg.config import EnsembleConfig\nfrom urg.ensemble import main, run_command\n"
+        "try: run_command(main, EnsembleConfig)\n"
+        "finally: print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    ) % [f"--{key}={value}" for key, value in values.items()]
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert ended.stdout == "[]\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Killed(BaseException):
+    """Not to be caught."""
+
+
+def kill_in_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let the command end within a batch; returns a list that grows by one a batch that was begun."""
+    begun: list[int] = []
+    fuse = Ensemble.rank_and_fuse_batch
+
+    def count(self: Ensemble, queries: list[Query], *options: Any) -> list[Fused]:
+        begun.append(len(queries))
+        if len(begun) == number:
+            raise Killed
+        return fuse(self, queries, *options)
+
+    monkeypatch.setattr(Ensemble, "rank_and_fuse_batch", count)
+    return begun
+
+
+def test_a_killed_command_goes_on_and_its_output_is_that_of_an_undisturbed_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    source, calm, hit = (tmp_path / name for name in ("in.jsonl", "calm.jsonl", "hit.jsonl"))
+    rows = [{"id": i, "instruction": f"Where is {i}?", "candidates": TEXTS[i % 3 :]} for i in range(9)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{")
+    main(EnsembleConfig(str(folder), source, calm, batch_size=2, num_beams=1))
+    begun = kill_in_batch(monkeypatch, 4)
+    again = EnsembleConfig(str(folder), source, hit, batch_size=2, num_beams=1)
+    with pytest.raises(Killed):
+        main(again)
+    part = tmp_path / "hit.jsonl.part"
+    assert part.read_bytes().count(b"\n") == 6
+    part.write_bytes(part.read_bytes()[:-5])  # killed in mid-line
+    capsys.readouterr()
+    main(again)
+    assert begun == [2] * 6 + [1]
+    assert hit.read_bytes() == calm.read_bytes()
+    said = capsys.readouterr().err
+    assert "goes on after 4 rows" in said
+    assert "10 rows: 9 answered, 1 with an error (bad_json 1)" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "calm.jsonl", "hit.jsonl"}
+
+
+@pytest.mark.parametrize("other", ["options", "input", "model", "note"])
+def test_lines_made_of_something_else_are_not_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, other: str
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"instruction": "Where?", "candidates": TEXTS}) + "\n" + "{\n" * 3)
+    config = EnsembleConfig(str(model), source, output, batch_size=1, num_beams=1)
+    begun = kill_in_batch(monkeypatch, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("urg.partial_output.Path.replace", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            main(config)
+    if other == "options":
+        config = dataclasses.replace(config, num_beams=2)
+    elif other == "input":
+        source.write_text(source.read_text() + "{\n")
+    elif other == "model":
+        os.utime(model / "model.safetensors", (1, 1))
+    else:
+        (tmp_path / "out.jsonl.part.json").write_text("[")
+    main(config)
+    assert "starting over" in capsys.readouterr().err
+    assert len(begun) == 2
+    assert len(output.read_text().splitlines()) == len(source.read_text().splitlines())

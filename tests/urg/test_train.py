@@ -56,12 +56,21 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, shards: Path, t
     before = sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")])
     main(make(dry_run="true", epochs=2, batch__micro=2, batch__accumulation=2, engine__workers=2))
     shown = capsys.readouterr().out
+    assert not {"K", "storage", "model"} & {line.split(" ")[0] for line in shown.splitlines()}
     assert "steps       6 of 8 rows" in shown
     assert "2 × 1 CPU, ZeRO-2, bf16" in shown
     assert "parameters  " in shown
     assert "GiB a worker" in shown
     assert "gamma: 5.0" in shown
     assert sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")]) == before
+
+
+def test_a_dry_run_says_what_its_data_and_machine_do_not_have(make: Make, capsys: Any) -> None:
+    main(make(dry_run="true", engine__workers=999, model__k=50, storage="/proc/x"))
+    shown = capsys.readouterr().out
+    assert "needs       999 CPUs; this machine has " in shown
+    assert "K           50, and no row has more than 12 candidates" in shown
+    assert "storage     /proc/x/urg cannot be written" in shown
 
 
 def test_the_parameter_count_and_memory_follow_from_the_shape(make: Make) -> None:

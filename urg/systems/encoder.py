@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from urg.encoder import computed_tokens, encode_packed
 from urg.layout import plan_chunks
-from urg.systems.folder import write_system
+from urg.model_folder import seal
+from urg.systems.folder import SYSTEM_FILE, write_system
 from urg.systems.prefixed import Ids, PrefixedTexts
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class EncoderRanker(nn.Module):
         return next(self.parameters()).device
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write weights (safetensors), the encoder's config.json, the tokenizer and system.json."""
+        """Write weights (safetensors), the encoder's config.json, the tokenizer, system.json and SHA256SUMS."""
         from safetensors.torch import save_file
 
         weights = self.state_dict() if state_dict is None else state_dict
@@ -205,6 +206,7 @@ class EncoderRanker(nn.Module):
         self.pretrained_model.config.save_pretrained(str(folder))
         self.texts.tokenizer.save_pretrained(str(folder))
         write_system(Path(folder), self.system, asdict(self.settings))
+        seal(Path(folder), like=SYSTEM_FILE)
 
 
 def grow_embedding(encoder: Any, tokens: int) -> None:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from data_pipeline.tokenization import decode_texts
 from urg.model import URG
+from urg.model_folder import require_unaltered, seal
 from urg.systems.backbone import load_plain_tokenizer
-from urg.systems.folder import named_folder, read_system, write_system
+from urg.systems.folder import SYSTEM_FILE, named_folder, read_system, write_system
 from urg.systems.protocol import Fusion, Progress, Scores, Setup
 from urg.systems.trained import on_device, shared
 
@@ -121,14 +123,15 @@ class GenFuser(nn.Module):
         ids_BL, mask_BL = pad(sources, int(self.texts.tokenizer.pad_token_id))
         options = {"max_new_tokens": self.settings.target_tokens, "do_sample": False} | generation
         written = self.t5.generate(ids_BL.to(device), attention_mask=mask_BL.to(device), **options)
-        return self.texts.tokenizer.batch_decode(written, skip_special_tokens=True)  # type: ignore[no-any-return]
+        return decode_texts(written, self.texts.tokenizer)
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor], steps: int) -> None:
-        """Write a Hugging Face folder (safetensors) with tokenizer and system.json."""
+        """Write a Hugging Face folder (safetensors) with tokenizer, system.json and SHA256SUMS."""
         weights = {name.removeprefix("t5."): tensor for name, tensor in state_dict.items()}
         self.t5.save_pretrained(str(folder), state_dict=weights)
         self.texts.tokenizer.save_pretrained(str(folder))
         write_system(Path(folder), "gen_fuser", asdict(replace(self.settings, steps=steps)))
+        seal(Path(folder), like=SYSTEM_FILE)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GenFuser:
@@ -138,6 +141,7 @@ class GenFuser(nn.Module):
             settings = FuserSettings(**read_system(path, "gen_fuser"))
         except TypeError as error:
             raise UserError(f"{path} was written by another version ({error}): train it again.") from error
+        require_unaltered(path)
         return cls(URG.from_pretrained(path).t5, load_plain_tokenizer(path), settings).eval()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from urg.model_folder import require_unaltered
 from urg.systems.backbone import encoder_of, load_plain_tokenizer
 from urg.systems.encoder import ROWS_PER_CALL, EncoderRanker, RankerSettings
 from urg.systems.folder import named_folder, read_system
@@ -36,6 +37,7 @@ def load_ranker(cls: type[Model], folder: str | Path, settings: RankerSettings |
         config = AutoConfig.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be loaded ({type(error).__name__}): export the model again.") from error
+    require_unaltered(path)
     model = cls(encoder_of(config), load_plain_tokenizer(path), own)
     weights = read_weights(path, set(model.state_dict()))
     try:
@@ -115,11 +117,11 @@ def shared(setup: Setup, name: str, make: Callable[[], Value]) -> Value:
 
 def on_device(model: Any, setup: Setup) -> Any:
     """The model where the setup wants it, in its precision; on a CPU with weights laid out for it, as URG's own."""
-    from urg.ensemble import resolve_device
+    from urg.ensemble import resolve_device, resolve_dtype
     from urg.frozen_encoder import freeze_linears
 
     device = resolve_device(setup.device)
-    model = model.to(device=device, dtype=getattr(torch, setup.dtype)).requires_grad_(False)
+    model = model.to(device=device, dtype=resolve_dtype(setup.dtype)).requires_grad_(False)
     if device.type == "cpu":
         freeze_linears(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,36 +22,71 @@ FUSER_FRAME = 40  # tokens of GenFuser's own words
 
 
 def describe(config: TrainConfig) -> str:
-    """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker. Writes
-    nothing."""
-    from data_pipeline.shards import ShardSet
-    from urg.training.plan import Plan, require_base
+    """The resolved configuration, data, steps, resources, parameters, and an estimate of memory a worker; and a line
+    for each thing that a run would lack here. Writes nothing.
 
-    shards = ShardSet.open(config.data.shards)
-    require_base(config)
-    facts = _training_split(shards, config)
-    row_tokens = tokens_per_row(config, facts, shards.template)
-    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
-    plan = Plan.of(config, min(rows, config.data.limit or rows))
-    parameters, width, layers = model_size(config, len(shards.tokenizer()))
-    tokens = round(row_tokens * config.batch.micro)
-    memory = memory_per_worker(config, parameters, width, layers, tokens)
+    Raises UserError for what no run could be made of.
+    """
+    from urg.training.readiness import machine_line, model_line, storage_line
+
+    lacking = model_line(config)
+    data, tokens, vocab_size = _data(config)
     device = "GPU" if config.engine.use_gpu else f"{config.engine.cpus_per_worker} CPU"
     lines = [
         yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(),
         "",
         f"system      {config.system}",
-        f"data        {plan.rows} rows of {shards.folder}",
-        f"steps       {plan.steps} of {plan.global_batch} rows ({plan.rows / plan.global_batch:.1f} an epoch), "
-        f"{plan.warmup_steps} of warm-up",
+        *data,
         f"workers     {config.engine.workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
-        f"parameters  {parameters:,}",
-        f"memory      about {sum(memory.values()):.2f} GiB a worker: "
-        + ", ".join(f"{part} {gib:.2f}" for part, gib in memory.items()),
-        f"tokens      about {tokens:,} encoder tokens a worker and micro-batch",
+        *machine_line(config),
+        *(lacking or _size(config, tokens, vocab_size)),
+        *storage_line(config),
         "dry run: nothing was written.",
     ]
     return "\n".join(lines)
+
+
+def _data(config: TrainConfig) -> tuple[list[str], int | None, int | None]:
+    """The lines of data and steps, the encoder tokens of a micro-batch, and the size of the vocabulary; the last two
+    None where there is no prepared set yet."""
+    from data_pipeline.shards import CURRENT, MANIFEST, ShardSet
+    from urg.training.plan import Plan
+    from urg.training.readiness import k_line, prepare_command
+
+    if not any((Path(config.data.shards).expanduser() / name).is_file() for name in (CURRENT, MANIFEST)):
+        length = f"{config.steps} of" if config.steps else f"{config.epochs:g} epochs in steps of"
+        missing = f"data        there is no prepared set in {config.data.shards} yet: {prepare_command(config)}"
+        return [missing, f"steps       {length} {config.global_batch} rows"], None, None
+    shards = ShardSet.open(config.data.shards)
+    facts = _training_split(shards, config)
+    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
+    plan = Plan.of(config, min(rows, config.data.limit or rows))
+    lines = [
+        f"data        {plan.rows} rows of {shards.folder}",
+        *k_line(config, facts),
+        f"steps       {plan.steps} of {plan.global_batch} rows ({plan.rows / plan.global_batch:.1f} an epoch), "
+        f"{plan.warmup_steps} of warm-up",
+    ]
+    tokens = round(tokens_per_row(config, facts, shards.template) * config.batch.micro)
+    return lines, tokens, len(shards.tokenizer())
+
+
+def _size(config: TrainConfig, tokens: int | None, vocab_size: int | None) -> list[str]:
+    """The lines of parameters and memory; what depends on data is left out where there is none."""
+    if vocab_size is None and config.model.base is None:
+        return ["parameters  not known before the data, whose tokenizer says how large the vocabulary is"]
+    parameters, width, layers = model_size(config, vocab_size or 0)
+    memory = memory_per_worker(config, parameters, width, layers, tokens or 0)
+    if tokens is None:
+        del memory["activations"]
+    lines = [
+        f"parameters  {parameters:,}",
+        f"memory      about {sum(memory.values()):.2f} GiB a worker: "
+        + ", ".join(f"{part} {gib:.2f}" for part, gib in memory.items()),
+    ]
+    if tokens is None:
+        return [*lines, "            and activations, which depend on the data"]
+    return [*lines, f"tokens      about {tokens:,} encoder tokens a worker and micro-batch"]
 
 
 def _training_split(shards: ShardSet, config: TrainConfig) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def require_base(config: TrainConfig) -> None:
     if base is None:
         return
     if not Path(base).is_dir():
-        _require_cached_or_hub(base)
+        require_cached_or_hub(base)
     elif not any(Path(base).glob("*.safetensors")):
         raise UserError(f"model folder {base} has no weights (*.safetensors): download or export the model again.")
     if config.system == "urg":
@@ -92,7 +92,8 @@ def base_config(base: str) -> Any:
         raise UserError(f"model.base {base} has no readable config.json: name a model folder or hub id.") from error
 
 
-def _require_cached_or_hub(base: str) -> None:
+def require_cached_or_hub(base: str) -> None:
+    """Raise UserError where a hub id is not in the local cache, and the hub cannot be reached."""
     from transformers import AutoConfig
 
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
-from data_pipeline.tokenization import Template
+from data_pipeline.tokenization import Template, decode_texts
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
 from urg.decoder import ROWS
@@ -100,7 +100,7 @@ class UrgTask:
             max_new_tokens=self.config.eval.max_new_tokens,
             synced_gpus=self.config.engine.zero_stage == 3,
         )
-        texts = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        texts = decode_texts(ids_BT, self.tokenizer)
         rows = zip(examples, scores_BN.double().cpu().numpy(), texts, strict=True)
         return [Judged(scores[: len(example.models)], text) for example, scores, text in rows]
 

@@ -78,7 +78,7 @@ def test_it_ranks_and_fuses_texts_and_saves(folder: Path, tmp_path: Path) -> Non
         assert alone.text == fused.text
         assert alone.ranking.scores == pytest.approx(fused.ranking.scores, rel=1e-5)
         assert not {"[CLS]", "[SEP]", "[PAD]"} & set(fused.text.split())
-    scores = Ensemble.from_pretrained(out, dtype="bfloat16").rank_batch(queries)[0].scores
+    scores = Ensemble.from_pretrained(out, dtype="bf16").rank_batch(queries)[0].scores
     assert scores == pytest.approx(together[0].ranking.scores, rel=0.1)
 
 

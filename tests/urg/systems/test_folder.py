@@ -21,6 +21,7 @@ from urg.systems.gen_fuser import FuserSettings, GenFuser
 from urg.systems.pair_ranker import PairRanker
 from urg.systems.simcls import SimCLS
 from urg.systems.summareranker import SummaReranker
+from urg.systems.trained import load_ranker
 
 
 def saved(folder: Path, cls: type[EncoderRanker]) -> str:
@@ -81,7 +82,7 @@ def test_compositions_share_rankers_and_fuser(tmp_path: Path, monkeypatch: pytes
 def test_half_precision_changes_scores_little(tmp_path: Path) -> None:
     folders = {cls.system: saved(tmp_path / cls.system, cls) for cls in (PairRanker, SimCLS, SummaReranker)}
     found = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("fp32", "bf16"):
         systems, _ = build_systems(Setup("quality", (), folders=folders, device="cpu", dtype=dtype))
         found.append({system.name: system.answer(ROWS[:1]) for system in systems if system.name in folders})
     for name in folders:
@@ -106,6 +107,19 @@ def test_a_folder_of_another_system_is_named_for_what_it_is(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no trained system \(it has no system.json\), not pair_ranker"):
         build(pair_ranker=str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("system", ["simcls", "gen_fuser"])
+def test_a_flipped_bit_in_the_weights_is_found_and_others_can_read_them(tmp_path: Path, system: str) -> None:
+    folder = tmp_path / system
+    saved(folder, SimCLS) if system == "simcls" else saved_fuser(folder)
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_mode == (folder / "system.json").stat().st_mode
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or was altered"):
+        load_ranker(SimCLS, folder) if system == "simcls" else GenFuser.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
