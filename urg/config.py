@@ -79,6 +79,8 @@ class LossConfig:
     """τ, the temperature of the KL term."""
     second_ce: bool = True
     """Also train on the K candidates plus the last one (eq. 10, second sum)."""
+    generation: bool = True
+    """Train to write at all. False: the ranking loss alone; nothing is decoded, and the model ranks but cannot fuse."""
     rank_loss: Literal["hinge", "margin", "logistic", "listnet", "listmle"] = "hinge"
     """The ranking loss; `hinge` is the paper's."""
     rank_scale: Literal["attention", "mass", "unit", "log"] = "attention"
@@ -102,6 +104,8 @@ class LossConfig:
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
+        learns = self.generation or self.gamma > 0
+        require(learns, "loss.generation", self.generation, "with loss.gamma 0 there is nothing left to learn.")
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,11 @@ class Ensemble:
         """K, the candidates that are fused where nothing else is said."""
         return self.model.settings.k
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model was trained to write; one that was not can only rank."""
+        return self.model.settings.writes
+
     def rank(self, instruction: str, candidates: Sequence[str], input: str = "") -> Ranking:
         """Rank the candidates of one query."""
         return self.rank_batch([_query(instruction, candidates, input)])[0]
@@ -142,6 +147,8 @@ class Ensemble:
         k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target
         length.
         """
+        if not self.writes:
+            raise UserError("the model was trained to rank alone (loss.generation false) and cannot write: only rank.")
         if k is not None and k < 1:
             raise UserError(f"k={k}: at least one candidate must be fused.")
         options: dict[str, Any] = {"num_beams": num_beams}

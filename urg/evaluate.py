@@ -151,7 +151,7 @@ def _show(
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
     print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")
     print(f"report    file://{output / REPORT_FILE}   (open it in a browser; it needs no network)")
-    if config.model is not None:
+    if config.model is not None and config.folds is None:
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")
 
 

@@ -44,6 +44,8 @@ class Settings:
     """The score that the model was trained to rank by; null for an untrained model."""
     generated_data: bool = False
     """Whether it was trained on generated data, which is said wherever its results are shown."""
+    writes: bool = True
+    """Whether it was trained to write; one that was trained by the ranking loss alone ranks and cannot fuse."""
     steps: int = 0
     """Optimizer steps that it was trained for."""
 
@@ -54,8 +56,8 @@ class Output:
 
     scores_BN: Tensor
     """fp32 [B, N]: attention scores."""
-    p_logits_BTV: Tensor
-    """[B, T, V]: logits given the K selected candidates."""
+    p_logits_BTV: Tensor | None
+    """[B, T, V]: logits given the K selected candidates; None where nothing was to be decoded."""
     q_logits_BTV: Tensor | None
     """[B, T, V]: logits given those and the last; None where that pass was not asked for."""
     has_last_B: Tensor
@@ -113,16 +115,19 @@ class URG(nn.Module):
         self,
         tokens_S: Tensor,
         layout: Layout,
-        target_BT: Tensor,
+        target_BT: Tensor | None,
         guide_BN: Tensor | None = None,
         with_last: bool = True,
     ) -> Output:
         """Encode once, rank, select, and decode given the K selected (p) and given those and the last (q).
 
-        guide: what to select by; None, and NaN in it, mean the predicted score. with_last=False leaves q out.
+        target: None to rank alone. guide: what to select by; None, and NaN in it, mean the predicted score.
+        with_last=False leaves q out.
         """
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
+        if target_BT is None:
+            return Output(scores_BN, None, None, torch.zeros_like(layout.mask_BN[:, 0]))
         guide_BN = scores_BN if guide_BN is None else torch.where(guide_BN.isnan(), scores_BN, guide_BN)
         selected_BN, last_BN = select(guide_BN.detach(), layout.mask_BN, self.settings.k)
         if not with_last:

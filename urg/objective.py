@@ -46,14 +46,15 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     Terms that the configuration switches off are left out. Summed over all micro-batches and workers, they are the
     global means.
     """
-    mask_BT = batch.target_mask_BT
-    terms = {"ce": _sum(token_cross_entropy(output.p_logits_BTV, batch.target_BT), mask_BT) / counts.tokens}
+    mask_BT, terms = batch.target_mask_BT, {}
+    if output.p_logits_BTV is not None:
+        terms["ce"] = _sum(token_cross_entropy(output.p_logits_BTV, batch.target_BT), mask_BT) / counts.tokens
     if config.gamma > 0:
         rank_B = rank_loss(
             output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
         )
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
-    if output.q_logits_BTV is None:
+    if output.p_logits_BTV is None or output.q_logits_BTV is None:
         return terms
     mask_BT = mask_BT & output.has_last_B.unsqueeze(1)
     if config.second_ce:
@@ -83,7 +84,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
 
 def needs_last(config: LossConfig) -> bool:
     """Whether the configuration uses the pass over the K best and the last."""
-    return config.second_ce or config.beta > 0
+    return config.generation and (config.second_ce or config.beta > 0)
 
 
 def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarray) -> Tensor | None:

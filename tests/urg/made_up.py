@@ -51,6 +51,7 @@ class StubEnsemble:
 
     k: int = 2
     noise: float = 0.0
+    writes: bool = True
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def rank_batch(self, queries: Sequence[Query]) -> list[Ranking]:

@@ -421,6 +421,9 @@ def test_list_is_json_and_light() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     listed = json.loads(done.stdout)
     assert {"models", *SYSTEMS} == {system["name"] for system in listed["systems"]}
+    described = {system["name"]: system["about"] for system in listed["systems"]}
+    assert all(about.endswith(".") for about in described.values()), described
+    assert len(set(described.values())) == len(described)
     assert {*METRICS, "corpus_bleu"} == {metric["name"] for metric in listed["metrics"]}
     assert next(metric for metric in listed["metrics"] if metric["name"] == "gpt_rank")["better"] == "lower"
 
