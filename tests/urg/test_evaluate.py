@@ -30,6 +30,7 @@ from urg.evaluation.text_metrics import MODEL_METRICS, TextMetrics
 from urg.systems import SYSTEMS, Setup, build_systems
 
 NAN = float("nan")
+ORACLES = {f"oracle_{metric}" for metric in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")}
 
 
 def compared(rows: list[TokenizedExample], label: str = "quality", **changes: Any) -> Comparison:
@@ -114,6 +115,7 @@ def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
         "urg_rank",
         "urg",
         "oracle",
+        *ORACLES,
     }
     for name, means in written["systems"].items():
         for metric in (*METRICS, "corpus_bleu"):
@@ -131,7 +133,7 @@ def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
 def test_predictions_hold_every_answer_and_reproduce_the_means(run: Run) -> None:
     rows = random_rows(8)
     written, lines = run(rows), run.predictions()
-    assert len(lines) == 8 * 9
+    assert len(lines) == 8 * (9 + len(ORACLES))
     for name, means in written["systems"].items():
         mine = [line for line in lines if line["system"] == name]
         assert [line["id"] for line in mine] == [made.id for made in rows]
@@ -381,7 +383,7 @@ def test_systems_by_name(run: Run) -> None:
     assert list(written["systems"]) == ["model-1", "random"]
     assert not run.stub.calls  # URG was not asked, so it was not loaded
     assert set(run(random_rows(4), systems="models,oracle")["systems"]) == {*(f"model-{i}" for i in range(4)), "oracle"}
-    with pytest.raises(UserError, match="there is no system nonesuch; choose from all, models, random"):
+    with pytest.raises(UserError, match="there is no system nonesuch; choose from all, models, oracles, random"):
         run(random_rows(4), systems="urg,nonesuch")
     with pytest.raises(UserError, match=r"urg cannot run: no URG model was given"):
         run(random_rows(4), systems="urg", model=None, label="quality")
@@ -420,7 +422,7 @@ def test_list_is_json_and_light() -> None:
     command = [sys.executable, "-m", "urg.evaluate", "--list"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     listed = json.loads(done.stdout)
-    assert {"models", *SYSTEMS} == {system["name"] for system in listed["systems"]}
+    assert {"models", "oracles", *SYSTEMS} == {system["name"] for system in listed["systems"]}
     described = {system["name"]: system["about"] for system in listed["systems"]}
     assert all(about.endswith(".") for about in described.values()), described
     assert len(set(described.values())) == len(described)
@@ -450,7 +452,7 @@ def test_command_on_prepared_shards_and_a_real_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GENERATED DATA — UNTRAINED MODEL" in done.stdout
     written = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
-    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", "oracle"}
+    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", "oracle", *ORACLES}
     assert written["systems"]["oracle"]["label"] == max(
         means["label"] for means in written["systems"].values() if "label" in means
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from data_pipeline.folds import fold_of
+from urg.evaluation import oracles
 from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
     from urg.ensemble import Ensemble
 
-ALL, MODELS = "all", "models"
+ALL, MODELS, ORACLES = "all", "models", oracles.GROUP
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
 ON_REQUEST = frozenset({"urg_random_k"})  # what an ablation asks for; no part of `all`
 # Systems whose work is one pass: answered together, so that actors do it once.
@@ -79,10 +80,15 @@ def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[s
     if not names:
         raise UserError("--systems names no system; write all, or names by commas (see --list)")
     for name in names:
-        if name not in (MODELS, *SYSTEMS, *singles):
-            known = ", ".join([ALL, MODELS, *SYSTEMS, *singles])
+        if name not in (MODELS, ORACLES, *SYSTEMS, *singles):
+            known = ", ".join([ALL, MODELS, ORACLES, *SYSTEMS, *singles])
             raise UserError(f"there is no system {name}; choose from {known}")
     return [n for n in singles if n in names or MODELS in names], [name for name in SYSTEMS if name in names]
+
+
+def asks_oracles(asked: str) -> bool:
+    """Whether `asked` names the oracles of the metrics, which are made from what is measured."""
+    return asked.strip() == ALL or ORACLES in (name.strip() for name in asked.split(","))
 
 
 def answer(

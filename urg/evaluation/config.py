@@ -36,7 +36,8 @@ class StatisticsConfig:
     trials: int = 10000
     """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
     pairs: str | None = None
-    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all."""
+    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all,
+    but for the oracles of single metrics."""
     metrics: str = "label,bertscore,bartscore,bleurt,rougeL"
     """Metrics whose differences are tested, where they have values; each is corrected by itself."""
 
@@ -84,7 +85,8 @@ class EvaluateConfig:
     """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
     {pair_ranker: runs/pairs/model}."""
     systems: str = "all"
-    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model."""
+    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model, `oracles` for
+    the ceiling of selection on each metric."""
     list: bool = False
     """Print the systems and metrics there are as JSON, and do nothing else."""
     experiment: Literal["noise", "human", "cases"] | None = None

@@ -23,7 +23,7 @@ VERDICTS = {f"{OA},{VICUNA}": "A is better"}
 def compared(rows: list, label: str = "quality") -> Comparison:  # type: ignore[type-arg]
     models = tuple(sorted({name for made in rows for name in made.models}))
     systems, unavailable = build_systems(Setup(label=label, models=models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
-    return compare(rows, label, systems, TextMetrics(), unavailable)
+    return compare(rows, label, systems, TextMetrics(), unavailable, ceilings=True)
 
 
 def mixinstruct() -> Comparison:
@@ -119,6 +119,15 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
     assert rows["Open Assistant"][8:] == ("74.68", "-3.49", "-0.41", "3.90", "63.09", "–")
     assert rows["Vicuna"][4:7] == ("2.00", "–", "0.00")
     assert rows["PairRanker (K = 3) + GenFuser"][0] == "–"
+    assert rows["Oracle (ChatGPT as Ranker)"][:7] == (
+        "oracle_judge",
+        "–",
+        "–",
+        "–",
+        "1.00",
+        "100.00",
+        "0.00",
+    )  # picks OA
 
 
 def test_differences_are_antisymmetric_and_starred() -> None:
