@@ -130,6 +130,19 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
     )  # picks OA
 
 
+def test_the_papers_tables_have_our_intervals_where_they_are_written_and_in_the_metrics_unit() -> None:
+    result = mixinstruct()
+    stats = statistics(result, StatisticsConfig(trials=0), 0)
+    low, high = stats.intervals["new-model"]["rouge1"]
+    (ours,) = (line for line in table2(result, "here", stats).groups[0].lines if line.cells[0] == "new-model")
+    assert ours.cells[4] == f"{result.get('new-model').means['rouge1']:.4f} [{low:.4f}, {high:.4f}]"  # type: ignore[union-attr]
+    assert ours.cells[8:] == ("–",) * 8
+    result.get(OA).means["bertscore"] = 0.5  # type: ignore[union-attr]
+    stats.intervals[OA]["bertscore"] = (0.25, 0.75)
+    rows = {line.cells[0]: line.cells for group in poster(result, "here", stats).groups for line in group.lines}
+    assert rows[OA][1] == "50.00 [25.00, 75.00]"
+
+
 def test_differences_are_antisymmetric_and_starred() -> None:
     result = compared(random_rows(40))
     stats = statistics(result, StatisticsConfig(trials=20000, pairs="urg_rank:random,random:longest"), 0)
