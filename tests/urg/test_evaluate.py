@@ -308,6 +308,10 @@ def test_bad_input_ends_in_one_clear_sentence(run: Run) -> None:
         run(rows, model=None)
     with pytest.raises(UserError, match="no encoder folder /no/such"):
         run(rows, bertscore_model="/no/such")
+    for metric in ("bartscore_model", "bleurt_model"):
+        with pytest.raises(UserError, match="/no/such"):
+            run(rows, **{metric: "/no/such"})
+    assert not run.stub.calls, "before anything slow"
     (run.folder / "model" / "urg.json").write_text("{")
     with pytest.raises(UserError, match=r"urg\.json is no JSON"):
         run(rows)

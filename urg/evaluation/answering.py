@@ -107,10 +107,8 @@ def answer(
     singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
     asked_singles, names = asked_systems(config.systems, list(singles))
     work = _Work(label, models, [row.id for row in rows], load, progress)
-    if config.folds is None or config.fold is not None:
-        answered, unavailable = _answer_rows(rows, names, work, config, store)
-    else:
-        answered, unavailable = _answer_parts(rows, names, work, config, store)
+    run = _answer_rows if config.folds is None else _answer_parts
+    answered, unavailable = run(rows, names, work, config, store)
     return [*(singles[name] for name in asked_singles), *(answered[n] for n in names if n in answered)], unavailable
 
 

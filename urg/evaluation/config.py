@@ -108,7 +108,8 @@ class EvaluateConfig:
     models that were not trained on it, so that every row is tested once: {fold} in `model` and `folders` stands for the
     part's number."""
     fold: int | None = None
-    """This part alone, 0 to `folds` - 1; null: all, one after the other."""
+    """This part alone, 0 to `folds` - 1, whose answers a later run of all parts takes; null: all, one after the
+    other."""
     num_beams: int = 4
     """Beams when fusing; 1 is greedy."""
     max_new_tokens: int | None = None

@@ -79,6 +79,19 @@ def test_the_same_command_again_repeats_no_part(tmp_path: Path) -> None:
     assert [one and one.picked for one in after["urg_rank"]] == [one and one.picked for one in before["urg_rank"]]
 
 
+def test_parts_that_were_answered_alone_are_taken(tmp_path: Path) -> None:
+    rows = [made for made, part in zip(ROWS, PART, strict=True) if part == 1]
+    config = EvaluateConfig(
+        shards="x", output=str(tmp_path), model="runs/{fold}", systems="urg_rank", folds=FOLDS, fold=1
+    ).parts[0]
+    alone, _ = answer(rows, "quality", config, AnswerStore(tmp_path, config, rows, "quality"), Loader())
+    assert [one and one.picked for one in alone[0].answer(rows)] == [1] * len(rows)
+    loader = Loader()
+    found, _ = answered(tmp_path, loader)
+    assert "runs/1" not in loader.loaded
+    assert [one and one.picked for one in found["urg_rank"]] == PART
+
+
 def test_a_system_that_one_part_lacks_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from urg.systems import SYSTEMS, SystemUnavailable
 
