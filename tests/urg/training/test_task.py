@@ -117,6 +117,9 @@ def test_a_model_that_is_not_taught_to_write_answers_with_its_top_candidate_and_
         assert one.scores is not None
         assert one.text == example.texts[int(np.argmax(one.scores))]
     task.save(tmp_path, {name: p.detach().clone() for name, p in task.module.named_parameters()}, step=1)
+    card = task.card(1, {})
+    assert ".rank(instruction" in card
+    assert "was not taught to write" in card
     ensemble = Ensemble.from_pretrained(tmp_path)
     assert not ensemble.writes
     assert len(ensemble.rank("Where?", ["here", "there"]).order) == 2
