@@ -106,6 +106,11 @@ class StubShards:
 class StubSplit:
     rows: list[TokenizedExample]
     score_names: tuple[str, ...]
+    name: str = "test"
+
+    @property
+    def ids(self) -> list[str]:
+        return [made.id for made in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -374,6 +374,25 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     assert len(run.stub.calls) == 8
 
 
+def test_all_parts_are_one_evaluation_and_one_alone_is_a_part_of_it(run: Run) -> None:
+    rows = random_rows(12)
+    for fold in range(2):
+        (run.folder / f"m-{fold}").mkdir()
+        settings = {"label": "quality", "steps": 100 * fold}
+        (run.folder / f"m-{fold}" / "urg.json").write_text(json.dumps(settings))
+    asked: dict[str, Any] = {"folds": 2, "model": str(run.folder / "m-{fold}"), "systems": "random,urg_rank"}
+    one = run(rows, **asked, fold=1)
+    assert one["model"]["folder"] == str(run.folder / "m-1")
+    assert one["model"]["trained"]
+    whole = run(rows, **asked)
+    assert whole["data"]["rows"] == whole["counts"]["urg_rank"]["label"] == 12 > one["data"]["rows"] > 0
+    assert not whole["model"]["trained"], "one of the two is not"
+    assert [line["id"] for line in run.predictions() if line["system"] == "urg_rank"] == [made.id for made in rows]
+    (run.folder / "m-0" / "urg.json").unlink()
+    with pytest.raises(UserError, match="m-0 is no URG model"):
+        run(rows, **asked)
+
+
 def test_damaged_answers_are_made_again(run: Run) -> None:
     whole = run(random_rows(4))
     kept = run.folder / "out" / "answers" / "urg.parquet"

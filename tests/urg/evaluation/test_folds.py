@@ -106,19 +106,9 @@ def test_a_system_that_one_part_lacks_is_left_out(tmp_path: Path, monkeypatch: p
     assert unavailable == {"simcls": "it was never trained"}
 
 
-class SplitWithIds(StubSplit):
-    """A split that `fold_split` cuts too."""
-
-    name = "test"
-
-    @property
-    def ids(self) -> list[str]:
-        return [made.id for made in self.rows]
-
-
 @pytest.mark.parametrize("fold", range(FOLDS))
 def test_a_part_is_what_training_holds_out(fold: int) -> None:
-    split = SplitWithIds(ROWS, ("quality",))
+    split = StubSplit(ROWS, ("quality",))
     config = EvaluateConfig(shards="x", output="y", folds=FOLDS, fold=fold)
     held_out = fold_split(split, FOLDS, fold)[1].ids  # type: ignore[arg-type]
     assert [ROWS[place].id for place in places(split, config)] == held_out  # type: ignore[arg-type]
