@@ -156,6 +156,11 @@ class Ensemble:
         """K, the candidates that are fused where nothing else is said."""
         return self.model.settings.k
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model was trained to write; one that was not can only rank."""
+        return self.model.settings.writes
+
     def rank(self, instruction: str, candidates: Sequence[str], input: str = "") -> Ranking:
         """Rank the candidates of one query."""
         return self.rank_batch([_query(instruction, candidates, input)])[0]
@@ -185,6 +190,8 @@ class Ensemble:
         length. Raises UserError for one that is below 1.
         """
         _require_whole_numbers(k=k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        if not self.writes:
+            raise UserError("the model was trained to rank alone (loss.generation false) and cannot write: only rank.")
         options: dict[str, Any] = {"num_beams": num_beams}
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens

@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
 def compare_systems(subject: Subject, output: Path, load: Load | None) -> Comparison:
     """Run every asked system and score its answers. A metric's model that cannot load shows before anything slow."""
     from urg.evaluation.answer_store import AnswerStore
-    from urg.evaluation.answering import answer, load_ensemble
+    from urg.evaluation.answering import answer, asks_oracles, load_ensemble
     from urg.evaluation.comparison import compare
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
@@ -84,9 +84,10 @@ def compare_systems(subject: Subject, output: Path, load: Load | None) -> Compar
     text_metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, rows, label)
     systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress)
-    if not systems:
+    ceilings = asks_oracles(config.systems)
+    if not systems and not ceilings:
         raise UserError("; ".join(f"{name} cannot run: {reason}" for name, reason in unavailable.items()))
-    return compare(rows, label, systems, text_metrics, unavailable, config.judge)
+    return compare(rows, label, systems, text_metrics, unavailable, config.judge, ceilings)
 
 
 def writable(config: EvaluateConfig) -> Path:
@@ -151,7 +152,7 @@ def _show(
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
     print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")
     print(f"report    file://{output / REPORT_FILE}   (open it in a browser; it needs no network)")
-    if config.model is not None:
+    if config.model is not None and config.folds is None:
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")
 
 

@@ -48,6 +48,8 @@ class Settings:
     """The score that the model was trained to rank by; null for an untrained model."""
     generated_data: bool = False
     """Whether it was trained on generated data, which is said wherever its results are shown."""
+    writes: bool = True
+    """Whether it was trained to write; one that was trained by the ranking loss alone ranks and cannot fuse."""
     steps: int = 0
     """Optimizer steps that it was trained for."""
 
@@ -58,8 +60,9 @@ class Output:
 
     scores_BN: Tensor
     """fp32 [B, N]: attention scores."""
-    p_states_PD: Tensor
-    """[P, D]: the decoder's states at the real target tokens, given the K selected candidates."""
+    p_states_PD: Tensor | None
+    """[P, D]: the decoder's states at the real target tokens, given the K selected candidates; None where nothing was
+    to be decoded."""
     q_states_PD: Tensor | None
     """[P, D]: given those and the last; None where that pass was not asked for."""
     has_last_B: Tensor
@@ -118,18 +121,21 @@ class URG(nn.Module):
         self,
         tokens_S: Tensor,
         layout: Layout,
-        target_BT: Tensor,
+        target_BT: Tensor | None,
         guide_BN: Tensor | None = None,
         with_last: bool = True,
         target_P: Tensor | None = None,
     ) -> Output:
         """Encode once, rank, select, and decode given the K selected (p) and given those and the last (q).
 
-        guide: what to select by; None, and NaN in it, mean the predicted score. with_last=False leaves q out. target_P:
-        where the real target tokens, the first ones of each row, stand in the flat [B·T]; None: all are real.
+        target: None to rank alone. guide: what to select by; None, and NaN in it, mean the predicted score.
+        with_last=False leaves q out. target_P: where the real target tokens, the first ones of each row, stand in the
+        flat [B·T]; None: all are real.
         """
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
+        if target_BT is None:
+            return Output(scores_BN, None, None, torch.zeros_like(layout.mask_BN[:, 0]), self.backbone.head)
         guide_BN = scores_BN if guide_BN is None else torch.where(guide_BN.isnan(), scores_BN, guide_BN)
         selected_BN, last_BN = select(guide_BN.detach(), layout.mask_BN, self.settings.k)
         choices_BN = [selected_BN, selected_BN | last_BN] if with_last else [selected_BN]

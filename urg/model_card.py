@@ -13,23 +13,27 @@ CARD_FILE = "README.md"
 def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
     """The model card as Markdown. manifest: the prepared set's; dev: metrics of the dev split at `step`."""
     base, loss = config.model.base or "random weights", config.loss
+    use = "rank_and_fuse" if loss.generation else "rank"
+    then = f"and writes one answer from the best {config.model.k}" if loss.generation else "and was not taught to write"
+    terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale at temperature {loss.rank_temperature}"
+    terms += f", β={loss.beta}, m={loss.m}, τ={loss.tau}" if loss.generation else ", alone"
     return f"""---
 library_name: urg
-tags: [text2text-generation, ensembling, reranking]
+tags: [{"text2text-generation, " if loss.generation else ""}ensembling, reranking]
 ---
 # {config.name}
 
 A URG model (Unified Ranking and Generation, Lv et al. 2024): it ranks the candidate answers to an instruction by one
-decoder step, and writes one answer from the best {config.model.k}. Started from {base}; {step} steps of
+decoder step, {then}. Started from {base}; {step} steps of
 {config.global_batch} rows.
 
 ```python
 from urg import Ensemble
-Ensemble.from_pretrained("<this folder>").rank_and_fuse(instruction, candidates)
+Ensemble.from_pretrained("<this folder>").{use}(instruction, candidates)
 ```
 
 {_data(config, manifest)}
-- Loss: γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale, β={loss.beta}, m={loss.m}, τ={loss.tau}.
+- Loss: {terms}.
 - It says nothing of whether an answer is true: it prefers what the label prefers.
 
 {_dev(step, dev)}"""

@@ -48,11 +48,10 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     global means.
     """
     values = token_losses(output, batch.real_targets, config)
-    terms = {"ce": values["ce"].sum() / counts.tokens}
+    terms = {"ce": values["ce"].sum() / counts.tokens} if "ce" in values else {}
     if config.gamma > 0:
-        rank_B = rank_loss(
-            output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
-        )
+        options = config.rank_loss, config.rank_scale, config.rank_temperature
+        rank_B = rank_loss(output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, *options)
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
     has_last_P = output.has_last_B[batch.target_P // batch.target_BT.shape[1]]
     factors = {"ce_last": 1.0, "kl": config.tau**2 if config.kl_tau_squared else 1.0}
@@ -63,12 +62,15 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
 
 
 def token_losses(output: Output, target_P: Tensor, config: LossConfig) -> dict[str, Tensor]:
-    """Each generation term of each real target token, unweighted and in fp32: `ce`, `ce_last`, `kl`, [P].
+    """Each generation term of each real target token, unweighted and in fp32: `ce`, `ce_last`, `kl`, [P]; none of them
+    where nothing was decoded.
 
     Logits are made for so many tokens at once as `output` says. Where those are not all, they are made again in the
     backward pass, and never kept: [P, V] in fp32, several times over, would be most of a step's memory.
     """
     p_PD, q_PD = output.p_states_PD, output.q_states_PD
+    if p_PD is None:
+        return {}
     size = max(1, output.tokens_at_once // (1 if q_PD is None else 2))
     if len(target_P) <= size:
         return _token_losses(output.head, p_PD, q_PD, target_P, config)
@@ -112,7 +114,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
 
 def needs_last(config: LossConfig) -> bool:
     """Whether the configuration uses the pass over the K best and the last."""
-    return config.second_ce or config.beta > 0
+    return config.generation and (config.second_ce or config.beta > 0)
 
 
 def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarray) -> Tensor | None:

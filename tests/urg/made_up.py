@@ -64,6 +64,7 @@ class StubEnsemble:
 
     k: int = 2
     noise: float = 0.0
+    writes: bool = True
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def rank_batch(self, queries: Sequence[Query]) -> list[Ranking]:
@@ -118,6 +119,11 @@ class StubShards:
 class StubSplit:
     rows: list[TokenizedExample]
     score_names: tuple[str, ...]
+    name: str = "test"
+
+    @property
+    def ids(self) -> list[str]:
+        return [made.id for made in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)

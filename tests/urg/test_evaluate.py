@@ -30,6 +30,7 @@ from urg.evaluation.text_metrics import MODEL_METRICS, TextMetrics
 from urg.systems import SYSTEMS, Setup, build_systems
 
 NAN = float("nan")
+ORACLES = {f"oracle_{metric}" for metric in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")}
 
 
 def compared(rows: list[TokenizedExample], label: str = "quality", **changes: Any) -> Comparison:
@@ -114,6 +115,7 @@ def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
         "urg_rank",
         "urg",
         "oracle",
+        *ORACLES,
     }
     for name, means in written["systems"].items():
         for metric in (*METRICS, "corpus_bleu"):
@@ -131,7 +133,7 @@ def test_metrics_json_has_a_value_or_a_reason_for_everything(run: Run) -> None:
 def test_predictions_hold_every_answer_and_reproduce_the_means(run: Run) -> None:
     rows = random_rows(8)
     written, lines = run(rows), run.predictions()
-    assert len(lines) == 8 * 9
+    assert len(lines) == 8 * (9 + len(ORACLES))
     for name, means in written["systems"].items():
         mine = [line for line in lines if line["system"] == name]
         assert [line["id"] for line in mine] == [made.id for made in rows]
@@ -306,6 +308,10 @@ def test_bad_input_ends_in_one_clear_sentence(run: Run) -> None:
         run(rows, model=None)
     with pytest.raises(UserError, match="no encoder folder /no/such"):
         run(rows, bertscore_model="/no/such")
+    for metric in ("bartscore_model", "bleurt_model"):
+        with pytest.raises(UserError, match="/no/such"):
+            run(rows, **{metric: "/no/such"})
+    assert not run.stub.calls, "before anything slow"
     (run.folder / "model" / "urg.json").write_text("{")
     with pytest.raises(UserError, match=r"urg\.json is no JSON"):
         run(rows)
@@ -368,6 +374,25 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     assert len(run.stub.calls) == 8
 
 
+def test_all_parts_are_one_evaluation_and_one_alone_is_a_part_of_it(run: Run) -> None:
+    rows = random_rows(12)
+    for fold in range(2):
+        (run.folder / f"m-{fold}").mkdir()
+        settings = {"label": "quality", "steps": 100 * fold}
+        (run.folder / f"m-{fold}" / "urg.json").write_text(json.dumps(settings))
+    asked: dict[str, Any] = {"folds": 2, "model": str(run.folder / "m-{fold}"), "systems": "random,urg_rank"}
+    one = run(rows, **asked, fold=1)
+    assert one["model"]["folder"] == str(run.folder / "m-1")
+    assert one["model"]["trained"]
+    whole = run(rows, **asked)
+    assert whole["data"]["rows"] == whole["counts"]["urg_rank"]["label"] == 12 > one["data"]["rows"] > 0
+    assert not whole["model"]["trained"], "one of the two is not"
+    assert [line["id"] for line in run.predictions() if line["system"] == "urg_rank"] == [made.id for made in rows]
+    (run.folder / "m-0" / "urg.json").unlink()
+    with pytest.raises(UserError, match="m-0 is no URG model"):
+        run(rows, **asked)
+
+
 def test_damaged_answers_are_made_again(run: Run) -> None:
     whole = run(random_rows(4))
     kept = run.folder / "out" / "answers" / "urg.parquet"
@@ -381,7 +406,7 @@ def test_systems_by_name(run: Run) -> None:
     assert list(written["systems"]) == ["model-1", "random"]
     assert not run.stub.calls  # URG was not asked, so it was not loaded
     assert set(run(random_rows(4), systems="models,oracle")["systems"]) == {*(f"model-{i}" for i in range(4)), "oracle"}
-    with pytest.raises(UserError, match="there is no system nonesuch; choose from all, models, random"):
+    with pytest.raises(UserError, match="there is no system nonesuch; choose from all, models, oracles, random"):
         run(random_rows(4), systems="urg,nonesuch")
     with pytest.raises(UserError, match=r"urg cannot run: no URG model was given"):
         run(random_rows(4), systems="urg", model=None, label="quality")
@@ -420,7 +445,10 @@ def test_list_is_json_and_light() -> None:
     command = [sys.executable, "-m", "urg.evaluate", "--list"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     listed = json.loads(done.stdout)
-    assert {"models", *SYSTEMS} == {system["name"] for system in listed["systems"]}
+    assert {"models", "oracles", *SYSTEMS} == {system["name"] for system in listed["systems"]}
+    described = {system["name"]: system["about"] for system in listed["systems"]}
+    assert all(about.endswith(".") for about in described.values()), described
+    assert len(set(described.values())) == len(described)
     assert {*METRICS, "corpus_bleu"} == {metric["name"] for metric in listed["metrics"]}
     assert next(metric for metric in listed["metrics"] if metric["name"] == "gpt_rank")["better"] == "lower"
 
@@ -447,7 +475,7 @@ def test_command_on_prepared_shards_and_a_real_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GENERATED DATA — UNTRAINED MODEL" in done.stdout
     written = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
-    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", "oracle"}
+    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", "oracle", *ORACLES}
     assert written["systems"]["oracle"]["label"] == max(
         means["label"] for means in written["systems"].values() if "label" in means
     )

@@ -75,15 +75,32 @@ def test_a_filler_row_changes_nothing() -> None:
         (LossConfig(beta=0), {"ce", "rank", "ce_last"}),
         (LossConfig(second_ce=False), {"ce", "rank", "kl"}),
         (LossConfig(beta=0, second_ce=False), {"ce", "rank"}),
+        (LossConfig(generation=False), {"rank"}),
     ],
 )
 def test_what_is_switched_off_is_left_out(config: LossConfig, terms: set[str]) -> None:
     output = _output(1, 3, with_last=needs_last(config))
+    output = output if config.generation else dataclasses.replace(output, p_logits_BTV=None)
     found = loss_terms(output, _batch([[0.1, 0.9, 0.5]], [1.0]), config, Counts(1, 3, 3))
     assert set(found) == terms
     weights = {"rank": config.gamma, "kl": config.beta}
     expected = sum(weights.get(name, 1.0) * float(term) for name, term in found.items())
     assert float(total_loss(found, config)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_without_any_term_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loss\.generation=False: with loss\.gamma 0"):
+        LossConfig(gamma=0, generation=False)
+
+
+def test_the_temperature_reaches_the_rank_loss_alone() -> None:
+    batch, output, counts = _batch([[0.1, 0.9, 0.5]], [1.0]), _output(1, 3), Counts(1, 3, 3)
+    plain = loss_terms(output, batch, LossConfig(), counts)
+    cool = loss_terms(output, batch, LossConfig(rank_temperature=0.5), counts)
+    torch.testing.assert_close(cool["rank"], 2 * plain["rank"])  # the hinge
+    assert all(torch.equal(cool[name], plain[name]) for name in ("ce", "ce_last", "kl"))
+    with pytest.raises(ValueError, match=r"loss\.rank_temperature=0: must be positive"):
+        LossConfig(rank_temperature=0)
 
 
 def test_tau_squared_multiplies_the_kl_alone() -> None:

@@ -28,7 +28,8 @@ FORMAT = 1
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
-    "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "judge", "statistics", "human",
+    "folds", "fold", "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "judge", "statistics",
+    "human",
 })  # fmt: skip
 
 
@@ -49,12 +50,16 @@ class AnswerStore:
     """The answers below an output folder, for one set of rows and one configuration."""
 
     def __init__(self, output: Path, config: EvaluateConfig, rows: Sequence[TokenizedExample], label: str) -> None:
-        self._folder = output / FOLDER
+        self._output, self._folder = output, output / FOLDER
         self._ids = [row.id for row in rows]
         self._fresh = config.fresh
         options = {key: value for key, value in asdict(config).items() if key not in NOT_IN_KEY}
         self._parts = {"format": FORMAT, "rows": _rows_digest(rows), "options": _by_content(options)}
         self._label = label
+
+    def of_part(self, config: EvaluateConfig, rows: Sequence[TokenizedExample]) -> AnswerStore:
+        """That of a part of the rows under cross-validation, in a folder of its own. config: the part's."""
+        return AnswerStore(self._output / f"fold-{config.fold}", config, rows, self._label)
 
     def load(self, name: str) -> Answered | None:
         """What an earlier run left of a system; None where there is nothing, or nothing that can be read."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from data_pipeline.folds import fold_of
+from urg.evaluation import oracles
 from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
 from urg.systems.folder import require_known
-from urg.systems.protocol import Progress, silent
+from urg.systems.protocol import Answer, Kind, Progress, silent
 from urg.systems.single import single_models
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
     from urg.ensemble import Ensemble
 
-ALL, MODELS = "all", "models"
+ALL, MODELS, ORACLES = "all", "models", oracles.GROUP
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
 ON_REQUEST = frozenset({"urg_random_k"})  # what an ablation asks for; no part of `all`
 # Systems whose work is one pass: answered together, so that actors do it once.
@@ -35,7 +38,7 @@ def load_ensemble(config: EvaluateConfig) -> Ensemble:
     """The URG of `config.model`. UserError where the folder holds none."""
     from urg.ensemble import Ensemble
 
-    return Ensemble.from_pretrained(str(config.model), device=config.device, batch_size=config.batch_size)
+    return Ensemble.from_pretrained(str(config.model), config.device, config.dtype, config.batch_size)
 
 
 def make_setup(
@@ -60,10 +63,12 @@ def make_setup(
         ensemble=load(config) if needs_urg else None,
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
+        rank_only="urg" not in names,
         progress=progress,
         folders=dict(config.folders),
         ids=tuple(ids),
         device=config.device,
+        dtype=config.dtype,
     )
 
 
@@ -75,10 +80,15 @@ def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[s
     if not names:
         raise UserError("--systems names no system; write all, or names by commas (see --list)")
     for name in names:
-        if name not in (MODELS, *SYSTEMS, *singles):
-            known = ", ".join([ALL, MODELS, *SYSTEMS, *singles])
+        if name not in (MODELS, ORACLES, *SYSTEMS, *singles):
+            known = ", ".join([ALL, MODELS, ORACLES, *SYSTEMS, *singles])
             raise UserError(f"there is no system {name}; choose from {known}")
     return [n for n in singles if n in names or MODELS in names], [name for name in SYSTEMS if name in names]
+
+
+def asks_oracles(asked: str) -> bool:
+    """Whether `asked` names the oracles of the metrics, which are made from what is measured."""
+    return asked.strip() == ALL or ORACLES in (name.strip() for name in asked.split(","))
 
 
 def answer(
@@ -93,11 +103,51 @@ def answer(
 
     A system's answers are in the store when the next one begins.
     """
-    from urg.evaluation.pool import answer_in_pool
-
     models = sorted({name for row in rows for name in row.models})
     singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
     asked_singles, names = asked_systems(config.systems, list(singles))
+    work = _Work(label, models, [row.id for row in rows], load, progress)
+    run = _answer_rows if config.folds is None else _answer_parts
+    answered, unavailable = run(rows, names, work, config, store)
+    return [*(singles[name] for name in asked_singles), *(answered[n] for n in names if n in answered)], unavailable
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What does not differ from one part of the rows to another."""
+
+    label: str
+    models: Sequence[str]
+    ids: Sequence[str]
+    load: Load
+    progress: Progress
+
+
+def _answer_parts(
+    rows: Sequence[TokenizedExample], names: Sequence[str], work: _Work, config: EvaluateConfig, store: AnswerStore
+) -> tuple[dict[str, Answered], dict[str, str]]:
+    """Cross-validation: each part by its own models, and the answers in the order of the rows."""
+    kinds: dict[str, Kind] = {}
+    answers: dict[str, list[Answer | None]] = {name: [None] * len(rows) for name in names}
+    unavailable: dict[str, str] = {}
+    for part in config.parts:
+        places = [i for i, row in enumerate(rows) if fold_of(row.id, part.folds or 1) == part.fold]
+        own = [rows[i] for i in places]
+        answered, reasons = _answer_rows(own, names, work, part, store.of_part(part, own)) if own else ({}, {})
+        unavailable |= reasons
+        for name, system in answered.items():
+            kinds[name] = system.kind
+            for place, answer in zip(places, system.answers, strict=True):
+                answers[name][place] = answer
+    return {n: Answered(n, kinds[n], answers[n]) for n in kinds if n not in unavailable}, unavailable
+
+
+def _answer_rows(
+    rows: Sequence[TokenizedExample], names: Sequence[str], work: _Work, config: EvaluateConfig, store: AnswerStore
+) -> tuple[dict[str, Answered], dict[str, str]]:
+    """The answers of the systems `names`, from the store where they are there; and why others could not run."""
+    from urg.evaluation.pool import answer_in_pool
+
     kept = {name: found for name in names if (found := store.load(name)) is not None}
     pending = [name for name in names if name not in kept]
     if any(name not in INSTANT for name in kept):
@@ -105,8 +155,7 @@ def answer(
     far = [name for name in pending if name not in INSTANT] if config.workers else []
     here = [name for name in pending if name not in far]
     unavailable: dict[str, str] = {}
-    ids = [row.id for row in rows]
-    setup = make_setup(config, label, models, here, load, progress, ids)
+    setup = make_setup(config, work.label, work.models, here, work.load, work.progress, work.ids)
     for name in here:
         try:
             system = SYSTEMS[name](setup)
@@ -115,12 +164,14 @@ def answer(
         except SystemUnavailable as reason:
             unavailable[name] = str(reason)
     for family in _families(far):
-        answered, reasons = answer_in_pool(ids, label, models, family, config, load, progress)
+        answered, reasons = answer_in_pool(
+            len(rows), work.ids, work.label, work.models, family, config, work.load, work.progress
+        )
         unavailable |= reasons
         for made in answered:
             kept[made.name] = made
             store.save(made)
-    return [*(singles[name] for name in asked_singles), *(kept[n] for n in names if n in kept)], unavailable
+    return kept, unavailable
 
 
 def _families(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from urg.evaluation.judge import (
     judge_metrics,
     read_verdicts,
 )
+from urg.evaluation.oracles import oracles
 from urg.evaluation.rank_metrics import FEW_LABELS, RANK_METRICS, rank_metrics, why_undefined
 from urg.evaluation.text_metrics import (
     MODEL_METRICS,
@@ -95,8 +96,10 @@ def compare(
     text_metrics: TextMetrics,
     unavailable: dict[str, str] | None = None,
     judge: JudgeConfig | None = None,
+    ceilings: bool = False,
 ) -> Comparison:
-    """Run every system on `rows` and score its answers. unavailable: systems that cannot run, and why."""
+    """Run every system on `rows` and score its answers. unavailable: systems that cannot run, and why. ceilings: add
+    the oracle of each metric."""
     judge = judge or JudgeConfig()
     judged = read_verdicts(rows, judge.scoring)
     references = [row.output for row in rows]
@@ -104,7 +107,7 @@ def compare(
     # all candidates once, row by row (ROUGE keeps the reference's words); what systems pick is then looked up
     text_metrics.values([text for row in rows for text in row.texts], [row.output for row in rows for _ in row.texts])
     results, signature = [], None
-    for system in systems:
+    for system in [*systems, *(oracles(rows, text_metrics, judged) if ceilings else ())]:
         answers = system.answer(rows)
         values = {"label": _label_values(answers, labels)}
         ranks, left_out = _rank_values(system.kind, answers, labels)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from urg.config import require
+
+FOLD = "{fold}"
+"""What stands for a part's number in the names of models."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class StatisticsConfig:
     trials: int = 100_000
     """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
     pairs: str | None = None
-    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all."""
+    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all,
+    but for the oracles of single metrics."""
     metrics: str = "label,bertscore,bartscore,bleurt,rougeL"
     """Metrics whose differences are tested, where they have values; each is corrected by itself."""
 
@@ -81,7 +85,8 @@ class EvaluateConfig:
     """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
     {pair_ranker: runs/pairs/model}."""
     systems: str = "all"
-    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model."""
+    """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model, `oracles` for
+    the ceiling of selection on each metric."""
     list: bool = False
     """Print the systems and metrics there are as JSON, and do nothing else."""
     experiment: Literal["noise", "human", "cases"] | None = None
@@ -98,6 +103,13 @@ class EvaluateConfig:
     """Hub id or folder of BLEURT's model; null: no BLEURT."""
     rows: int | None = None
     """Use the first so many rows only; null for all."""
+    folds: int | None = None
+    """Cross-validation: the split in so many parts, as data.folds of urg.train cuts it. Each part is answered by the
+    models that were not trained on it, so that every row is tested once: {fold} in `model` and `folders` stands for the
+    part's number."""
+    fold: int | None = None
+    """This part alone, 0 to `folds` - 1, whose answers a later run of all parts takes; null: all, one after the
+    other."""
     num_beams: int = 4
     """Beams when fusing; 1 is greedy."""
     max_new_tokens: int | None = None
@@ -106,6 +118,8 @@ class EvaluateConfig:
     """Rows that the model ranks and fuses at once."""
     device: str | None = None
     """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights and activations of every system's model; URG's ranking step is in float32 always."""
     seed: int = 0
     """Seeds the random system, the resampling, and what experiments draw."""
     workers: int = 0
@@ -133,7 +147,32 @@ class EvaluateConfig:
         for key in needed:
             if not getattr(self, key):
                 raise ValueError(f"{key}: name the folder by --{key}.")
+        _require_fold(self)
         if self.workers < 0:
             raise ValueError(f"workers={self.workers}: must be 0 (this process) or more.")
         if self.cases < 0:
             raise ValueError(f"cases={self.cases}: must be 0 (none) or more.")
+
+    @property
+    def parts(self) -> tuple[EvaluateConfig, ...]:
+        """The configuration of each part that is evaluated, {fold} replaced by its number; itself without `folds`."""
+        if self.folds is None:
+            return (self,)
+        return tuple(self._of_part(fold) for fold in (range(self.folds) if self.fold is None else [self.fold]))
+
+    def _of_part(self, fold: int) -> EvaluateConfig:
+        named = {name: folder.replace(FOLD, str(fold)) for name, folder in self.folders.items()}
+        model = self.model.replace(FOLD, str(fold)) if self.model else self.model
+        return replace(self, fold=fold, model=model, folders=named)
+
+
+def _require_fold(config: EvaluateConfig) -> None:
+    """Raise ValueError where `folds` and `fold` do not fit each other, or the experiment."""
+    require(config.folds is None or config.folds >= 2, "folds", config.folds, "must be at least 2, or null.")
+    if config.folds is None:
+        require(config.fold is None, "fold", config.fold, "needs folds, the number of parts.")
+        return
+    valid = config.fold is None or 0 <= config.fold < config.folds
+    require(valid, "fold", config.fold, f"must be one of the parts 0 to {config.folds - 1}, or null for all.")
+    one = config.experiment != "noise" or config.fold is not None
+    require(one, "fold", config.fold, "the experiment noise takes one part: name it.")

@@ -51,15 +51,17 @@ def is_mixinstruct(comparison: Comparison) -> bool:
     return any(result.kind == "model" and result.name in names for result in comparison.results)
 
 
-def table2(comparison: Comparison, where: str) -> Sheet:
-    """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title."""
+def table2(comparison: Comparison, where: str, statistics: Statistics | None = None) -> Sheet:
+    """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title. statistics: show
+    our intervals too."""
     source = published()["urg"]
     notes = (f"published: {source['source']}.", "bleu: mean sentence BLEU.", *source["slips"][:3])
-    return _beside(comparison, f"Table 2: {where}", source["table2"], TABLE2_GROUPS, number, notes)
+    return _beside(comparison, f"Table 2: {where}", source["table2"], TABLE2_GROUPS, number, notes, statistics)
 
 
-def poster(comparison: Comparison, where: str) -> Sheet:
-    """The poster's table: BERTScore in percent, and the judge's metrics from `cmp_results`."""
+def poster(comparison: Comparison, where: str, statistics: Statistics | None = None) -> Sheet:
+    """The poster's table: BERTScore in percent, and the judge's metrics from `cmp_results`. Arguments as for
+    `table2`."""
     source = published()["llm_blender"]
     notes = (
         f"published: {source['source']}.",
@@ -67,9 +69,8 @@ def poster(comparison: Comparison, where: str) -> Sheet:
         "A fused text has no verdicts of its own, so none of the judge's metrics.",
     )
 
-    return _beside(
-        comparison, f"LLM-Blender's table: {where}", source["poster"], POSTER_GROUPS, _two_digits, notes, 100
-    )
+    title = f"LLM-Blender's table: {where}"
+    return _beside(comparison, title, source["poster"], POSTER_GROUPS, _two_digits, notes, statistics, 100)
 
 
 def _two_digits(metric: str, value: float) -> str:
@@ -83,6 +84,7 @@ def _beside(
     groups: dict[Kind, str],
     shown: Callable[[str, float], str],
     notes: Sequence[str],
+    statistics: Statistics | None,
     bertscore_scale: float = 1,
 ) -> Sheet:
     """Our rows in the published order, each beside the published one, then our others; grouped as published."""
@@ -96,11 +98,12 @@ def _beside(
             rows[name].append((ours, row))
     for result in left.values():
         rows.setdefault(groups[result.kind], []).append((result, None))
-    scales = {"bertscore": bertscore_scale}
+
+    def scaled(metric: str, value: float) -> str:
+        return shown(metric, value * bertscore_scale if metric == "bertscore" else value)
 
     def line(ours: Result | None, row: dict[str, Any] | None, marked: frozenset[int]) -> Line:
-        means = ours.means if ours else {}
-        mine = [shown(m, means[m] * scales.get(m, 1)) if m in means else NONE for m in metrics]
+        mine = [NONE if ours is None else _with_interval(ours, m, statistics, scaled) for m in metrics]
         values = row["values"] if row else [None] * len(metrics)
         theirs = [NONE if value is None else shown(m, value) for m, value in zip(metrics, values, strict=True)]
         return Line((ours.name if ours else NONE, *mine, row["name"] if row else NONE, *theirs), marked)
@@ -133,7 +136,7 @@ def sheets(comparison: Comparison, provenance: Provenance, statistics: Statistic
     """Every table of an evaluation."""
     where = provenance.title
     found = [all_systems(comparison, statistics, f"All systems: {where}")]
-    found += [table2(comparison, where), poster(comparison, where)]
+    found += [table2(comparison, where, statistics), poster(comparison, where, statistics)]
     return found + [differences(comparison, statistics, metric) for metric in statistics.tests]
 
 
@@ -149,12 +152,14 @@ def all_systems(comparison: Comparison, statistics: Statistics, title: str) -> S
     return Sheet(title, head, tuple(Group("", tuple(lines)) for lines in groups.values()), notes=(statistics.method,))
 
 
-def _with_interval(result: Result, metric: str, statistics: Statistics) -> str:
+def _with_interval(
+    result: Result, metric: str, statistics: Statistics | None, shown: Callable[[str, float], str] = number
+) -> str:
     if metric not in result.means:
         return NONE
-    shown = number(metric, result.means[metric])
-    interval = statistics.intervals.get(result.name, {}).get(metric)
-    return shown if interval is None else f"{shown} [{number(metric, interval[0])}, {number(metric, interval[1])}]"
+    interval = statistics.intervals.get(result.name, {}).get(metric) if statistics else None
+    ends = "" if interval is None else f" [{shown(metric, interval[0])}, {shown(metric, interval[1])}]"
+    return shown(metric, result.means[metric]) + ends
 
 
 def differences(comparison: Comparison, statistics: Statistics, metric: str) -> Sheet:

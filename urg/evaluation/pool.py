@@ -40,21 +40,23 @@ class Answerer:
     ) -> None:
         from data_pipeline.shards import ShardSet
         from urg.evaluation.answering import make_setup
+        from urg.evaluation.subject import places
 
         self._error: str | None = None
         self._systems: dict[str, System | str] = {}
         try:
             self._rows = ShardSet.open(config.shards, verify=False).split(config.split)
+            self._places = places(self._rows, config)
             setup = make_setup(config, label, models, names, load, silent, ids)
             self._systems = {name: _built(name, setup) for name in names}
         except UserError as error:
             self._error = str(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """batch: {"id": row indices [B]}. Adds for each system a column of its answers as JSON [B]."""
+        """batch: {"id": indices among the evaluated rows [B]}. Adds a column a system: its answers as JSON [B]."""
         if self._error:
             return {"id": batch["id"], "error": np.array([self._error] * len(batch["id"]), dtype=object)}
-        rows = [self._rows[int(index)] for index in batch["id"]]
+        rows = [self._rows[self._places[int(index)]] for index in batch["id"]]
         columns: dict[str, Any] = {"id": batch["id"]}
         for name, system in self._systems.items():
             if isinstance(system, str):
@@ -74,6 +76,7 @@ def _built(name: str, setup: Setup) -> System | str:
 
 
 def answer_in_pool(
+    count: int,
     ids: Sequence[str],
     label: str,
     models: Sequence[str],
@@ -82,13 +85,14 @@ def answer_in_pool(
     load: Load,
     progress: Progress,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """The answers of the systems `names` to the first rows of the split, which have `ids`; why others could not run."""
+    """The answers of the systems `names` to the `count` rows that `config` names; why others could not run. ids: of all
+    rows, those of other parts included."""
     import ray
     import ray.data
 
     from data_pipeline.ray_session import ray_session
 
-    count, done = len(ids), 0
+    done = 0
     lines: dict[str, list[dict[str, Any]]] = {name: [{}] * count for name in names}
     with ray_session():
         gpus = 1 if str(config.device).startswith("cuda") else 0

@@ -61,7 +61,8 @@ def _method(config: StatisticsConfig) -> str:
 def _pairs(comparison: Comparison, config: StatisticsConfig) -> list[tuple[str, str]]:
     names = [result.name for result in comparison.results]
     if config.pairs is None:
-        return list(combinations(names, 2))
+        plain = [r.name for r in comparison.results if r.kind != "ceiling" or r.name == "oracle"]
+        return list(combinations(plain, 2))
     return [named_pair(pair, names) for pair in config.pairs.split(",")]
 
 

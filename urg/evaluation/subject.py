@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
-from urg.evaluation.config import EvaluateConfig
+from urg.evaluation.config import FOLD, EvaluateConfig
 from urg.evaluation.results import Provenance
 
 if TYPE_CHECKING:
-    from data_pipeline.shards import ShardSet, TokenizedExample
+    from data_pipeline.shards import ShardSet, Split, TokenizedExample
 
 FEW_ROWS = 100
 
@@ -36,7 +36,8 @@ def open_subject(config: EvaluateConfig) -> Subject:
 
     config = replace(config, device=str(resolve_device(config.device)))
     shards = ShardSet.open(config.shards)
-    model = model_facts(config.model)
+    config = config.parts[0] if config.fold is not None else config
+    model = _models_facts(config)
     rows, label = _rows(shards, config), _label(shards, config, model)
     data = _data_facts(shards, config.split, rows, label)
     # Pinned: a later `prepare` under the same root must not change the data of a pool's actors.
@@ -48,11 +49,21 @@ def _absolute(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that name models or files: those that are there as absolute paths, hub ids as they are."""
 
     def absolute(name: str | None) -> str | None:
-        return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name
+        there = name and Path(name.replace(FOLD, "0")).expanduser().exists()
+        return str(Path(name).expanduser().absolute()) if name and there else name
 
     metrics = ("bertscore_model", "bartscore_model", "bleurt_model")
     folders = {system: str(absolute(name)) for system, name in config.folders.items()}
     return {"folders": folders, **{key: absolute(getattr(config, key)) for key in metrics}}
+
+
+def _models_facts(config: EvaluateConfig) -> dict[str, Any]:
+    """`model_facts` of the model, or under cross-validation of all of them: the first one's, trained if all are."""
+    found = [model_facts(part.model) for part in config.parts]
+    if config.model is None or len(found) == 1:
+        return found[0]
+    named = {"folder": str(Path(config.model).expanduser().absolute())}
+    return found[0] | named | {"trained": all(facts["trained"] for facts in found)}
 
 
 def model_facts(folder: str | None) -> dict[str, Any]:
@@ -75,7 +86,7 @@ def model_facts(folder: str | None) -> dict[str, Any]:
 def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:
     """The rows to evaluate. UserError where an id stands twice, for predictions are kept by id."""
     split = shards.split(config.split)
-    rows = [split[index] for index in range(min(len(split), config.rows or len(split)))]
+    rows = [split[index] for index in places(split, config)]
     if not rows:
         raise UserError(f"split {config.split} of {shards.folder} has no rows; choose another by --split")
     twice = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
@@ -84,6 +95,16 @@ def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:
             f"split {config.split} has {len(twice)} ids more than once, such as {twice[0]}; prepare it again"
         )
     return rows
+
+
+def places(split: Split, config: EvaluateConfig) -> list[int]:
+    """Where in the split the rows stand that `config` names: the first so many, or those of them in its part."""
+    from data_pipeline.folds import fold_of
+
+    first = range(min(len(split), config.rows or len(split)))
+    if config.folds is None or config.fold is None:
+        return list(first)
+    return [index for index in first if fold_of(split.ids[index], config.folds) == config.fold]
 
 
 def _label(shards: ShardSet, config: EvaluateConfig, model: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from urg.systems.folder import FOLDERS, require_known
 from urg.systems.longest import longest
@@ -29,37 +30,49 @@ from urg.systems.urg import urg, urg_random_k, urg_rank
 Builder = Callable[[Setup], System]
 
 
-def _lazy(module: str, name: str) -> Builder:
-    """The builder `name` of a module of this package, imported when it is called: those with models load torch."""
+@dataclass(frozen=True)
+class _Lazy:
+    """The builder `name` of a module of this package, imported when it is needed: those with models load torch."""
 
-    def build(setup: Setup) -> System:
-        system: System = getattr(importlib.import_module(f"{__name__}.{module}"), name)(setup)
-        return system
+    module: str
+    name: str
 
-    return build
+    def found(self) -> Builder:
+        """The builder itself."""
+        builder: Builder = getattr(importlib.import_module(f"{__name__}.{self.module}"), self.name)
+        return builder
+
+    def __call__(self, setup: Setup) -> System:
+        return self.found()(setup)
 
 
 SYSTEMS: dict[str, Builder] = {
     "random": random,
     "longest": longest,
-    "mlm_scoring": _lazy("mlm_scoring", "mlm_scoring"),
-    "reward_model": _lazy("reward_model", "reward_model"),
-    "simcls": _lazy("simcls", "simcls"),
-    "summareranker": _lazy("summareranker", "summareranker"),
-    "pair_ranker": _lazy("pair_ranker", "pair_ranker"),
-    "pair_ranker_wins": _lazy("pair_ranker", "pair_ranker_wins"),
-    "pair_ranker_bubble": _lazy("pair_ranker", "pair_ranker_bubble"),
-    "judge_rank": _lazy("judge", "judge_rank"),
+    "mlm_scoring": _Lazy("mlm_scoring", "mlm_scoring"),
+    "reward_model": _Lazy("reward_model", "reward_model"),
+    "simcls": _Lazy("simcls", "simcls"),
+    "summareranker": _Lazy("summareranker", "summareranker"),
+    "pair_ranker": _Lazy("pair_ranker", "pair_ranker"),
+    "pair_ranker_wins": _Lazy("pair_ranker", "pair_ranker_wins"),
+    "pair_ranker_bubble": _Lazy("pair_ranker", "pair_ranker_bubble"),
+    "judge_rank": _Lazy("judge", "judge_rank"),
     "urg_rank": urg_rank,
-    "simcls_gen": _lazy("simcls", "simcls_gen"),
-    "summareranker_gen": _lazy("summareranker", "summareranker_gen"),
-    "llm_blender": _lazy("pair_ranker", "llm_blender"),
-    "judge_fuse": _lazy("judge", "judge_fuse"),
+    "simcls_gen": _Lazy("simcls", "simcls_gen"),
+    "summareranker_gen": _Lazy("summareranker", "summareranker_gen"),
+    "llm_blender": _Lazy("pair_ranker", "llm_blender"),
+    "judge_fuse": _Lazy("judge", "judge_fuse"),
     "urg_random_k": urg_random_k,
     "urg": urg,
-    "imported": _lazy("imported", "imported"),
+    "imported": _Lazy("imported", "imported"),
     "oracle": oracle,
 }
+
+
+def about(build: Builder) -> str:
+    """What a system is, in one sentence: the first line of its builder's docstring."""
+    own = build.found() if isinstance(build, _Lazy) else build
+    return (own.__doc__ or "").split("\n")[0]
 
 
 def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:
@@ -80,5 +93,5 @@ def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:
 
 __all__ = [
     "FOLDERS", "KINDS", "SYSTEMS", "Answer", "FusedBy", "Fuser", "Fusion", "Kind", "Ranked", "Ranker", "Scores",
-    "Setup", "System", "SystemUnavailable", "build_systems",
+    "Setup", "System", "SystemUnavailable", "about", "build_systems",
 ]  # fmt: skip

@@ -32,7 +32,10 @@ class Imported:
 
 
 def imported(setup: Setup) -> Imported:
-    """The predictions of the file that was named. SystemUnavailable where none was; UserError for an unusable one."""
+    """The predictions of the file that was named.
+
+    SystemUnavailable where none was; UserError for an unusable one.
+    """
     path = Path(named_folder(setup, "imported")).expanduser()
     texts = read_predictions(path)
     if setup.ids is not None:

@@ -102,6 +102,7 @@ class Setup:
     no_ensemble: str = "no URG model was given; name its folder by --model"
     num_beams: int = 4
     max_new_tokens: int | None = None  # None: the model's default
+    rank_only: bool = False  # no system that will be asked needs a text of URG's
     progress: Progress = silent
     folders: Mapping[str, str] = field(default_factory=dict)  # by system: the model folder or file that it needs
     ids: tuple[str, ...] | None = None  # of all rows that will be asked for; None: not known beforehand

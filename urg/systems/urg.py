@@ -14,9 +14,10 @@ from urg.systems.random import RandomScores
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
-    from urg.ensemble import Ensemble, Fused
+    from urg.ensemble import Ensemble, Fused, Query
 
 ROWS_PER_CALL = 64
+RANKS_ONLY = "the URG model was trained to rank alone (loss.generation false)"
 
 
 @dataclass
@@ -27,6 +28,7 @@ class UnifiedPass:
     num_beams: int = 4
     max_new_tokens: int | None = None
     progress: Progress = silent
+    rank_only: bool = False
     _done: dict[str, Fused] = field(default_factory=dict)
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
@@ -41,15 +43,20 @@ class UnifiedPass:
         from urg.ensemble import Query
 
         todo = [row for row in rows if row.id not in self._done]
+        what = "URG ranks" if self.rank_only else "URG ranks and fuses"
         for start in range(0, len(todo), ROWS_PER_CALL):
             part = todo[start : start + ROWS_PER_CALL]
-            queries = [Query(row.instruction, tuple(row.texts), row.input) for row in part]
-            fused = self.ensemble.rank_and_fuse_batch(
-                queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
-            )
-            self._done.update(zip((row.id for row in part), fused, strict=True))
-            self.progress("URG ranks and fuses", start + len(part), len(todo))
+            answered = self._answered([Query(row.instruction, tuple(row.texts), row.input) for row in part])
+            self._done.update(zip((row.id for row in part), answered, strict=True))
+            self.progress(what, start + len(part), len(todo))
         return [self._done[row.id] for row in rows]
+
+    def _answered(self, queries: Sequence[Query]) -> list[Fused]:
+        from urg.ensemble import Fused
+
+        if self.rank_only:
+            return [Fused("", ranking, ()) for ranking in self.ensemble.rank_batch(queries)]
+        return self.ensemble.rank_and_fuse_batch(queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass
@@ -81,6 +88,8 @@ def urg_rank(setup: Setup) -> Ranked:
 def urg(setup: Setup) -> FusedBy:
     """URG's fused text."""
     both = unified_pass(setup)
+    if not both.ensemble.writes:
+        raise SystemUnavailable(RANKS_ONLY)
     return FusedBy("urg", ranker=both, fuser=both)
 
 
@@ -88,6 +97,8 @@ def urg_random_k(setup: Setup) -> FusedBy:
     """URG's text fused from K random candidates: what is left without its ranking."""
     if setup.ensemble is None:
         raise SystemUnavailable(setup.no_ensemble)
+    if not setup.ensemble.writes:
+        raise SystemUnavailable(RANKS_ONLY)
     fuser = FusesTheBest(setup.ensemble, setup.num_beams, setup.max_new_tokens)
     return FusedBy("urg_random_k", ranker=RandomScores(setup.seed), fuser=fuser)
 
@@ -97,7 +108,10 @@ def unified_pass(setup: Setup) -> UnifiedPass:
     if setup.ensemble is None:
         raise SystemUnavailable(setup.no_ensemble)
     if "urg" not in setup.shared:
-        setup.shared["urg"] = UnifiedPass(setup.ensemble, setup.num_beams, setup.max_new_tokens, setup.progress)
+        rank_only = setup.rank_only or not setup.ensemble.writes
+        setup.shared["urg"] = UnifiedPass(
+            setup.ensemble, setup.num_beams, setup.max_new_tokens, setup.progress, rank_only
+        )
     both = setup.shared["urg"]
     assert isinstance(both, UnifiedPass)
     return both

@@ -64,12 +64,13 @@ class UrgTask:
     def terms(self, forward: Callable[..., Any], batch: Guided, counts: Counts) -> dict[str, Tensor]:
         """The terms of equation 11."""
         own = batch.batch
-        output = forward(own.tokens_S, own.layout, own.target_BT, batch.guide_BN, self._with_last, own.target_P)
+        target_BT = own.target_BT if self.config.loss.generation else None
+        output = forward(own.tokens_S, own.layout, target_BT, batch.guide_BN, self._with_last, own.target_P)
         return loss_terms(output, own, self.config.loss, counts)
 
     def tokens(self, batch: Guided) -> tuple[int, int]:
         """Encoder tokens, and target tokens once for each decoder pass."""
-        own, passes = batch.batch, 2 if self._with_last else 1
+        own, passes = batch.batch, int(self.config.loss.generation) + int(self._with_last)
         lengths = own.layout.candidate_lengths
         packed = self.module.backbone.packs(own.tokens_S.device)
         computed = computed_tokens(lengths, self.module.chunk_tokens, packed)
@@ -80,7 +81,7 @@ class UrgTask:
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
         """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""
         gamma, own = self.config.loss.gamma, batch.batch
-        if self.config.engine.zero_stage == 3 or gamma == 0:
+        if self.config.engine.zero_stage == 3 or gamma == 0 or not self.config.loss.generation:
             return {}  # under ZeRO-3 no worker holds a parameter whole
         output = self.module(own.tokens_S, own.layout, own.target_BT, with_last=False, target_P=own.target_P)
         terms = loss_terms(output, own, self.config.loss, counts)
@@ -88,10 +89,13 @@ class UrgTask:
         return {"grad_ratio_rank_to_ce": gamma * norms["rank"] / max(norms["ce"], 1e-12)}
 
     def judge(self, examples: Sequence[TokenizedExample], device: torch.device) -> list[Judged]:
-        """Rank and fuse."""
+        """Rank and fuse; the answer of a model that does not write is its top candidate."""
         batch = collate(examples, self.shards.template, self.config.data.label).to(device)
         hidden_SD = self.module.encode(batch.tokens_S, batch.layout)
         scores_BN = self.module.rank(hidden_SD, batch.layout)
+        scores = [s[: len(row.models)] for s, row in zip(scores_BN.double().cpu().numpy(), examples, strict=True)]
+        if not self.config.loss.generation:
+            return [Judged(s, row.texts[int(np.argmax(s))]) for s, row in zip(scores, examples, strict=True)]
         ids_BT = self.module.fuse(
             hidden_SD,
             batch.layout,
@@ -101,8 +105,7 @@ class UrgTask:
             synced_gpus=self.config.engine.zero_stage == 3,
         )
         texts = decode_texts(ids_BT, self.tokenizer)
-        rows = zip(examples, scores_BN.double().cpu().numpy(), texts, strict=True)
-        return [Judged(scores[: len(example.models)], text) for example, scores, text in rows]
+        return [Judged(s, text) for s, text in zip(scores, texts, strict=True)]
 
     def save(self, folder: Path, weights: dict[str, Tensor], step: int) -> None:
         """A folder that `Ensemble.from_pretrained` loads."""
@@ -129,6 +132,7 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
         target_tokens=lengths.target,
         label=config.data.label,
         generated_data=bool(shards.manifest["generated"]),
+        writes=config.loss.generation,
     )
     base = base_model(config)
     if base is None:

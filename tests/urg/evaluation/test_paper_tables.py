@@ -23,7 +23,7 @@ VERDICTS = {f"{OA},{VICUNA}": "A is better"}
 def compared(rows: list, label: str = "quality") -> Comparison:  # type: ignore[type-arg]
     models = tuple(sorted({name for made in rows for name in made.models}))
     systems, unavailable = build_systems(Setup(label=label, models=models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
-    return compare(rows, label, systems, TextMetrics(), unavailable)
+    return compare(rows, label, systems, TextMetrics(), unavailable, ceilings=True)
 
 
 def mixinstruct() -> Comparison:
@@ -119,6 +119,28 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
     assert rows["Open Assistant"][8:] == ("74.68", "-3.49", "-0.41", "3.90", "63.09", "–")
     assert rows["Vicuna"][4:7] == ("2.00", "–", "0.00")
     assert rows["PairRanker (K = 3) + GenFuser"][0] == "–"
+    assert rows["Oracle (ChatGPT as Ranker)"][:7] == (
+        "oracle_judge",
+        "–",
+        "–",
+        "–",
+        "1.00",
+        "100.00",
+        "0.00",
+    )  # picks OA
+
+
+def test_the_papers_tables_have_our_intervals_where_they_are_written_and_in_the_metrics_unit() -> None:
+    result = mixinstruct()
+    stats = statistics(result, StatisticsConfig(trials=0), 0)
+    low, high = stats.intervals["new-model"]["rouge1"]
+    (ours,) = (line for line in table2(result, "here", stats).groups[0].lines if line.cells[0] == "new-model")
+    assert ours.cells[4] == f"{result.get('new-model').means['rouge1']:.4f} [{low:.4f}, {high:.4f}]"  # type: ignore[union-attr]
+    assert ours.cells[8:] == ("–",) * 8
+    result.get(OA).means["bertscore"] = 0.5  # type: ignore[union-attr]
+    stats.intervals[OA]["bertscore"] = (0.25, 0.75)
+    rows = {line.cells[0]: line.cells for group in poster(result, "here", stats).groups for line in group.lines}
+    assert rows[OA][1] == "50.00 [25.00, 75.00]"
 
 
 def test_differences_are_antisymmetric_and_starred() -> None:

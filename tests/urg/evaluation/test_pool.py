@@ -15,6 +15,7 @@ from tests.urg.made_up import StubEnsemble
 from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
+from urg.evaluation.subject import places
 from urg.systems import Answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -61,6 +62,13 @@ def test_actors_answer_as_one_process_does(prepared: Path, tmp_path: Path) -> No
         assert store.load("urg") is not None
     assert found[2] == found[0]
     assert len(json.loads(found[2]["urg"])) == 70
+
+    part = dataclasses.replace(config, folds=3, fold=2, systems="urg_rank")  # its rows are not the split's first ones
+    own = [rows[place] for place in places(rows, part)]
+    store = AnswerStore(output, part, own, "rougeL")
+    ((ranked,), _) = answer(own, "rougeL", part, store, load_stub)  # type: ignore[arg-type]
+    by_id = dict(zip((row.id for row in rows), json.loads(found[0]["urg_rank"]), strict=True))
+    assert json.loads(plain(ranked.answer(own))) == [by_id[row.id] for row in own]
 
     broken = dataclasses.replace(config, num_beams=7)
     with pytest.raises(UserError, match="the model is damaged"):

@@ -39,7 +39,10 @@ class Stub:
     def __init__(self) -> None:
         self.queries: list[Query] = []
         self.options: list[dict[str, Any]] = []
-        self.k = 2
+        self.k, self.writes = 2, True
+
+    def rank_batch(self, queries: Sequence[Query]) -> list[Ranking]:
+        return [self._fused(query).ranking for query in queries]
 
     def rank_and_fuse_batch(self, queries: Sequence[Query], **options: Any) -> list[Fused]:
         self.queries.extend(queries)
@@ -108,6 +111,22 @@ def test_urg_and_urg_rank_share_one_pass() -> None:
     assert fused.scores is not None
     assert ranked.scores is not None
     assert fused.scores.tolist() == ranked.scores.tolist()
+
+
+def test_nothing_is_written_where_only_the_ranking_is_asked() -> None:
+    stub = Stub()
+    answers = SYSTEMS["urg_rank"](setup(ensemble=stub, rank_only=True)).answer(ROWS)
+    assert [answer and answer.picked for answer in answers] == [0, 0, 0]
+    assert not stub.queries
+
+
+def test_a_model_that_was_trained_to_rank_alone_ranks_and_says_why_it_does_not_fuse() -> None:
+    stub = Stub()
+    stub.writes = False
+    systems, unavailable = build_systems(setup(ensemble=stub))
+    assert "urg_rank" in {system.name for system in systems}
+    for name in ("urg", "urg_random_k"):
+        assert "trained to rank alone" in unavailable[name]
 
 
 def test_without_ranking_the_fused_candidates_are_those_that_random_puts_first() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
 from urg.config import TrainConfig
 from urg.objective import weighted_sum
@@ -18,6 +19,7 @@ from urg.training.task import TASKS, Share, Task, build_task
 
 CPU = torch.device("cpu")
 STEP = 5
+RANK_ONLY = "urg, rank loss alone"
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return prepare(PrepareConfig(output=str(tmp_path_factory.mktemp("data")), sample=SampleSize(8, 2, 2, 0)))
 
 
-@pytest.fixture(params=list(TASKS))
+@pytest.fixture(params=[*TASKS, RANK_ONLY])
 def task(request: pytest.FixtureRequest, make_config: Callable[..., TrainConfig]) -> Task:
     """A tiny one without dropout; in eval mode, so that SummaReranker's gates are not noisy."""
     metric = "rougeL" if request.param == "gen_fuser" else "label"
-    config = make_config(system=request.param, model__dropout=0.0, eval__metric=metric)
+    system, generation = ("urg", False) if request.param == RANK_ONLY else (request.param, True)
+    config = make_config(system=system, model__dropout=0.0, eval__metric=metric, loss__generation=generation)
     made = build_task(config, ShardSet.open(config.data.shards))
     made.module.eval()
     return made
@@ -81,6 +84,47 @@ def test_what_is_saved_makes_a_card_and_names_its_system(task: Task, tmp_path: P
     (settings,) = [*tmp_path.glob("urg.json"), *tmp_path.glob("system.json")]
     assert '"steps": 7' in settings.read_text()
     assert "| label | 0.5000 |" in task.card(7, {"label": 0.5})
+
+
+def test_the_rank_loss_alone_has_the_gradient_that_it_has_beside_the_others(
+    make_config: Callable[..., TrainConfig], shards: Path
+) -> None:
+    rows, gradients = np.arange(4), []
+    for generation in (True, False):
+        config = make_config(model__dropout=0.0, loss__generation=generation)
+        task, split = build_task(config, ShardSet.open(shards)), ShardSet.open(shards).split("train")
+        batch = task.batch(Share(split[:4], rows, STEP, 0), CPU)
+        terms = task.terms(task.module, batch, task.counts(split, rows))
+        assert set(terms) == ({"rank", "ce", "ce_last", "kl"} if generation else {"rank"})
+        terms["rank"].backward()
+        gradients.append({name: p.grad for name, p in task.module.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-8)
+
+
+def test_a_model_that_is_not_taught_to_write_answers_with_its_top_candidate_and_says_so(
+    make_config: Callable[..., TrainConfig], shards: Path, tmp_path: Path
+) -> None:
+    from urg.ensemble import Ensemble
+
+    task = build_task(make_config(loss__generation=False), ShardSet.open(shards))
+    task.module.eval()
+    examples = ShardSet.open(shards).split("train")[:3]
+    with torch.inference_mode():
+        judged = task.judge(examples, CPU)
+    for example, one in zip(examples, judged, strict=True):
+        assert one.scores is not None
+        assert one.text == example.texts[int(np.argmax(one.scores))]
+    task.save(tmp_path, {name: p.detach().clone() for name, p in task.module.named_parameters()}, step=1)
+    card = task.card(1, {})
+    assert ".rank(instruction" in card
+    assert "was not taught to write" in card
+    ensemble = Ensemble.from_pretrained(tmp_path)
+    assert not ensemble.writes
+    assert len(ensemble.rank("Where?", ["here", "there"]).order) == 2
+    with pytest.raises(UserError, match="trained to rank alone"):
+        ensemble.rank_and_fuse("Where?", ["here", "there"])
 
 
 @pytest.mark.parametrize("system", ["simcls", "summareranker", "gen_fuser"])  # PairRanker needs some 200 steps first
