@@ -80,7 +80,7 @@ def test_a_filler_row_changes_nothing() -> None:
 )
 def test_what_is_switched_off_is_left_out(config: LossConfig, terms: set[str]) -> None:
     output = _output(1, 3, with_last=needs_last(config))
-    output = output if config.generation else dataclasses.replace(output, p_logits_BTV=None)
+    output = output if config.generation else dataclasses.replace(output, p_states_PD=None)
     found = loss_terms(output, _batch([[0.1, 0.9, 0.5]], [1.0]), config, Counts(1, 3, 3))
     assert set(found) == terms
     weights = {"rank": config.gamma, "kl": config.beta}
