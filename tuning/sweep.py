@@ -141,6 +141,8 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
     # Tune's progress table and its per-trial CSV and TensorBoard files: the runs have their own logs.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Seconds between snapshots of Tune's own account: after a kill it lags behind the ledger by so much at most.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     from ray import tune
 
     from tuning.trial import run_unit

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.page import Figure as Plot
@@ -128,7 +127,7 @@ def _recipes(results: Results) -> list[Shown]:
 
 def _speed_needs(recipe: Recipe) -> list[str]:
     values = {"output": str(recipe.root / "benchmark")} | recipe.preset.benchmark
-    return list(recipe.add("benchmark", "urg.benchmark", values))
+    return list(recipe.add("benchmark", "urg.benchmark", values, alone=True))
 
 
 def _speed(results: Results) -> list[Shown]:
@@ -156,10 +155,6 @@ def _complexity(results: Results) -> list[Shown]:
     return [_sheet("Growth with N", ("system", "time or tokens"), lines, "Analytic: tokens that are encoded."), plot]
 
 
-def _noise(recipe: Recipe, seed: int) -> str:
-    return recipe.experiment("noise", seed, {"systems": "urg,llm_blender"}, ("pair_ranker", "gen_fuser"))
-
-
 def _table5(results: Results) -> list[Shown]:
     table, lines = published()["urg"]["table5"], []
     metrics = [m for m in (*table["columns"], "rougeL") if results.change(URG, "12", m) is not None]
@@ -179,19 +174,19 @@ def _percent(results: Results, name: str, added: str, metric: str) -> str:
 
 
 def _human(recipe: Recipe) -> list[str]:
-    return [recipe.experiment("human", recipe.seeds[0], {}, ("pair_ranker", "gen_fuser"))]
+    return [recipe.export("human", recipe.seeds[0], {}, ("pair_ranker", "gen_fuser"))]
 
 
 def _cases(recipe: Recipe) -> list[str]:
-    return [recipe.experiment("cases", recipe.seeds[0], {"cases": 9}, ("pair_ranker", "gen_fuser"))]
+    return [recipe.export("cases", recipe.seeds[0], {"cases": 9}, BASELINES)]
 
 
-def _files(step: str, what: str) -> Callable[[Results], list[Shown]]:
-    """A sentence that says where the files of a step are."""
+def _files(pattern: str, what: str) -> Callable[[Results], list[Shown]]:
+    """A sentence that says where the files are that an export wrote beside Table 2."""
 
     def show(results: Results) -> list[Shown]:
-        folder = results.recipe.output(f"{step}-s{results.recipe.seeds[0]}")
-        names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_file()))
+        folder = results.recipe.output(f"compare-s{results.recipe.seeds[0]}")
+        names = ", ".join(sorted(str(path.relative_to(folder)) for path in folder.glob(pattern)))
         return [f"{what} {folder}: {names}."]
 
     return show
@@ -223,7 +218,7 @@ def _sweep_needs(recipe: Recipe) -> list[str]:
     values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) | recipe.preset.sweep
     values["overrides"] = values.get("overrides", {}) | {"data.shards": recipe.shards()}
     values |= {"name": "sweep", "storage": str(recipe.root), "base": recipe.preset.systems[URG]}
-    return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare()))
+    return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare(), alone=True))
 
 
 def _sweep(results: Results) -> list[Shown]:
@@ -255,13 +250,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Beyond the paper: recipes", _variants(lambda recipe: (URG, *recipe.preset.recipes)), _recipes
     ),
     "fig3": Experiment("Figure 3: K", _fig3_needs, _fig3),
-    "table5": Experiment("Table 5: noise", _per_seed(_noise), _table5),
+    "table5": Experiment("Table 5: noise", _per_seed(Recipe.noise), _table5),
     "table4": Experiment("Tables 4 and 7: speed of ranking", _speed_needs, _speed),
     "complexity": Experiment("§3.5: complexity", _speed_needs, _complexity),
     "table6": Experiment(
-        "Table 6: human preference", _human, _files("human", "Nobody has rated yet. The blinded sheet is in")
+        "Table 6: human preference", _human, _files("human/*", "Nobody has rated yet. The blinded sheet is in")
     ),
-    "table8": Experiment("Table 8: cases", _cases, _files("cases", "The cases are in")),
+    "table8": Experiment("Table 8: cases", _cases, _files("cases.*", "The cases are in")),
     "sweep": Experiment("The five-parameter sweep", _sweep_needs, _sweep),
 }
 ALSO = {"table7": "table4", "s3.5": "complexity"}

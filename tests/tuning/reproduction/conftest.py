@@ -89,6 +89,9 @@ def _evaluated(
                      ("urg", "llm_blender")}  # fmt: skip
         _json(output / "noise.json", {"change_percent": by_system})
         return
+    if exported := {"human": "human/sheet.csv", "cases": "cases.md"}.get(given.get("--experiment", "")):
+        _json(Path(given["--output"]) / exported, {})
+        return
     variant = name.removeprefix("evaluate-").rsplit("-", 1)[0]
     own = quality | ({"urg": ablated[variant], "urg_random_k": ablated[variant]} if variant in ablated else {})
     metrics = ("label", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")

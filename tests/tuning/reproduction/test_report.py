@@ -28,6 +28,8 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
     assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
     assert "not timed" in text  # a ratio that is missing, with its reason
+    assert "compare-s0: human/sheet.csv." in text
+    assert "compare-s0: cases.md." in text
 
 
 def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):
