@@ -13,6 +13,8 @@ from typing import Any
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+LAG = 5.0
+"""Seconds by which Tune's snapshot may be older than an outcome when a kill comes: it is written every second."""
 
 
 def study_of(folder: Path) -> Any:
@@ -39,14 +41,14 @@ def history(uri: str, run: Any, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
 
 
-def tune_sessions(folder: Path) -> Iterator[tuple[float, dict[str, str]]]:
-    """(when it began, the last known status of each trial that it was given) of each of Tune's sessions."""
+def tune_sessions(folder: Path) -> Iterator[tuple[float, float, dict[str, str]]]:
+    """(when it began, when it was last heard of, the status then of each of its trials) of each of Tune's sessions."""
     for session in sorted(folder.glob("tune/session-*")):
         for path in sorted(session.glob("experiment_state-*.json")):
             stored = json.loads(path.read_text())
             trials = [json.loads(data) for data, _ in stored["trial_data"]]
             begun = float(stored["runner_data"]["_start_time"])
-            yield begun, {trial["relative_logdir"]: trial["status"] for trial in trials}
+            yield begun, path.stat().st_mtime, {trial["relative_logdir"]: trial["status"] for trial in trials}
 
 
 def disagreements(folder: Path, uri: str, experiment: str, trials: int) -> list[str]:
@@ -86,15 +88,17 @@ def _of_files(run: Path, trial: Any) -> Iterator[str]:
 
 def _of_tune(folder: Path, name: str) -> Iterator[str]:
     """A trial ends once, and no session that begins after its end runs it again."""
-    sessions = [(begun, states[name]) for begun, states in tune_sessions(folder) if name in states]
+    sessions = [(begun, saved, states[name]) for begun, saved, states in tune_sessions(folder) if name in states]
     if not sessions:
         yield "no session of Tune had it"
-    ends = [status for _, status in sessions if status in ("TERMINATED", "ERROR")]
-    if len(ends) != 1:
-        yield f"Tune says {[status for _, status in sessions]}"
+        return
     ended = (folder / "trials" / name / "outcome.json").stat().st_mtime
-    if any(begun > ended for begun, _ in sessions):
+    if any(begun > ended for begun, _, _ in sessions):
         yield "Tune ran it again after its end"
+    ends = sum(status in ("TERMINATED", "ERROR") for _, _, status in sessions)
+    cut_off = max(saved for _, saved, _ in sessions) < ended + LAG
+    if ends > 1 or (ends == 0 and not cut_off):
+        yield f"Tune says {[status for _, _, status in sessions]}"
 
 
 def _of_mlflow(uri: str, run: Any, trial: Any, folder: Path) -> Iterator[str]:
