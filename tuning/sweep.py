@@ -84,6 +84,7 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.data import planned, prepared
     from tuning.finish import finish
     from tuning.ledger import Ledger
+    from tuning.orphans import orphans_freed
     from tuning.room import runs_at_once
     from tuning.tracking import SweepTracking
 
@@ -97,7 +98,8 @@ def _run(blueprint: Blueprint) -> None:
     tracking.settle_left()
     print(_greeting(blueprint, ledger, at_once), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    _tune(blueprint, searcher, scheduler, at_once)
+    with orphans_freed():
+        _tune(blueprint, searcher, scheduler, at_once)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)

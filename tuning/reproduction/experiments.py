@@ -125,25 +125,19 @@ def _recipes(results: Results) -> list[Shown]:
     return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results),))]
 
 
-def _speed_needs(recipe: Recipe) -> list[str]:
-    values = {"output": str(recipe.root / "benchmark")} | recipe.preset.benchmark
-    return list(recipe.add("benchmark", "urg.benchmark", values, alone=True))
+def _benchmark(experiment: str) -> Callable[[Recipe], list[str]]:
+    return lambda recipe: [recipe.benchmark(experiment)]
 
 
 def _speed(results: Results) -> list[Shown]:
-    benchmark = results.benchmark or {}
-    lines = [Line((name, f"{value:.3f}")) for name, value in sorted(benchmark["ratios"].items())]
-    lines += [Line((name, f"missing: {reason}")) for name, reason in sorted(benchmark["missing"].items())]
-    table = published()["urg"]["table7"]
-    theirs = [Line(tuple(map(_number, (row["name"], *row["values"])))) for row in table["rows"]]
-    return [
-        _sheet("Measured ratios", ("ratio", "ours"), lines, "Above 1 ours is faster; shares and exponents as named."),
-        _sheet("Tables 4 and 7 as published (8 A100, samples/s)", ("published: system", *table["columns"]), theirs),
-    ]
+    from urg.benchmarks.tables import sheets
+
+    measured = results.benchmark("rankers") or {}
+    return list(sheets(measured | {"missing": {}}))  # other experiments' ratios, which nobody asked for
 
 
 def _complexity(results: Results) -> list[Shown]:
-    growth = (results.benchmark or {})["complexity"]
+    growth = (results.benchmark("complexity") or {})["complexity"]
     lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
     lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
     seconds = growth["seconds_by_n"]
@@ -251,8 +245,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "fig3": Experiment("Figure 3: K", _fig3_needs, _fig3),
     "table5": Experiment("Table 5: noise", _per_seed(Recipe.noise), _table5),
-    "table4": Experiment("Tables 4 and 7: speed of ranking", _speed_needs, _speed),
-    "complexity": Experiment("§3.5: complexity", _speed_needs, _complexity),
+    "table4": Experiment("Tables 4 and 7: speed of ranking", _benchmark("rankers"), _speed),
+    "complexity": Experiment("§3.5: complexity", _benchmark("complexity"), _complexity),
     "table6": Experiment(
         "Table 6: human preference", _human, _files("human/*", "Nobody has rated yet. The blinded sheet is in")
     ),

@@ -109,6 +109,15 @@ class Recipe:
         own = {"output": str(self.output(compared)), "experiment": experiment}
         return self._measure(f"{experiment}-s{seed}", (URG, seed), own | self._folders(BASELINES, seed) | values, needs)
 
+    def benchmark(self, experiment: str) -> str:
+        """The step that times one experiment of `urg.benchmark`."""
+        values = {"experiment": experiment, "output": str(self.timings(experiment))} | self.preset.benchmark
+        return self.add(f"benchmark-{experiment}", "urg.benchmark", values, alone=True)[0]
+
+    def timings(self, experiment: str) -> Path:
+        """The folder that a step of `urg.benchmark` writes into."""
+        return self.root / "benchmark" / experiment
+
     def _folders(self, systems: tuple[str, ...], seed: int) -> dict[str, Any]:
         return {f"folders.{name}": self._model(name, seed) for name in systems}
 

@@ -78,7 +78,9 @@ def test_the_sample_trains_sixteen_rows_a_step_on_one_worker_and_times_nothing_b
     argv = recipe.steps["train-urg-s0"].command[1:]
     config = parse_config(train_config.TrainConfig, presets=train_config.PRESETS, argv=argv)
     assert (config.global_batch, config.engine.workers) == (16, 1)
-    assert {name for name, step in recipe.steps.items() if step.alone} == {"benchmark", "sweep"}
+    assert {name for name, step in recipe.steps.items() if step.alone} == {
+        *("benchmark-rankers", "benchmark-complexity", "sweep")
+    }
     assert (recipe.at_once, plan(ReproduceConfig(at_once=5, storage=str(tmp_path)))[0].at_once) == (2, 5)
 
 

@@ -28,7 +28,10 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     table2 = stored["experiments"]["table2"]["tables"][0]
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
     assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
-    assert "not timed" in text  # a ratio that is missing, with its reason
+    (timed, ratios) = stored["experiments"]["table4"]["tables"]
+    first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
+    assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")
+    assert "no result" in " ".join(ratios["notes"])  # --quick
     assert "compare-s0: human/sheet.csv." in text
     assert "compare-s0: cases.md." in text
 
