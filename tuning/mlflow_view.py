@@ -38,8 +38,11 @@ def view_link(blueprint: Blueprint, experiment_id: str) -> str:
 
 
 def _state(blueprint: Blueprint) -> dict[str, Any]:
+    from urg.tracking.loggable import clean_name
+
     config, keys = blueprint.config, blueprint.space.keys
-    objectives = [f"objective/{name}" for name in config.objective]
+    metrics = [clean_name(name) for name in config.objective]
+    objectives = [f"objective/{name}" for name in metrics]
     columns = [*map(_metric, objectives), *(f"params.`{key}`" for key in keys)]
     return {
         "searchFilter": f"tags.kind = 'trial' AND tags.sweep = '{config.name}'",
@@ -52,7 +55,7 @@ def _state(blueprint: Blueprint) -> dict[str, Any]:
         "compareRunSections": [_section("together", "Parameters together", 1), _section("each", "By parameter", 3)],
         "compareRunCharts": [
             _chart("together", "PARALLEL", selectedParams=keys, selectedMetrics=objectives, showAllRuns=True),
-            *(_chart("each", "LINE", metricKey=f"dev/{name}", useGlobalXaxisKey=False) for name in config.objective),
+            *(_chart("each", "LINE", metricKey=f"dev/{name}", useGlobalXaxisKey=False) for name in metrics),
             *(_chart("each", "BAR", metricKey=name) for name in objectives),
             *(
                 _chart("each", "SCATTER", xaxis=_axis("PARAM", key), yaxis=_axis("METRIC", objectives[0]))
