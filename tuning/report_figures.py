@@ -82,7 +82,7 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     study, _ = comparable(ledger)
-    trials = study.get_trials(deepcopy=False, states=(_complete(),))
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if len(trials) < FEW * max((len(trial.params) for trial in trials), default=1):
         return {}
     try:
@@ -129,12 +129,6 @@ def _target(ledger: Ledger, index: int) -> Callable[[FrozenTrial], float] | None
 
 def _finished(ledger: Ledger) -> list[FrozenTrial]:
     return [trial for trial in ledger.ended() if trial.state.name == "COMPLETE"]
-
-
-def _complete() -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState.COMPLETE
 
 
 def _tried(title: str, explanation: str, draw: Callable[[], Any]) -> list[Figure]:

@@ -86,7 +86,7 @@ def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, 
                     endings[step.name] = Ending(failure=f"{failed} failed")
                 elif _fits(step, [steps[name] for name in running.values()], at_once):
                     place = f"[{len(endings) + len(running) + 1}/{len(steps)}]"
-                    running[pool.submit(_run, root, step, place, _threads(step, at_once))] = step.name
+                    running[pool.submit(_run, root, step, place, _environment(step, at_once))] = step.name
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), None)
             for future in done:
                 endings[running.pop(future)] = future.result()
@@ -105,20 +105,21 @@ def _fits(step: Step, running: Sequence[Step], at_once: int) -> bool:
     return not running or (len(running) < at_once and not any(each.alone for each in (step, *running)))
 
 
-def _threads(step: Step, at_once: int) -> int:
-    """Threads of a step: its share of this machine."""
+def _environment(step: Step, at_once: int) -> dict[str, str]:
+    """A step's environment: beside others it takes its share of this machine's threads, unless the user says more."""
+    if step.alone or at_once == 1:
+        return dict(os.environ)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cpus if step.alone else max(1, cpus // at_once)
+    return {"OMP_NUM_THREADS": str(max(1, cpus // at_once))} | os.environ
 
 
-def _run(root: Path, step: Step, place: str, threads: int) -> Ending:
-    """Run one step; its output goes to a log. threads: of its own process, where the environment does not say."""
+def _run(root: Path, step: Step, place: str, environment: dict[str, str]) -> Ending:
+    """Run one step; its output goes to a log."""
     log = root / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{place} {step.name}: python -m {' '.join(step.command)}", flush=True)
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
-        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
         command = [sys.executable, "-m", *step.command]
         code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
     seconds = time.monotonic() - started
