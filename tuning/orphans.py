@@ -46,7 +46,7 @@ def free_placement_groups() -> int:
     """Remove the placement groups of this job whose maker, an actor, is dead; how many."""
     import ray
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # made at run time
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
