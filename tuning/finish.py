@@ -32,8 +32,11 @@ def finish(ledger: Ledger, tracking: SweepTracking) -> None:
     for trial in ledger.ended():
         drop_checkpoints(ledger.blueprint, trial.number)
     files = write_report(ledger)
+    tags["mlflow.note.content"] = (folder / "report.md").read_text(encoding="utf-8")
     tracking.settle_left()
     tracking.close([*files, *([folder / "best.yaml"] if best else [])], tags)
+    if tracking.view:
+        print(f"trials: {tracking.view}")
 
 
 def drop_checkpoints(blueprint: Blueprint, number: int) -> None:

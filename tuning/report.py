@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.page import document, figure_html
-from tuning.report_figures import Section, importances, sections
+from tuning.report_figures import Section, comparable, importances, sections
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -57,7 +57,8 @@ def report_markdown(ledger: Ledger) -> str:
         lines += [f"Best: trial {best.number}, {_values(ledger, best)}; configuration in `best.yaml`.", ""]
         lines += [f"- `{key}`: {_shown(value)}" for key, value in ledger.values(best.number).items()] + [""]
     if weights := importances(ledger):
-        lines += ["What mattered (share of the objective's variance, fANOVA over finished trials):", ""]
+        which = comparable(ledger)[1]
+        lines += [f"What mattered (share of the objective's variance, fANOVA over {which}):", ""]
         lines += [f"- `{key}`: {weight:.2f}" for key, weight in weights.items()] + [""]
     head, rows = _rows(ledger)
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -17,14 +17,17 @@ from tuning.blueprint import trial_name
 from urg.training.evaluations import read_evaluations
 
 if TYPE_CHECKING:
+    from optuna.study import Study
     from optuna.trial import FrozenTrial
 
     from tuning.ledger import Ledger
 
-CONTOURS = 4
+CONTOURS = 6
 """Parameters, the most important ones, of which every pair gets a contour."""
 FEW = 2
-"""Finished trials for each parameter, below which nothing is said of what matters."""
+"""Trials for each parameter, below which nothing is said of what matters."""
+_SCALE = [[0.0, "#a9bede"], [0.5, "#3f77cf"], [1.0, "#e0762f"]]
+"""From low to high, on a light page and on a dark one; the low end of Optuna's own is white."""
 _COLOURS = {"COMPLETE": "--accent", "PRUNED": "--third", "FAIL": "--second"}
 _LABELS = {"COMPLETE": "finished", "PRUNED": "ended early", "FAIL": "failed"}
 
@@ -51,18 +54,42 @@ def sections(ledger: Ledger) -> list[Section]:
     return [*found, _curves(ledger), _cost(ledger)]
 
 
+def comparable(ledger: Ledger) -> tuple[Study, str]:
+    """A study in which trials compare, and which of their values it holds.
+
+    Where some were ended early, the values are those of the last step that every trial has reached: the few that went
+    to their end are no sample of the space.
+    """
+    import optuna
+
+    reached = [trial for trial in ledger.ended() if trial.state.name != "FAIL"]
+    shared = set.intersection(*(set(trial.intermediate_values) for trial in reached)) if reached else set()
+    if not shared or all(trial.state.name == "COMPLETE" for trial in reached):
+        return ledger.study, "finished trials"
+    step = max(shared)
+    study = optuna.create_study(direction="maximize", study_name=ledger.study.study_name)
+    study.add_trials([
+        optuna.trial.create_trial(
+            params=trial.params, distributions=trial.distributions, value=trial.intermediate_values[step]
+        )
+        for trial in reached
+    ])  # fmt: skip
+    return study, f"all trials at step {step}, the last that each of them reached"
+
+
 def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
-    """Share of an objective's variance by parameter, the largest first; {} where too few trials have finished."""
+    """Share of an objective's variance by parameter, the largest first; {} where there are too few trials for it."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    finished = _finished(ledger)
-    if len(finished) < FEW * max((len(trial.params) for trial in finished), default=1):
+    study, _ = comparable(ledger)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if len(trials) < FEW * max((len(trial.params) for trial in trials), default=1):
         return {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = FanovaImportanceEvaluator(seed=0)
-            return dict(get_param_importances(ledger.study, evaluator=evaluator, target=_target(ledger, index)))
+            return dict(get_param_importances(study, evaluator=evaluator, target=_target(ledger, index)))
     except (ValueError, RuntimeError):
         return {}
 
@@ -70,29 +97,28 @@ def importances(ledger: Ledger, index: int = 0) -> dict[str, float]:
 def _of_objective(ledger: Ledger, index: int, name: str) -> list[Section]:
     from optuna import visualization
 
+    study, which = comparable(ledger)
     options: dict[str, Any] = {"target_name": name, "target": _target(ledger, index)}
     weights = importances(ledger, index)
-    keys = list(weights) or sorted({key for trial in _finished(ledger) for key in trial.params})
+    keys = list(weights) or sorted({key for trial in study.get_trials(deepcopy=False) for key in trial.params})
     pairs = list(itertools.combinations(keys[:CONTOURS], 2))
 
-    def drawn(title: str, explanation: str, plot: Callable[..., Any], *keys: str) -> list[Figure]:
+    def drawn(title: str, explanation: str, plot: Callable[..., Any], *keys: str, of: Study = study) -> list[Figure]:
         chosen = {"params": list(keys)} if keys else {}
-        return _tried(title, explanation, lambda: plot(ledger.study, **chosen, **options))
+        return _tried(title, explanation, lambda: plot(of, **chosen, **options))
 
-    history = drawn("History", "Each finished trial, and the best so far.", visualization.plot_optimization_history)
-    lines = drawn("Parallel coordinates", "A line for each finished trial.", visualization.plot_parallel_coordinate)
+    finished = "Each trial that went to its end, and the best so far."
+    history = drawn("History", finished, visualization.plot_optimization_history, of=ledger.study)
+    lines = drawn("Parallel coordinates", f"A line for each; {which}.", visualization.plot_parallel_coordinate)
     slices = [figure for key in keys for figure in drawn(key, "", visualization.plot_slice, key)]
     contours = [f for x, y in pairs for f in drawn(f"{x} and {y}", "", visualization.plot_contour, x, y)]
-    too_few = f"What matters cannot be said of fewer than {FEW} finished trials for each parameter."
+    too_few = f"What matters cannot be said of fewer than {FEW} trials for each parameter."
+    most = f"; the {CONTOURS} parameters that matter most" if len(keys) > CONTOURS else ""
     return [
-        Section(f"Search for {name}", [*history, *_importance(weights)], "" if weights else too_few),
+        Section(f"Search for {name}", [*history, *_importance(weights, which)], "" if weights else too_few),
         Section(f"{name} by parameters together", lines, wide=True),
-        Section(f"{name} by parameter", slices, "Darker: a later trial."),
-        Section(
-            f"{name} by pair of parameters",
-            contours,
-            f"The {CONTOURS} parameters that matter most." if len(keys) > CONTOURS else "",
-        ),
+        Section(f"{name} by parameter", slices, f"Orange: a later trial; {which}."),
+        Section(f"{name} by pair of parameters", contours, f"Of {which}{most}."),
     ]
 
 
@@ -115,7 +141,16 @@ def _tried(title: str, explanation: str, draw: Callable[[], Any]) -> list[Figure
         return []
     if not drawn["data"]:
         return []
-    return [Figure(title, explanation, drawn["data"], _themed(drawn["layout"]))]
+    return [Figure(title, explanation, [_visible(trace) for trace in drawn["data"]], _themed(drawn["layout"]))]
+
+
+def _visible(trace: dict[str, Any]) -> dict[str, Any]:
+    """A trace of Optuna's whose points and lines are seen on the page, whatever their value."""
+    if trace["type"] == "parcoords":
+        return trace | {"line": trace["line"] | {"colorscale": _SCALE, "reversescale": False}}
+    if trace["type"] == "scatter" and "colorscale" in trace.get("marker", {}):
+        return trace | {"marker": trace["marker"] | {"colorscale": _SCALE, "size": 8, "line": {"width": 0}}}
+    return trace
 
 
 def _themed(layout: dict[str, Any], height: int = 360) -> dict[str, Any]:
@@ -138,10 +173,10 @@ def _axes(x: str, y: str) -> dict[str, Any]:
     return {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
 
 
-def _importance(weights: dict[str, float]) -> list[Figure]:
+def _importance(weights: dict[str, float], which: str) -> list[Figure]:
     if not weights:
         return []
-    explanation = "Share of the objective's variance that a parameter explains, over finished trials (fANOVA)."
+    explanation = f"Share of the objective's variance that a parameter explains (fANOVA), over {which}."
     names = list(weights)[::-1]
     bar: dict[str, Any] = {"type": "bar", "orientation": "h", "y": names, "x": [weights[name] for name in names]}
     bar |= {"marker": {"color": "--accent"}, "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}

@@ -70,7 +70,7 @@ def reproduce(recipe: Recipe, needs: dict[str, list[str]]) -> tuple[Path, list[s
 
     with locked(recipe.root, busy="reproduces"):
         _require_same_preset(recipe)
-        endings = run_steps(recipe.root, recipe.steps, recipe.config.at_once)
+        endings = run_steps(recipe.root, recipe.steps, recipe.at_once)
         with writing(recipe.root):
             report = write_report(Results(recipe, endings), needs)
     return report, [name for name, ending in endings.items() if ending.failure]

@@ -84,6 +84,7 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.data import planned, prepared
     from tuning.finish import finish
     from tuning.ledger import Ledger
+    from tuning.orphans import orphans_freed
     from tuning.room import runs_at_once
     from tuning.tracking import SweepTracking
 
@@ -97,7 +98,8 @@ def _run(blueprint: Blueprint) -> None:
     tracking.settle_left()
     print(_greeting(blueprint, ledger, at_once), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    _tune(blueprint, searcher, scheduler, at_once)
+    with orphans_freed():
+        _tune(blueprint, searcher, scheduler, at_once)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)
@@ -141,6 +143,8 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
     # Tune's progress table and its per-trial CSV and TensorBoard files: the runs have their own logs.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Seconds between snapshots of Tune's own account: after a kill it lags behind the ledger by so much at most.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     from ray import tune
 
     from tuning.trial import run_unit

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuning.blueprint import Blueprint, Unit, trial_name
+from tuning.blueprint import PREPARE, Blueprint, Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
+from tuning.mlflow_view import view_link, view_tag
 from urg.tracking import OFF, Tracker, last_run
 
 if TYPE_CHECKING:
@@ -49,11 +50,19 @@ class SweepTracking:
         self._pool = ThreadPoolExecutor(1, "settle")
         self._logged: set[tuple[str, int]] = set()
         self._away = False
+        self._view: str | None = None
+        if self.active:
+            self._pool.submit(self._save_view)
 
     @property
     def active(self) -> bool:
         """Whether runs are tracked at all."""
         return self._blueprint.tracking_uri != OFF
+
+    @property
+    def view(self) -> str | None:
+        """Where MLflow's UI shows the sweep's trials; None where it was not reached."""
+        return self._view
 
     def tags(self, unit: Unit) -> dict[str, str]:
         """Tags that a run of the sweep starts with. May wait for the server where a fold's parent is not known yet."""
@@ -122,6 +131,16 @@ class SweepTracking:
             return None
         return f"models:/{name}@champion (version {version})"
 
+    def _save_view(self) -> None:
+        from urg.tracking.mlflow_run import tag_experiment
+
+        try:
+            uri, experiment = self._blueprint.tracking_uri, self._blueprint.experiment
+            experiment_id = tag_experiment(uri, experiment, view_tag(self._blueprint))
+            self._view = view_link(self._blueprint, experiment_id)
+        except Exception as error:  # a sweep does not end for its tracking
+            _log.warning("the sweep's view was not saved in MLflow (%s).", _one_line(error))
+
     def _settle(self, number: int, outcome: Outcome) -> None:
         try:
             for unit in self._blueprint.units(number) if self._blueprint.config.folds else []:
@@ -144,8 +163,8 @@ class SweepTracking:
         untrained = last_run(folder / SPOOL) is None
         with self._tracker(folder, trial_name(number)) as tracker:
             tracker.set_tags(self.tags(Unit(number)) | _outcome_tags(outcome, folder))
-            if untrained:
-                tracker.log_params(self._ledger.values(number))
+            values = self._ledger.values(number)
+            tracker.log_params({key: values[key] for key in values if untrained or key.startswith(PREPARE)})
             _log_objectives(tracker, self._blueprint, outcome)
             if self._blueprint.config.folds and outcome.state == "finished":
                 tracker.log_metrics(self._spread(number), outcome.step)
@@ -201,7 +220,7 @@ def _log_objectives(tracker: Tracker, blueprint: Blueprint, outcome: Outcome) ->
     """`objective/<metric>` at the step that counts, for the compare view and parallel coordinates."""
     values = zip(blueprint.config.objective, outcome.values, strict=False)
     tracker.log_metrics({f"objective/{name}": value for name, value in values}, outcome.step)
-    if outcome.state == "finished":
+    if outcome.values:
         tracker.log_metrics({"trial/seconds": outcome.seconds}, outcome.step)
 
 

@@ -124,7 +124,7 @@ def test_every_preset_can_be_drawn_up(preset: str, tmp_path: Path) -> None:
 def test_a_dotted_override_on_the_command_line_goes_before_the_presets(tmp_path: Path) -> None:
     arguments = ["--config", "sample", "--storage", str(tmp_path), "--overrides.eval.every", "7"]
     blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
-    assert (blueprint.base.eval.every, blueprint.base.steps) == (7, 60)
+    assert (blueprint.base.eval.every, blueprint.base.steps) == (7, 54)
 
 
 def test_bad_input_ends_with_code_2_and_one_line(tmp_path: Path) -> None:

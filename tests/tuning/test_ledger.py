@@ -158,7 +158,7 @@ def test_more_trials_go_on_with_a_finished_sweep_and_time_ends_one(make_sweep: M
     assert len(late.ledger.ended()) == 4
 
 
-@pytest.mark.parametrize("searcher", ["cmaes", "tpe"])
+@pytest.mark.parametrize("searcher", ["cmaes", "tpe", "random"])
 def test_every_searcher_draws_conditional_points(make_sweep: Make, searcher: str) -> None:
     gamma = {"low": 1.0, "high": 5.0, "when": {"loss.rank_loss": "hinge"}}
     space = {"loss.rank_loss": {"choices": ["hinge", "listnet"]}, "loss.gamma": gamma}

@@ -15,7 +15,7 @@ from tuning.config import SweepConfig
 from tuning.finish import best_yaml, drop_checkpoints
 from tuning.ledger import Ledger, Outcome
 from tuning.report import write_report
-from tuning.report_figures import importances, sections
+from tuning.report_figures import comparable, importances, sections
 from urg.training.evaluations import record_evaluation
 
 Make = Callable[..., SweepConfig]
@@ -34,8 +34,9 @@ def _swept(config: SweepConfig, trials: int = 8) -> Ledger:
         run.mkdir()
         record_evaluation(run, 2, {"label": score / 2})
         record_evaluation(run, 4, {"label": score})
-        if number == 1 and len(config.objective) == 1:
+        if len(config.objective) == 1:
             ledger.report(number, 2, score / 2)
+        if number == 1 and len(config.objective) == 1:
             Outcome("pruned", [score / 2], 2, "ended by ASHA at step 2", 60.0).write(run)
         elif number == 2:
             Outcome("failed", reason="<b>out of memory</b>", seconds=30.0).write(run)
@@ -72,6 +73,8 @@ def test_the_page_is_whole_and_works_offline(make_sweep: Make) -> None:
     reader = _Reader()
     reader.feed(shown)
     assert reader.loads == []
+    titles = [figure["data"][0]["type"] for figure in reader.figures]
+    assert titles.count("contour") == 1
     assert len(reader.figures) >= 7  # history, importance, parallel, two slices, a contour, curves, cost
     assert all(figure["data"] for figure in reader.figures)
     assert "8 trials (6 finished, 1 ended early, 1 failed) by tpe" in shown
@@ -104,6 +107,29 @@ def test_what_matters_is_said_only_where_it_can_be(make_sweep: Make) -> None:
     few = _swept(make_sweep(name="few"), trials=1)
     assert importances(few) == {}
     assert write_report(few)[0].exists()
+
+
+def test_where_trials_were_ended_early_all_are_compared_at_the_last_step_that_each_reached(make_sweep: Make) -> None:
+    """Seven of eight have not failed; each was recorded at step 2, with half of its score."""
+    ledger = _swept(make_sweep(trials=8))
+    study, which = comparable(ledger)
+    alive = [trial for trial in ledger.ended() if trial.state.name != "FAIL"]
+    assert [trial.value for trial in study.trials] == [trial.params["optim.lr"] / 2 for trial in alive]
+    assert "step 2" in which
+    assert "all trials at step 2" in write_report(ledger)[1].read_text()
+    whole = _swept(make_sweep(name="whole", objective=["label", "ndcg"]))
+    assert comparable(whole) == (whole.study, "finished trials")
+
+
+def test_no_value_is_drawn_in_the_colour_of_the_page(make_sweep: Make) -> None:
+    figures = [figure for section in sections(_swept(make_sweep())) for figure in section.figures]
+    traces = [trace for figure in figures for trace in figure.data]
+    scales = [trace["line"]["colorscale"] for trace in traces if trace["type"] == "parcoords"]
+    scales += [
+        t["marker"]["colorscale"] for t in traces if t["type"] == "scatter" and "colorscale" in t.get("marker", {})
+    ]
+    assert len(scales) >= 3  # parallel coordinates, and a slice for each of the two keys
+    assert not {colour for scale in scales for _, colour in scale} & {"rgb(247,251,255)", "#ffffff"}
 
 
 def test_several_objectives_have_a_front(make_sweep: Make) -> None:

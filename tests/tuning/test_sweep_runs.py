@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 
 from cluster.ports import free_ports
 from data_pipeline.errors import UserError
+from tests.tuning.accounts import disagreements, history, study_of, tracked
 from tuning.config import SweepConfig
 from urg.tracking import default_uri
 
@@ -35,39 +37,6 @@ def _command(config: SweepConfig, tmp_path: Path) -> list[str]:
 
 def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
-
-
-def _study(folder: Path) -> Any:
-    import optuna
-
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
-
-
-def _tracked(uri: str, experiment: str) -> dict[str, Any]:
-    """MLflow's runs by name; a name that two runs have fails."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert len({run.info.run_name for run in runs}) == len(runs)
-    return {run.info.run_name: run for run in runs}
-
-
-def _tune_ends(folder: Path) -> dict[str, list[str]]:
-    """How Tune's sessions say that each trial ended, interrupted ones left out."""
-    ends: dict[str, list[str]] = {}
-    for path in folder.glob("tune/*/experiment_state-*.json"):
-        for data, _ in json.loads(path.read_text())["trial_data"]:
-            trial = json.loads(data)
-            if trial["status"] in ("TERMINATED", "ERROR"):
-                ends.setdefault(trial["relative_logdir"], []).append(trial["status"])
-    return ends
-
-
-def _steps(uri: str, run: Any, metric: str) -> list[int]:
-    from mlflow.tracking import MlflowClient
-
-    return [point.step for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
 
 
 def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
@@ -88,23 +57,40 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
     assert "were interrupted" in done.stdout
     assert any("resuming from" in log.read_text() for log in logs)
 
-    trials = _study(folder).trials
+    trials = study_of(folder).trials
     states = {f"trial-{trial.number:04d}": trial.state.name for trial in trials}
     assert len(states) == 4
     assert set(states.values()) <= {"COMPLETE", "PRUNED"}
     assert trials[0].params == {"optim.lr": 0.0015, "model.k": 3}
-    assert {name: ["TERMINATED"] for name in states} == _tune_ends(folder)
-    runs = _tracked(uri, "tiny")
-    assert runs.keys() == states.keys() | {"tiny"}
-    ends = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
-    for name, state in states.items():
-        assert runs[name].info.status == ends[state]
-        assert runs[name].data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
-        steps = _steps(uri, runs[name], "dev/label")
-        assert steps == ([10, 20, 30, 40] if state == "COMPLETE" else steps[: len(steps)])
-        assert len(set(steps)) == len(steps)
+    assert disagreements(folder, uri, "tiny", 4) == []
+    runs = tracked(uri, "tiny")
+    for name in (name for name, state in states.items() if state == "COMPLETE"):
+        assert [step for step, _ in history(uri, runs[name], "dev/label")] == [10, 20, 30, 40]
     assert (folder / "best" / "model.safetensors").is_file()
     _require_resumable_only_as_itself(config, tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_twenty_trials_killed_twice_at_random_moments_end_once_each(
+    make_sweep: Make, asha: Any, tmp_path: Path
+) -> None:
+    """SIGKILL of the whole process group, wherever it stands; the third session goes to the end."""
+    config = make_sweep(trials=20, scheduler=asha, overrides={"tracking.uri": None})
+    folder, dice = Path(config.storage) / config.name, random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen(
+            _command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        ended = len(list(folder.glob("trials/*/outcome.json")))
+        while len(list(folder.glob("trials/*/outcome.json"))) < ended + 3:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(dice.uniform(0, 10))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 20) == []
 
 
 def _require_resumable_only_as_itself(config: SweepConfig, tmp_path: Path) -> None:
@@ -125,8 +111,14 @@ def _require_resumable_only_as_itself(config: SweepConfig, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A real `mlflow server` on loopback."""
+def server(server_process: tuple[str, subprocess.Popen[bytes]]) -> str:
+    """The address of a real `mlflow server`."""
+    return server_process[0]
+
+
+@pytest.fixture
+def server_process(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real `mlflow server` on loopback: its address, and its process, which leads a group of its own."""
     (port,) = free_ports(1)
     store = f"sqlite:///{tmp_path / 'server.db'}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
@@ -143,7 +135,7 @@ def server(tmp_path: Path) -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.2)
-        yield uri
+        yield uri, process
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -165,13 +157,13 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     given = {"searcher": "grid", "prepare": str(tmp_path / "prepare.yaml"), "retries": 0, "trials": 9}
     folder = sweep(make_sweep(space=space, overrides=overrides, **given))
 
-    trials = _study(folder).trials
+    trials = study_of(folder).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     assert trials[2].params == {"eval.bertscore_model": "/nowhere/bert"}
     assert "/nowhere/bert" in trials[2].user_attrs["reason"]
     assert f"trial 2: failed: {trials[2].user_attrs['reason']}" in capsys.readouterr().out
     assert len(list((folder / "shards").glob("*/manifest.json"))) == 2
-    runs, client = _tracked(server, "tiny"), MlflowClient(server)
+    runs, client = tracked(server, "tiny"), MlflowClient(server)
     assert [runs[f"trial-000{number}"].info.status for number in range(3)] == ["FINISHED", "FINISHED", "FAILED"]
     assert runs["trial-0002"].data.tags["trial.reason"] == trials[2].user_attrs["reason"]
     assert runs["trial-0002"].data.params["eval.bertscore_model"] == "/nowhere/bert"
@@ -186,6 +178,26 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
 
 
 @pytest.mark.exhaustive
+def test_a_server_that_hangs_costs_no_trial_and_loses_no_point(
+    make_sweep: Make, server_process: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """It stops answering in the first trial and comes back after the sweep; the same command sends what it missed."""
+    uri, server = server_process
+    config = make_sweep(trials=3, overrides={"tracking.uri": uri})
+    folder = Path(config.storage) / config.name
+    process = subprocess.Popen(_command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL)
+    while not (folder / "trials" / "trial-0000" / "evaluations.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(server.pid, signal.SIGSTOP)
+    assert process.wait(timeout=400) == 0
+    assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE"] * 3
+    os.killpg(server.pid, signal.SIGCONT)
+    subprocess.run(_command(config, tmp_path), env=_environment(), check=True, timeout=400)
+    assert disagreements(folder, uri, "tiny", 3) == []
+
+
+@pytest.mark.exhaustive
 def test_folds_run_as_trials_of_their_own_and_give_mean_and_spread(
     make_sweep: Make, ray_started: None, tmp_path: Path
 ) -> None:
@@ -193,12 +205,12 @@ def test_folds_run_as_trials_of_their_own_and_give_mean_and_spread(
 
     config = make_sweep(folds=2, trials=1, overrides={"tracking.uri": None, "steps": 2})
     folder = sweep(config)
-    (trial,) = _study(folder).trials
+    (trial,) = study_of(folder).trials
     folds = [json.loads((folder / "trials" / f"trial-0000-fold-{i}" / "outcome.json").read_text()) for i in (0, 1)]
     values = [fold["values"][0] for fold in folds]
     assert trial.values == [pytest.approx(sum(values) / 2)]
     assert trial.user_attrs["spread"] == [pytest.approx(abs(values[0] - values[1]) / 2**0.5)]
-    runs = _tracked(default_uri(Path(config.storage)), "tiny")
+    runs = tracked(default_uri(Path(config.storage)), "tiny")
     assert runs.keys() == {"tiny", "trial-0000", "trial-0000-fold-0", "trial-0000-fold-1"}
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
     assert parents["trial-0000-fold-1"] == runs["trial-0000"].info.run_id

@@ -76,6 +76,21 @@ def test_what_a_killed_session_did_not_say_the_next_one_says_once(ledger: Ledger
     assert (runs["tiny"].info.status, runs["tiny"].data.tags["best.trial"]) == ("FINISHED", "1")
 
 
+def test_lengths_that_shards_were_prepared_with_are_params_of_a_trained_trial(make_sweep: Make) -> None:
+    space = {"prepare.lengths.response": {"choices": [64]}}
+    blueprint = draw_up(make_sweep(space=space, prepare="sample", overrides={"tracking.uri": None}))
+    blueprint.trials_folder.mkdir(parents=True)
+    ledger = Ledger.open(blueprint, 4)
+    tracking = SweepTracking(ledger)
+    spool = blueprint.trials_folder / trial_name(0) / "mlflow-spool"
+    with Tracker(blueprint.tracking_uri, "tiny", trial_name(0), spool=spool, system_interval=None) as run:
+        run.log_params({"model.k": 3})
+    outcome = Outcome("finished", [0.4], 4)
+    tracking.settle(_end(ledger, outcome), outcome)
+    tracking.close([], {})
+    assert _runs(ledger)["trial-0000"].data.params == {"model.k": "3", "prepare.lengths.response": "64"}
+
+
 def test_the_champion_is_registered_once_and_a_registry_that_is_away_is_a_warning(
     ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

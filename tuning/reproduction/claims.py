@@ -95,7 +95,7 @@ def _flattens(claim: str, results: Results) -> Verdict:
 
 
 def _ranks_faster(claim: str, results: Results) -> Verdict:
-    benchmark = results.benchmark
+    benchmark = results.benchmark("rankers")
     if benchmark is None:
         return Verdict(claim, UNTESTED, "speed was not measured (table4)")
     names = ("rank_vs_pairranker_full", "rank_vs_pairranker_bubble")

@@ -25,8 +25,9 @@ class ReproduceConfig:
     """A prepared set. Null: the preset prepares its own (the sample), or says how to make it (MixInstruct)."""
     seeds: int | None = None
     """Seeds of everything that is trained, 1 or more; null: as many as the preset says. More of them can be added."""
-    at_once: int = 1
-    """Steps at once. On a cluster each waits for its own workers, so give as many as it has room for."""
+    at_once: int | None = None
+    """Steps at once; null: as many as the preset says. On a cluster each waits for its own workers, so give as many as
+    it has room for."""
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder; null: the preset's, if it has one."""
     bartscore_model: str | None = None
@@ -56,6 +57,8 @@ class Preset:
     """Seeds of everything that is trained."""
     ks: list[int]
     """The K of Figure 3."""
+    at_once: int = 1
+    """Steps at once, where the user does not say."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key → value, for every training."""
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)

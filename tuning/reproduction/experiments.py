@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.page import Figure as Plot
@@ -126,25 +125,19 @@ def _recipes(results: Results) -> list[Shown]:
     return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results),))]
 
 
-def _speed_needs(recipe: Recipe) -> list[str]:
-    values = {"output": str(recipe.root / "benchmark")} | recipe.preset.benchmark
-    return list(recipe.add("benchmark", "urg.benchmark", values))
+def _benchmark(experiment: str) -> Callable[[Recipe], list[str]]:
+    return lambda recipe: [recipe.benchmark(experiment)]
 
 
 def _speed(results: Results) -> list[Shown]:
-    benchmark = results.benchmark or {}
-    lines = [Line((name, f"{value:.3f}")) for name, value in sorted(benchmark["ratios"].items())]
-    lines += [Line((name, f"missing: {reason}")) for name, reason in sorted(benchmark["missing"].items())]
-    table = published()["urg"]["table7"]
-    theirs = [Line(tuple(map(_number, (row["name"], *row["values"])))) for row in table["rows"]]
-    return [
-        _sheet("Measured ratios", ("ratio", "ours"), lines, "Above 1 ours is faster; shares and exponents as named."),
-        _sheet("Tables 4 and 7 as published (8 A100, samples/s)", ("published: system", *table["columns"]), theirs),
-    ]
+    from urg.benchmarks.tables import sheets
+
+    measured = results.benchmark("rankers") or {}
+    return list(sheets(measured | {"missing": {}}))  # other experiments' ratios, which nobody asked for
 
 
 def _complexity(results: Results) -> list[Shown]:
-    growth = (results.benchmark or {})["complexity"]
+    growth = (results.benchmark("complexity") or {})["complexity"]
     lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
     lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
     seconds = growth["seconds_by_n"]
@@ -154,10 +147,6 @@ def _complexity(results: Results) -> list[Shown]:
     layout["yaxis"] |= {"type": "log"}
     plot = Plot("Ranking time by N", "URG, both axes logarithmic.", [drawn | {"marker": {"color": "--accent"}}], layout)
     return [_sheet("Growth with N", ("system", "time or tokens"), lines, "Analytic: tokens that are encoded."), plot]
-
-
-def _noise(recipe: Recipe, seed: int) -> str:
-    return recipe.experiment("noise", seed, {"systems": "urg,llm_blender"}, ("pair_ranker", "gen_fuser"))
 
 
 def _table5(results: Results) -> list[Shown]:
@@ -179,19 +168,19 @@ def _percent(results: Results, name: str, added: str, metric: str) -> str:
 
 
 def _human(recipe: Recipe) -> list[str]:
-    return [recipe.experiment("human", recipe.seeds[0], {}, ("pair_ranker", "gen_fuser"))]
+    return [recipe.export("human", recipe.seeds[0], {}, ("pair_ranker", "gen_fuser"))]
 
 
 def _cases(recipe: Recipe) -> list[str]:
-    return [recipe.experiment("cases", recipe.seeds[0], {"cases": 9}, ("pair_ranker", "gen_fuser"))]
+    return [recipe.export("cases", recipe.seeds[0], {"cases": 9}, BASELINES)]
 
 
-def _files(step: str, what: str) -> Callable[[Results], list[Shown]]:
-    """A sentence that says where the files of a step are."""
+def _files(pattern: str, what: str) -> Callable[[Results], list[Shown]]:
+    """A sentence that says where the files are that an export wrote beside Table 2."""
 
     def show(results: Results) -> list[Shown]:
-        folder = results.recipe.output(f"{step}-s{results.recipe.seeds[0]}")
-        names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_file()))
+        folder = results.recipe.output(f"compare-s{results.recipe.seeds[0]}")
+        names = ", ".join(sorted(str(path.relative_to(folder)) for path in folder.glob(pattern)))
         return [f"{what} {folder}: {names}."]
 
     return show
@@ -223,7 +212,7 @@ def _sweep_needs(recipe: Recipe) -> list[str]:
     values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) | recipe.preset.sweep
     values["overrides"] = values.get("overrides", {}) | {"data.shards": recipe.shards()}
     values |= {"name": "sweep", "storage": str(recipe.root), "base": recipe.preset.systems[URG]}
-    return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare()))
+    return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare(), alone=True))
 
 
 def _sweep(results: Results) -> list[Shown]:
@@ -255,13 +244,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Beyond the paper: recipes", _variants(lambda recipe: (URG, *recipe.preset.recipes)), _recipes
     ),
     "fig3": Experiment("Figure 3: K", _fig3_needs, _fig3),
-    "table5": Experiment("Table 5: noise", _per_seed(_noise), _table5),
-    "table4": Experiment("Tables 4 and 7: speed of ranking", _speed_needs, _speed),
-    "complexity": Experiment("§3.5: complexity", _speed_needs, _complexity),
+    "table5": Experiment("Table 5: noise", _per_seed(Recipe.noise), _table5),
+    "table4": Experiment("Tables 4 and 7: speed of ranking", _benchmark("rankers"), _speed),
+    "complexity": Experiment("§3.5: complexity", _benchmark("complexity"), _complexity),
     "table6": Experiment(
-        "Table 6: human preference", _human, _files("human", "Nobody has rated yet. The blinded sheet is in")
+        "Table 6: human preference", _human, _files("human/*", "Nobody has rated yet. The blinded sheet is in")
     ),
-    "table8": Experiment("Table 8: cases", _cases, _files("cases", "The cases are in")),
+    "table8": Experiment("Table 8: cases", _cases, _files("cases.*", "The cases are in")),
     "sweep": Experiment("The five-parameter sweep", _sweep_needs, _sweep),
 }
 ALSO = {"table7": "table4", "s3.5": "complexity"}

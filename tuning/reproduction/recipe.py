@@ -44,6 +44,11 @@ class Recipe:
         return range(self.config.seeds or self.preset.seeds)
 
     @property
+    def at_once(self) -> int:
+        """Steps that run side by side."""
+        return self.config.at_once or self.preset.at_once
+
+    @property
     def base_k(self) -> int:
         """K of the preset's own URG; its run is the one of Figure 3 too."""
         return int(self._trained_with(URG)["model"].get("k", 3))
@@ -77,7 +82,7 @@ class Recipe:
 
     def evaluate(self, variant: str, seed: int) -> str:
         """The step that measures URG's pick and text of one variant on the test split."""
-        systems = "urg_rank,urg,oracle,models" + (",urg_random_k" if variant == NO_RANKING else "")
+        systems = "urg_rank,urg" + (",urg_random_k" if variant == NO_RANKING else "")
         values = {"systems": systems, "statistics.trials": 0}
         name = f"evaluate-{self.run(variant, seed)}"
         return self._measure(name, (variant, seed), values, [self.train(variant, seed)])
@@ -87,11 +92,31 @@ class Recipe:
         needs = [self.train(variant, seed) for variant in (URG, *BASELINES)]
         return self._measure(f"compare-s{seed}", (URG, seed), self._folders(BASELINES, seed), needs)
 
-    def experiment(self, name: str, seed: int, values: dict[str, Any], others: tuple[str, ...]) -> str:
-        """The step of an experiment of `urg.evaluate`: noise, human, cases. others: trained systems beside URG."""
+    def noise(self, seed: int) -> str:
+        """The step of Table 5: bad candidates beside good ones."""
+        others = ("pair_ranker", "gen_fuser")
         needs = [self.train(variant, seed) for variant in (URG, *others)]
-        values = {"experiment": name} | self._folders(others, seed) | values
-        return self._measure(f"{name}-s{seed}", (URG, seed), values, needs)
+        values = {"experiment": "noise", "systems": "urg,llm_blender"} | self._folders(others, seed)
+        return self._measure(f"noise-s{seed}", (URG, seed), values, needs)
+
+    def export(self, experiment: str, seed: int, values: dict[str, Any], others: tuple[str, ...]) -> str:
+        """The step that writes texts to read: human, cases. others: the systems beside URG whose texts it shows.
+
+        It writes beside Table 2, with the same options, and so takes the answers that this has kept.
+        """
+        compared = f"compare-s{seed}"
+        needs = [self.train(variant, seed) for variant in (URG, *others)] + [n for n in self.steps if n == compared]
+        own = {"output": str(self.output(compared)), "experiment": experiment}
+        return self._measure(f"{experiment}-s{seed}", (URG, seed), own | self._folders(BASELINES, seed) | values, needs)
+
+    def benchmark(self, experiment: str) -> str:
+        """The step that times one experiment of `urg.benchmark`."""
+        values = {"experiment": experiment, "output": str(self.timings(experiment))} | self.preset.benchmark
+        return self.add(f"benchmark-{experiment}", "urg.benchmark", values, alone=True)[0]
+
+    def timings(self, experiment: str) -> Path:
+        """The folder that a step of `urg.benchmark` writes into."""
+        return self.root / "benchmark" / experiment
 
     def _folders(self, systems: tuple[str, ...], seed: int) -> dict[str, Any]:
         return {f"folders.{name}": self._model(name, seed) for name in systems}
@@ -140,7 +165,9 @@ class Recipe:
         stored: dict[str, Any] = yaml.safe_load((PRESETS / f"{self.preset.systems[system]}.yaml").read_text())
         return stored
 
-    def add(self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> tuple[str]:
+    def add(
+        self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = (), alone: bool = False
+    ) -> tuple[str]:
         """Add a step, or find it there; its name."""
-        self.steps.setdefault(name, Step(name, (module, *options(values)), needs))
+        self.steps.setdefault(name, Step(name, (module, *options(values)), needs, alone))
         return (name,)

@@ -102,10 +102,10 @@ class Results:
 
         return self.over_seeds(read)
 
-    @cached_property
-    def benchmark(self) -> dict[str, Any] | None:
-        """benchmark.json; None where it was not run."""
-        return _json(self.recipe.root / "benchmark" / "benchmark.json") if self.done("benchmark") else None
+    def benchmark(self, experiment: str) -> dict[str, Any] | None:
+        """What `urg.benchmark` measured in one experiment; None where it is not done."""
+        path = self.recipe.timings(experiment) / "benchmark.json"
+        return _json(path) if self.done(f"benchmark-{experiment}") else None
 
     @cached_property
     def headline(self) -> str:

@@ -7,6 +7,7 @@ the command and its time: the same step is never run twice, and another command 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ class Step:
     """What follows `python -m`."""
     needs: tuple[str, ...] = ()
     """Names of other steps."""
+    alone: bool = False
+    """Whether nothing may run beside it: it measures time, or fills the machine by itself."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, 
                 failed = next((name for name in step.needs if endings[name].failure), None)
                 if failed:
                     endings[step.name] = Ending(failure=f"{failed} failed")
-                elif len(running) < at_once:
+                elif _fits(step, [steps[name] for name in running.values()], at_once):
                     place = f"[{len(endings) + len(running) + 1}/{len(steps)}]"
-                    running[pool.submit(_run, root, step, place)] = step.name
+                    running[pool.submit(_run, root, step, place, _environment(step, at_once))] = step.name
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), None)
             for future in done:
                 endings[running.pop(future)] = future.result()
@@ -97,14 +100,28 @@ def _ready(steps: Mapping[str, Step], endings: Mapping[str, Ending], running: Se
             yield step
 
 
-def _run(root: Path, step: Step, place: str) -> Ending:
+def _fits(step: Step, running: Sequence[Step], at_once: int) -> bool:
+    """Whether a step may begin beside those that run."""
+    return not running or (len(running) < at_once and not any(each.alone for each in (step, *running)))
+
+
+def _environment(step: Step, at_once: int) -> dict[str, str]:
+    """A step's environment: beside others it takes its share of this machine's threads, unless the user says more."""
+    if step.alone or at_once == 1:
+        return dict(os.environ)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cpus // at_once))} | os.environ
+
+
+def _run(root: Path, step: Step, place: str, environment: dict[str, str]) -> Ending:
     """Run one step; its output goes to a log."""
     log = root / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{place} {step.name}: python -m {' '.join(step.command)}", flush=True)
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
-        code = subprocess.run([sys.executable, "-m", *step.command], stdout=out, stderr=subprocess.STDOUT).returncode
+        command = [sys.executable, "-m", *step.command]
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
     seconds = time.monotonic() - started
     if code:
         reason = _last_line(log) or f"exit code {code}"

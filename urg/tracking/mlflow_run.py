@@ -223,6 +223,15 @@ def register_model(uri: str, run_id: str, folder: Path, name: str, alias: str, t
     return version
 
 
+def tag_experiment(uri: str, experiment: str, tags: Mapping[str, str]) -> str:
+    """Set tags of an experiment, which is made where it is missing; its id. Raises what MLflow raises."""
+    client = _make_client(uri)
+    experiment_id = _experiment_id(client, experiment, uri)
+    for key, value in tags.items():
+        client.set_experiment_tag(experiment_id, key, value)
+    return experiment_id
+
+
 def _make_client(uri: str) -> MlflowClient:
     """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
     for name, value in CLIENT_SETTINGS.items():

@@ -41,9 +41,12 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         quality = QUALITY | (quality or {})
         for name, step in recipe.steps.items():
             _write(recipe, name, step.command, quality, ablated or {}, by_k or {}, noise or {})
-        document = {"ratios": RATIOS if ratios is None else ratios, "missing": {"rank_vs_simcls": "not timed"}}
+        document = {"ratios": RATIOS if ratios is None else ratios, "missing": {"stack_vs_bare": "not asked for"}}
+        own = {"rows": 4, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8, "norm": 1.0}
+        timed = {"encoder": "tiny", "batches": {"8": {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}}}
+        _json(recipe.timings("rankers") / "benchmark.json", document | {"config": {"quick": True}, "rankers": timed})
         growth = {"analytic_n_exponent": {"urg": 1.0}, "n_exponent": 1.02, "seconds_by_n": {"4": 1.0, "8": 2.0}}
-        _json(recipe.root / "benchmark" / "benchmark.json", document | {"complexity": growth})
+        _json(recipe.timings("complexity") / "benchmark.json", {"complexity": growth})
         sources = {"generated": {"rows": 3000}}
         _json(recipe.root / "stats" / "stats.json", {"sources": sources})
         (recipe.root / "sweep").mkdir(parents=True, exist_ok=True)
@@ -88,6 +91,9 @@ def _evaluated(
         by_system = {s: {"12": {"rougeL": noise.get(s, -1.0)}, "11,12": {"rougeL": noise.get(s, -1.0)}} for s in
                      ("urg", "llm_blender")}  # fmt: skip
         _json(output / "noise.json", {"change_percent": by_system})
+        return
+    if exported := {"human": "human/sheet.csv", "cases": "cases.md"}.get(given.get("--experiment", "")):
+        _json(Path(given["--output"]) / exported, {})
         return
     variant = name.removeprefix("evaluate-").rsplit("-", 1)[0]
     own = quality | ({"urg": ablated[variant], "urg_random_k": ablated[variant]} if variant in ablated else {})

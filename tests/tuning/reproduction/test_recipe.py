@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tuning.reproduction.experiments import ALSO, EXPERIMENTS
 from tuning.reproduction.recipe import ABLATIONS, URG
 from urg import benchmark
 from urg import config as train_config
+from urg.evaluation.answer_store import NOT_IN_KEY
 from urg.evaluation.config import EvaluateConfig
 
 COMMANDS: dict[str, tuple[Any, Path | None]] = {
@@ -49,6 +51,37 @@ def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
     assert f"train-{URG}-s0" in alone["table2"] & alone["table3"] & alone["fig3"] & alone["table5"]
     assert not any("k3" in name for name in alone["fig3"])  # K=3 is URG itself
     assert len(alone["table3"]) == 3 * (1 + len(ABLATIONS))
+
+
+def test_sheet_and_cases_take_the_answers_that_table2_keeps(tmp_path: Path):
+    """The same folder and the same options that answers depend on; trained is only what each of them shows."""
+    whole = plan(ReproduceConfig(storage=str(tmp_path)))[0].steps
+    compared = _evaluated(whole["compare-s0"])
+    for name in ("human-s0", "cases-s0"):
+        own = _evaluated(whole[name])
+        assert {key: own[key] for key in own.keys() - NOT_IN_KEY} == {
+            key: compared[key] for key in own.keys() - NOT_IN_KEY
+        }
+        assert own["output"] == compared["output"]
+        assert "compare-s0" in whole[name].needs
+    alone = plan(ReproduceConfig(only="table6", storage=str(tmp_path)))[0].steps
+    assert alone["human-s0"].command == whole["human-s0"].command
+    assert set(alone) == {"prepare", "train-urg-s0", "train-pair_ranker-s0", "train-gen_fuser-s0", "human-s0"}
+
+
+def _evaluated(step: Any) -> dict[str, Any]:
+    return asdict(parse_config(EvaluateConfig, presets=None, argv=step.command[1:]))
+
+
+def test_the_sample_trains_sixteen_rows_a_step_on_one_worker_and_times_nothing_beside_others(tmp_path: Path):
+    recipe = plan(ReproduceConfig(storage=str(tmp_path)))[0]
+    argv = recipe.steps["train-urg-s0"].command[1:]
+    config = parse_config(train_config.TrainConfig, presets=train_config.PRESETS, argv=argv)
+    assert (config.global_batch, config.engine.workers) == (16, 1)
+    assert {name for name, step in recipe.steps.items() if step.alone} == {
+        *("benchmark-rankers", "benchmark-complexity", "sweep")
+    }
+    assert (recipe.at_once, plan(ReproduceConfig(at_once=5, storage=str(tmp_path)))[0].at_once) == (2, 5)
 
 
 def test_more_seeds_add_steps_and_change_none(tmp_path: Path):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tuning.reproduce import plan, reproduce
-from tuning.reproduction.config import ReproduceConfig
+from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import EXPERIMENTS
 from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.report import write_report
@@ -27,7 +28,12 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     table2 = stored["experiments"]["table2"]["tables"][0]
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
     assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
-    assert "not timed" in text  # a ratio that is missing, with its reason
+    (timed, ratios) = stored["experiments"]["table4"]["tables"]
+    first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
+    assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")
+    assert "no result" in " ".join(ratios["notes"])  # --quick
+    assert "compare-s0: human/sheet.csv." in text
+    assert "compare-s0: cases.md." in text
 
 
 def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):
@@ -45,12 +51,20 @@ def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Res
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
-def test_a_part_of_it_for_real(tmp_path: Path):
-    """Two seeds of Figure 3 and the ablations' whole model on a few rows of the sample: real commands, run once."""
-    config = ReproduceConfig(only="table1", storage=str(tmp_path), seeds=1)
-    recipe, needs = plan(config)
-    recipe.preset.prepare.update({"sample.train": 48, "sample.dev": 8, "sample.test": 8})  # type: ignore[union-attr]
-    recipe, needs = plan(config)
-    report, failed = reproduce(recipe, needs)
+def test_a_part_of_it_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Figure 3 with K=1 and K=3 on a few rows of the sample: real commands, two trainings at once, and each once."""
+    preset = load_preset("sample")
+    rows = {"config": "sample", "sample.train": 48, "sample.dev": 8, "sample.test": 8}
+    few = {"eval.every": 3, "eval.rows": 8}
+    small = replace(preset, ks=[1, 3], prepare=rows, overrides=preset.overrides | few)
+    monkeypatch.setattr("tuning.reproduce.load_preset", lambda _: small)
+    config = ReproduceConfig(only="fig3", storage=str(tmp_path), seeds=1)
+    report, failed = reproduce(*plan(config))
     assert failed == []
-    assert "generated" in report.with_name("report.md").read_text(encoding="utf-8")
+    stored = json.loads(report.with_name("report.json").read_text(encoding="utf-8"))
+    (table,) = stored["experiments"]["fig3"]["tables"]
+    assert [row[0] for row in table["groups"][0]["rows"]] == ["1", "3"]
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduce" / "logs").iterdir()}
+    assert {path.stem for path in done} == {"prepare", "train-urg-s0", "train-k1-s0"}
+    reproduce(*plan(config))
+    assert {path: path.stat().st_mtime_ns for path in done} == done

@@ -35,6 +35,33 @@ def test_a_step_runs_after_those_that_it_needs(tmp_path: Path, copy: Copy, at_on
     assert (tmp_path / "c").read_text() == "{}\n"
 
 
+def test_nothing_runs_beside_a_step_that_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each step notes when it began and ended; only the two others may overlap."""
+    code = "import sys, time; a = time.time(); time.sleep(1); open(sys.argv[1], 'w').write(f'{a} {time.time()}')"
+    (tmp_path / "noting.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    made = [Step(name, ("noting", str(tmp_path / name)), alone=name == "b") for name in "abc"]
+    endings = run_steps(tmp_path, steps(*made), 3)
+    assert not any(ending.failure for ending in endings.values())
+    spans = {name: [float(moment) for moment in (tmp_path / name).read_text().split()] for name in "abc"}
+    assert spans["a"][1] <= spans["b"][0] or spans["b"][1] <= spans["a"][0]
+    assert spans["c"][1] <= spans["b"][0] or spans["b"][1] <= spans["c"][0]
+    assert max(spans["a"][0], spans["c"][0]) < min(spans["a"][1], spans["c"][1])
+
+
+def test_steps_at_once_share_the_machines_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "show.py").write_text("import os; print(os.environ.get('OMP_NUM_THREADS'))", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    told = {}
+    for alone in (False, True):
+        step = Step(f"alone-{alone}", ("show",), alone=alone)
+        run_steps(tmp_path, steps(step), 2)
+        told[alone] = (tmp_path / "logs" / f"{step.name}.log").read_text(encoding="utf-8").strip()
+    assert told == {False: "2", True: "None"}
+
+
 def test_what_is_done_is_not_run_again(tmp_path: Path, copy: Copy):
     run_steps(tmp_path, steps(copy("a", "first")), 1)
     (tmp_path / "a").unlink()
