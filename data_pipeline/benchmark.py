@@ -90,7 +90,8 @@ def _all_sizes(config: BenchmarkConfig) -> list[int]:
 def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     """(folder, tokens a word of the benchmark's text)."""
     from data_pipeline.benchmarks.corpus import write_corpus
-    from data_pipeline.tokenization import encode_texts, load_tokenizer
+    from data_pipeline.encoding import Encoder
+    from data_pipeline.tokenization import load_tokenizer
     from data_pipeline.train_tokenizer import row_texts, save_tokenizer, train_tokenizer
 
     sample = work / "tokenizer-sample.jsonl"
@@ -99,7 +100,7 @@ def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     texts = list(row_texts(sample.read_bytes().splitlines()))
     if config.tokenizer is None:
         save_tokenizer(train_tokenizer(texts, 8192), Path(folder))
-    tokens = sum(len(ids) for ids, _ in encode_texts(texts, load_tokenizer(folder), 100_000))
+    tokens = len(Encoder.of(load_tokenizer(folder)).encode(texts, 100_000).ids)
     return folder, tokens / sum(len(text.split()) for text in texts)
 
 
