@@ -143,7 +143,7 @@ class Encoder:
             index for index, text in enumerate(texts) if len(text) > characters and runs.lengths[index] < enough
         ]
         if cut_too_short:
-            runs = runs.replaced(np.array(cut_too_short), self._runs([texts[index] for index in cut_too_short]))
+            runs = runs.replaced(cut_too_short, self._runs([texts[index] for index in cut_too_short]))
         kept = np.minimum(runs.lengths, limit)
         return Tokens(_Runs(runs.ids, runs.starts, kept).joined(), _offsets(kept), runs.lengths > limit)
 
@@ -155,7 +155,7 @@ class Encoder:
         import pyarrow.compute as pc
 
         column = pa.array(texts, pa.large_string())
-        odd = np.flatnonzero(pc.match_substring_regex(column, _ODD).to_numpy(zero_copy_only=False))
+        odd = np.flatnonzero(pc.match_substring_regex(column, _ODD).to_numpy(zero_copy_only=False)).tolist()
         return self._runs_of_words(column).replaced(odd, _Runs.of(self._plain_ids([texts[row] for row in odd])))
 
     def _runs_of_words(self, texts: Any) -> _Runs:
@@ -208,7 +208,7 @@ class _Runs:
         offsets = _offsets(self.lengths)
         return self.ids[np.repeat(self.starts - offsets[:-1], self.lengths) + np.arange(offsets[-1])]
 
-    def replaced(self, rows: np.ndarray, others: _Runs) -> _Runs:
+    def replaced(self, rows: list[int], others: _Runs) -> _Runs:
         """The same with `others` in the place of the runs `rows`."""
         starts, lengths = self.starts.copy(), self.lengths.copy()
         starts[rows], lengths[rows] = others.starts + len(self.ids), others.lengths
