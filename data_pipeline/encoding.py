@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipeline.config import Lengths
 from data_pipeline.schema import Example
-from data_pipeline.tokenization import Template, load_tokenizer, question_text
+from data_pipeline.tokenization import Template, question_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -126,12 +126,8 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path, template: Template) -> Encoder:
-        """That of a saved tokenizer, without transformers (seconds to import) where tokenizer.json has it all."""
-        if not (folder / "tokenizer.json").is_file():
-            return cls.of(load_tokenizer(folder))
-        from tokenizers import Tokenizer
-
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        """That of a saved tokenizer which `stands_alone`: without transformers, which takes seconds to import."""
+        backend = _saved_backend(folder)
         return cls(_fast(backend), template, _splits_at_spaces(backend))
 
     def encode(self, texts: Sequence[str], limit: int) -> Tokens:
@@ -240,6 +236,20 @@ def _fast(backend: Tokenizer) -> Encode:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     return encode
+
+
+def stands_alone(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer.json in `folder` by itself encodes as `tokenizer`, which was loaded from there, does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not (folder / "tokenizer.json").is_file():
+        return False
+    return bool(_saved_backend(folder).to_str() == backend.to_str())
+
+
+def _saved_backend(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def _splits_at_spaces(backend: Tokenizer) -> bool:

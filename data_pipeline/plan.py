@@ -16,7 +16,7 @@ from typing import Any
 from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.config import Lengths, PrepareConfig
 from data_pipeline.conversion import InputFile
-from data_pipeline.encoding import Encoder, encode_rows
+from data_pipeline.encoding import Encoder, encode_rows, stands_alone
 from data_pipeline.errors import UserError
 from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
@@ -56,7 +56,7 @@ def write_shards(
 
     Reads the tokenizer from folder/tokenizer. Returns by split, in order, what `build_shard` reports of each shard.
     """
-    tasks = []
+    tokenizer, tasks = load_tokenizer(folder / TOKENIZER), []
     for split, places in survey.places.items():
         shards = list(places.shards(rows_per_shard))
         for index, shard in enumerate(shards):
@@ -67,7 +67,8 @@ def write_shards(
         rules=rules,
         lengths=lengths,
         score_names=sorted(survey.score_names),
-        template=Template.from_tokenizer(load_tokenizer(folder / TOKENIZER)),
+        template=Template.from_tokenizer(tokenizer),
+        alone=stands_alone(folder / TOKENIZER, tokenizer),
         folder=str(folder),
     )
     reports: dict[str, list[dict[str, Any]]] = {split: [] for split in survey.places}
@@ -83,17 +84,19 @@ def build_shard(
     lengths: Lengths,
     score_names: Sequence[str],
     template: Template,
+    alone: bool,
     folder: str,
 ) -> dict[str, Any]:
     """Read, clean, tokenize and write the rows of one shard, on a worker.
 
+    alone: whether the tokenizer in folder/tokenizer `stands_alone`.
     Returns split; shard (its manifest entry); statistics (of `shard_statistics`); counts: zero_scores, aliased,
     characters.
     """
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
     examples = [clean_line(line, rules, repairs) for line in lines]
-    encoded = encode_rows(examples, _worker_encoder(str(Path(folder) / TOKENIZER), template), lengths)
+    encoded = encode_rows(examples, _worker_encoder(str(Path(folder) / TOKENIZER), template, alone), lengths)
     scores = flat_scores(examples, score_names)
     return {
         "split": task["split"],
@@ -106,10 +109,10 @@ def build_shard(
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_encoder(folder: str, template: Template) -> Encoder:
+def _worker_encoder(folder: str, template: Template, alone: bool) -> Encoder:
     """The encoder, once in each worker process; Ray runs one process a core, so it needs no threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return Encoder.load(Path(folder), template)
+    return Encoder.load(Path(folder), template) if alone else Encoder.of(load_tokenizer(folder))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_pipeline import encoding
 from data_pipeline.config import Lengths
-from data_pipeline.encoding import EncodedRows, Encoder, Tokens, encode_rows, encode_texts
+from data_pipeline.encoding import EncodedRows, Encoder, Tokens, encode_rows, encode_texts, stands_alone
 from data_pipeline.schema import Candidate, Example
 from data_pipeline.tokenization import SPECIAL_TOKENS, Template, load_tokenizer
 
@@ -218,11 +218,23 @@ def test_texts_are_cut_at_spaces_for_no_tokenizer_that_may_look_beyond(byte_toke
 
 def test_a_saved_tokenizer_encodes_as_the_loaded_one_does(any_tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
     any_tokenizer.save_pretrained(str(tmp_path))
+    again = load_tokenizer(tmp_path)
+    assert stands_alone(tmp_path, again) == again.is_fast
+    if not again.is_fast:
+        return
     rows = [example("the cat </s> sat", "", "1 2  3\n4"), example("é x", output="")]
-    loaded = Encoder.load(tmp_path, Template.from_tokenizer(load_tokenizer(tmp_path)))
+    loaded = Encoder.load(tmp_path, Template.from_tokenizer(again))
     for kind in ("questions", "responses", "targets"):
         expected = getattr(encoded(any_tokenizer, *rows), kind)
         assert lists(getattr(encode_rows(rows, loaded, Lengths()), kind)) == lists(expected)
+
+
+def test_a_file_that_encodes_otherwise_does_not_stand_alone(tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
+    tokenizer.save_pretrained(str(tmp_path))
+    assert stands_alone(tmp_path, tokenizer)
+    rules = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+    assert not stands_alone(tmp_path, tokenizer)
 
 
 def test_workers_need_no_transformers_to_encode(tokenizer_folder: Path):
