@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -120,6 +122,17 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(f"The hub has no usable tokenizer {name} ({_first_line(error)}); check the name.") from error
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save as a Hugging Face folder. Raises OSError where it cannot be written, as on a full disk."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the Rust tokenizer has no class for what the operating system says
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or not said:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
 
 
 def require_hub(what: str) -> None:
