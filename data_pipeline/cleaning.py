@@ -108,7 +108,8 @@ def clean(example: Example, rules: Rules, repairs: Repairs) -> Example:
 def _clean_candidate(candidate: Candidate, rules: Rules, repairs: Repairs) -> Candidate:
     """One candidate, its model renamed and its missing scores dropped."""
     zeros = [name for name in rules.log_scale_scores if candidate.scores.get(name) == 0.0]
-    repairs.zero_scores.update(zeros)
+    if zeros:
+        repairs.zero_scores.update(zeros)
     model = rules.aliases.get(candidate.model, candidate.model)
     if model != candidate.model:
         repairs.aliased[candidate.model] += 1

@@ -87,6 +87,8 @@ def _build(job: Job, root: Path, folder: Path) -> None:
     from data_pipeline.manifest import build_manifest, summary, write_manifest
     from data_pipeline.plan import survey_input, write_shards
     from data_pipeline.ray_session import ray_session
+    from data_pipeline.shards import TOKENIZER
+    from data_pipeline.tokenization import write_tokenizer
 
     config = job.config
     with staging(root) as staged, ray_session(), writing(root):
@@ -94,7 +96,7 @@ def _build(job: Job, root: Path, folder: Path) -> None:
         survey = survey_input(job.files, config, staged)
         survey.require_rows()
         print(f"tokenizing {survey.kept} rows in shards of {config.rows_per_shard}", flush=True)
-        job.tokenizer.save_pretrained(str(staged / "tokenizer"))
+        write_tokenizer(job.tokenizer, staged / TOKENIZER)
         reports = write_shards(survey, config.rules(), config.lengths, config.rows_per_shard, staged)
         manifest = build_manifest(job, survey, reports, staged)
         write_manifest(manifest, staged)

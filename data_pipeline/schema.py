@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from data_pipeline.errors import RowError
 
@@ -63,6 +63,8 @@ def parse_row(row: Mapping[str, Any], *, needs_candidates: bool = True) -> Examp
 
 def encodable(text: str) -> str:
     """`text` with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD. Everything else is kept."""
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -126,6 +128,8 @@ def _candidate(item: object, index: int) -> Candidate:
 
 def _finite_scores(scores: Mapping[str, object]) -> dict[str, float]:
     """The scores that are finite numbers; null, NaN, infinities and text are missing ones."""
+    if _are_plain(scores):
+        return dict(scores)
     finite = {}
     for name, value in scores.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -133,6 +137,14 @@ def _finite_scores(scores: Mapping[str, object]) -> dict[str, float]:
             if math.isfinite(number):
                 finite[encodable(name)] = number
     return finite
+
+
+def _are_plain(scores: Mapping[str, Any]) -> TypeGuard[Mapping[str, float]]:
+    """Whether all are finite floats under plain names: nearly always, and a quick look."""
+    values = scores.values()
+    return (
+        all(type(value) is float for value in values) and all(map(math.isfinite, values)) and "".join(scores).isascii()
+    )
 
 
 def _float(value: float) -> float:

@@ -98,14 +98,15 @@ def _measure(config: StatsConfig, shards: ShardSet | None) -> tuple[str, Callabl
     """The tokenizer's name ("" where words are counted), and what measures texts."""
     if not config.tokenizer and shards is None:
         return "", lambda texts: [len(text.split()) for text in texts]
-    from data_pipeline.tokenization import encode_texts, load_tokenizer
+    from data_pipeline.encoding import Encoder
+    from data_pipeline.tokenization import load_tokenizer
 
     if config.tokenizer or shards is None:
         name, tokenizer = config.tokenizer, load_tokenizer(config.tokenizer)
     else:
         name, tokenizer = str(shards.manifest["tokenizer"]["name"]), shards.tokenizer()
-    whole = 1 << 40
-    return name, lambda texts: [len(ids) for ids, _ in encode_texts(texts, tokenizer, whole)]
+    encoder, whole = Encoder.of(tokenizer), 1 << 30
+    return name, lambda texts: encoder.encode(texts, whole).lengths.tolist()
 
 
 def _limits(config: StatsConfig, shards: ShardSet | None) -> dict[str, int]:

@@ -172,8 +172,9 @@ class Ensemble:
 
     def _candidate_ids(self, query: Query) -> list[Any]:
         """The encoder's input for each candidate of a query."""
+        from data_pipeline.encoding import encode_texts
         from data_pipeline.schema import encodable
-        from data_pipeline.tokenization import encode_texts, question_text
+        from data_pipeline.tokenization import question_text
 
         if not query.candidates:
             raise UserError("a query has no candidates: give at least one answer to rank.")

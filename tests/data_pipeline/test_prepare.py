@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from data_pipeline import commit, plan
 from data_pipeline.config import Lengths, PrepareConfig, SampleSize
@@ -368,6 +369,22 @@ def test_a_tokenizer_for_hashed_splits_sees_the_train_split_alone(
             row["output"] = "zzqqzzqq " * 50
     shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="train", vocab_size=400)))
     assert not [piece for piece in shards.tokenizer().get_vocab() if "zq" in piece or "qz" in piece]
+
+
+def test_tokens_are_those_of_any_kind_of_tokenizer(
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    any_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+):
+    any_tokenizer.save_pretrained(str(tmp_path / "own"))
+    files = {"train": str(write_rows("a.jsonl", make_rows(10)))}
+    row = ShardSet.open(prepare(config(files, tokenizer=str(tmp_path / "own")))).split("train")[9]
+    for text, ids in zip(row.texts, row.response_ids, strict=True):
+        expected = any_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ids.tolist() == list(expected)[: Lengths().response]
 
 
 def test_real_rows_are_taken_as_they_are(

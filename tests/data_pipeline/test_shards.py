@@ -13,10 +13,11 @@ import pytest
 
 from data_pipeline import shard_cache
 from data_pipeline.config import PrepareConfig
+from data_pipeline.encoding import Encoder, encode_rows
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
-from data_pipeline.tokenization import encode_example, load_tokenizer
+from data_pipeline.tokenization import load_tokenizer
 
 
 @pytest.fixture
@@ -52,19 +53,20 @@ def root(
 def test_what_is_read_is_what_was_written(root: Path, rows: list[dict[str, Any]], tokenizer_folder: Path):
     from data_pipeline.schema import parse_row
 
-    shards, tokenizer = ShardSet.open(root), load_tokenizer(tokenizer_folder)
+    shards, encoder = ShardSet.open(root), Encoder.of(load_tokenizer(tokenizer_folder))
     train = shards.split("train")
     assert len(train) == len(rows)
     for source, row in zip(rows, train, strict=True):
-        encoded = encode_example(parse_row(source), tokenizer, shards.lengths)
+        encoded = encode_rows([parse_row(source)], encoder, shards.lengths)
         assert (row.id, row.instruction, row.input, row.output) == tuple(
             source[key] for key in ("id", "instruction", "input", "output")
         )
         assert row.models == tuple(candidate["model"] for candidate in source["candidates"])
         assert row.texts == tuple(candidate["text"] for candidate in source["candidates"])
-        assert row.question_ids.tolist() == encoded.question_ids.tolist()
-        assert [ids.tolist() for ids in row.response_ids] == [ids.tolist() for ids in encoded.response_ids]
-        assert row.target_ids.tolist() == encoded.target_ids.tolist()
+        assert row.question_ids.tolist() == encoded.questions[0].tolist()
+        expected_ids = [encoded.responses[number].tolist() for number in range(len(row.texts))]
+        assert [ids.tolist() for ids in row.response_ids] == expected_ids
+        assert row.target_ids.tolist() == encoded.targets[0].tolist()
         assert {ids.dtype for ids in (row.question_ids, row.target_ids, *row.response_ids)} == {np.dtype(np.int32)}
         for name in shards.score_names:
             expected = [candidate["scores"].get(name, math.nan) for candidate in source["candidates"]]
