@@ -175,6 +175,51 @@ def test_a_broken_cache_is_built_anew(root: Path):
     assert ShardSet.open(root).split("train")[12].texts == before
 
 
+@pytest.mark.parametrize("where", [0.01, 0.5, 0.99])
+def test_a_cache_with_one_bit_turned_is_said_and_built_anew(root: Path, where: float, caplog: pytest.LogCaptureFixture):
+    shards = ShardSet.open(root, verify=False)
+    before = [str(row) for row in shards.split("train")]
+    path = next(each for each in (shards.folder / ".cache").glob("*.arrow") if each.stem == _first_sha256(shards))
+    whole = bytearray(path.read_bytes())
+    turned = whole.copy()
+    turned[int(where * len(whole))] ^= 4
+    path.write_bytes(turned)
+    assert [str(row) for row in shards.split("train")] == before
+    assert [record.getMessage() for record in caplog.records] == [f"{path} is damaged; it is built anew from its shard."]
+    assert path.read_bytes() == whole
+    caplog.clear()
+    shards.split("train")
+    assert not caplog.records
+
+
+def _first_sha256(shards: ShardSet) -> str:
+    return str(shards.manifest["splits"]["train"]["shards"][0]["sha256"])
+
+
+def test_a_cache_without_its_checksum_is_built_anew(root: Path):
+    shards = ShardSet.open(root)
+    before = [str(row) for row in shards.split("train")]
+    for path in (shards.folder / ".cache").glob("*.arrow"):  # as if killed before the checksum was written
+        path.with_suffix(".crc32").unlink()
+        path.write_bytes(path.read_bytes()[::-1])
+    assert [str(row) for row in shards.split("train")] == before
+
+
+def test_a_cache_is_checked_once_in_a_process(root: Path):
+    shards = ShardSet.open(root)
+    shards.split("train")
+    read = shard_cache._checksum.cache_info().misses
+    shards.split("train")
+    assert shard_cache._checksum.cache_info().misses == read
+
+
+def test_no_cache_is_built_of_an_altered_shard_that_nobody_verified(root: Path):
+    shards = ShardSet.open(root, verify=False)
+    _damage(shards.folder / "train-00001-of-00003.parquet", "altered")
+    with pytest.raises(UserError, match=r"train-00001-of-00003\.parquet is damaged .*prepare again"):
+        shards.split("train")
+
+
 def test_the_cache_goes_elsewhere_where_the_set_cannot_be_written(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
