@@ -90,8 +90,7 @@ def build_shard(
     """Read, clean, tokenize and write the rows of one shard, on a worker.
 
     alone: whether the tokenizer in folder/tokenizer `stands_alone`.
-    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); counts: zero_scores, aliased,
-    characters.
+    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); and the counts of `Repairs`.
     """
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
@@ -102,9 +101,7 @@ def build_shard(
         "split": task["split"],
         "shard": write_shard(Path(folder) / task["name"], examples, encoded, scores, template),
         "statistics": shard_statistics(examples, encoded, scores),
-        "zero_scores": repairs.zero_scores,
-        "aliased": repairs.aliased,
-        "characters": repairs.characters,
+        **vars(repairs),
     }
 
 

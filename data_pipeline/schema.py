@@ -139,6 +139,21 @@ def _finite_scores(scores: Mapping[str, object]) -> dict[str, float]:
     return finite
 
 
+def unusable_scores(scores: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(name, what it is instead) of each score that is no finite number; null, which says that there is none, is not
+    among them."""
+    return [(encodable(name), what) for name, value in scores.items() if (what := _not_a_score(value))]
+
+
+def _not_a_score(value: object) -> str:
+    """What `value` is, where it is neither null nor a finite number; else ""."""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "" if math.isfinite(_float(value)) else "infinite"
+    return "" if value is None else _kind(value)
+
+
 def _are_plain(scores: Mapping[str, Any]) -> TypeGuard[Mapping[str, float]]:
     """Whether all are finite floats under plain names: nearly always, and a quick look."""
     values = scores.values()

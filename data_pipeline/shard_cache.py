@@ -66,7 +66,7 @@ def _open_arrow(path: Path, rows: int) -> dict[str, pyarrow.Array]:
     return dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _checksum(path: Path, stamp: tuple[int, int, int]) -> str:
     """The CRC-32 of a file, in hex; read once in a process as long as its `_stamp` stays."""
     import pyarrow

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules
+from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules, remarks_on_candidates
 from data_pipeline.cli import run_command
 from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
@@ -155,6 +155,7 @@ def _remarks(told: Mapping[str, Any], reading: Reading) -> list[str]:
         remarks.append(f"exact zeros of log-scale scores, taken as missing: {zeros}")
     aliased = ", ".join(f"{name} {count:,}" for name, count in told["repairs"]["aliased"].items())
     remarks += [f"renamed models: {aliased}"] if aliased else []
+    remarks += remarks_on_candidates(told["repairs"]["unusable_scores"], told["repairs"]["repeated_models"])
     odd = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in told["repairs"]["characters"].items())
     remarks += [f"texts with odd characters: {odd}"] if odd else []
     return remarks + ([f"published card: {told['published']['verdict']}"] if "published" in told else [])

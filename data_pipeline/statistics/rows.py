@@ -77,6 +77,8 @@ def prepared_rows(shards: ShardSet, reading: Reading) -> Iterator[tuple[str, Exa
     repairs = manifest["repairs"]
     reading.repairs.zero_scores.update(repairs["zero_scores_taken_as_missing"])
     reading.repairs.aliased.update({name: entry["candidates"] for name, entry in repairs["aliased_models"].items()})
+    reading.repairs.add_unusable(repairs.get("unusable_scores", {}))
+    reading.repairs.repeated_models.update(repairs.get("repeated_models", {}))
     reading.repairs.characters.update(manifest.get("characters", {}).get("texts", {}))
     for name in shards.splits:
         for row in shards.split(name):

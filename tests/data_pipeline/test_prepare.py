@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -152,16 +153,28 @@ def test_rows_that_are_odd_but_good(without_ray: None, config: Callable[..., Pre
 
 
 def test_missing_scores_and_aliases_are_reported(
-    without_ray: None, config: Callable[..., PrepareConfig], write_rows: Write, make_rows: Rows
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    capsys: pytest.CaptureFixture[str],
 ):
     rows = make_rows(4)
+    for candidate, score in zip(rows[3]["candidates"], ("0.5", math.nan, [1]), strict=True):
+        candidate["scores"]["rougeL"] = score
+    rows[3]["candidates"][2]["model"] = "model-0"
     rows[1]["candidates"][0]["scores"]["bartscore"] = 0.0
     rows[2]["candidates"][1]["model"] = "old"
     shards = ShardSet.open(prepare(config({"train": str(write_rows("a.jsonl", rows))}, aliases={"old": "model-1"})))
     assert shards.manifest["repairs"] == {
         "zero_scores_taken_as_missing": {"bartscore": 1},
+        "unusable_scores": {"rougeL": {"NaN": 1, "a list": 1, "text": 1}},
+        "repeated_models": {"model-0": 1},
         "aliased_models": {"old": {"to": "model-1", "candidates": 1}},
     }
+    said = capsys.readouterr().out.splitlines()
+    assert "scores that are no numbers, taken as missing: rougeL 3 (NaN 1, a list 1, text 1)" in said
+    assert "candidates whose model has answered before in the same row: model-0 1 (kept)" in said
     bartscore = shards.manifest["splits"]["train"]["scores"]["bartscore"]
     values = [c["scores"]["bartscore"] for row in rows for c in row["candidates"] if c["scores"]["bartscore"] != 0.0]
     assert (bartscore["values"], bartscore["missing"], bartscore["rows"]) == (11, 1, 4)

@@ -185,7 +185,9 @@ def test_a_cache_with_one_bit_turned_is_said_and_built_anew(root: Path, where: f
     turned[int(where * len(whole))] ^= 4
     path.write_bytes(turned)
     assert [str(row) for row in shards.split("train")] == before
-    assert [record.getMessage() for record in caplog.records] == [f"{path} is damaged; it is built anew from its shard."]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is damaged; it is built anew from its shard."
+    ]
     assert path.read_bytes() == whole
     caplog.clear()
     shards.split("train")

@@ -92,6 +92,23 @@ def test_zeros_of_log_scales_and_absent_scores_are_missing_and_win_nothing(
     assert "exact zeros of log-scale scores, taken as missing: bartscore 1" in told["remarks"]
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_scores_that_are_no_numbers_and_repeated_models_are_told(
+    prepared: bool, count: Any, make_rows: Rows, write_rows: Write, without_ray: None, tokenizer_folder: Path
+):
+    rows = make_rows(4, candidates=2)
+    for row in rows[:3]:
+        row["candidates"][0]["scores"]["rougeL"] = "0.5"
+    rows[1]["candidates"][1]["model"] = "model-0"
+    source = {"train": str(write_rows("a.jsonl", rows))}
+    told = count(
+        str(prepare(PrepareConfig(source, f"{source['train']}.out", str(tokenizer_folder)))) if prepared else source
+    )
+    assert told["repairs"]["unusable_scores"] == {"rougeL": {"text": 3}}
+    assert "scores that are no numbers, taken as missing: rougeL 3 (text)" in told["remarks"]
+    assert "candidates whose model has answered before in the same row: model-0 1 (kept)" in told["remarks"]
+
+
 def test_sources_lengths_and_duplicates(count: Any, make_rows: Rows, write_rows: Write, tokenizer_folder: Path):
     train, test = make_rows(6, "chip"), make_rows(4, "dolly")
     train[5] |= {"id": "no-prefix", "instruction": test[0]["instruction"], "input": test[0]["input"], "output": ""}
