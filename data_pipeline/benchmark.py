@@ -20,6 +20,7 @@ from typing import Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
+from data_pipeline.paths import absolute
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
     """Measure preparing shards: speed, memory, growth, and the same beside other ways to do it."""
-    output = Path(config.output).expanduser().absolute()
+    output = absolute(config.output)
     work = output / "work"
     work.mkdir(parents=True, exist_ok=True)
     try:

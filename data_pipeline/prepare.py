@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
 from data_pipeline.config import PRESETS, SAMPLE, PrepareConfig
+from data_pipeline.paths import absolute
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Job
@@ -54,7 +55,7 @@ def prepare(config: PrepareConfig) -> Path:
     """
     from data_pipeline.commit import is_prepared, locked, name_current, writing
 
-    root = Path(config.output).expanduser().absolute()
+    root = absolute(config.output)
     with locked(root):
         job = _find_job(config, root)
         folder = root / job.key

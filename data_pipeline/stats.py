@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules, remarks_on_candidates
 from data_pipeline.cli import run_command
 from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
+from data_pipeline.paths import absolute
 
 if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet
@@ -62,7 +62,7 @@ def main(config: StatsConfig) -> None:
     from data_pipeline.statistics.tables import print_tables, tables
 
     told = collect(config)
-    output = Path(config.output).expanduser().absolute()
+    output = absolute(config.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / STATS).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

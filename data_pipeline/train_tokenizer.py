@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.cli import run_command
 from data_pipeline.config import TrainTokenizerConfig
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.paths import absolute
 from data_pipeline.tokenization import SPECIAL_TOKENS, question_text, write_tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(config: TrainTokenizerConfig) -> None:
     lines = (line for file in list_source(config.input) for line in stream_lines(file))
     tokenizer = train_tokenizer(row_texts(lines), config.vocab_size)
     save_tokenizer(tokenizer, Path(config.output))
-    print(f"tokenizer: {len(tokenizer)} pieces in {Path(config.output).absolute()}")
+    print(f"tokenizer: {len(tokenizer)} pieces in {absolute(config.output)}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:

@@ -197,7 +197,7 @@ class Ensemble:
 def main(config: EnsembleConfig) -> None:
     """Rank and fuse the candidates of each row of a JSON-lines file."""
     if not config.input.is_file():
-        raise UserError(f"--input {config.input}: give a file of JSON lines; there is none of this name.")
+        raise UserError(f"--input {config.input} is no file: give one of JSON lines, a row each.")
     if config.input.stat().st_size == 0:
         raise UserError(f"--input {config.input} is empty: give JSON lines, a row each.")
     if config.output.resolve() == config.input.resolve():

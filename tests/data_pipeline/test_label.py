@@ -325,7 +325,7 @@ def test_bad_input_is_one_clear_sentence(
     with pytest.raises(UserError, match=r"no valid row in the input \(rejected: bad_json 1, no_candidates 1, n"):
         label(config(write_rows("bad.jsonl", BAD_LINES), "bleu"))
     with pytest.raises(UserError, match="There is no file at"):
-        label(config(tmp_path / "none.jsonl", "bleu"))
+        label(config(tmp_path / "none.jsonl", "bartscore", models={"bartscore": "/no/such"}))
     with pytest.raises(UserError, match="no model folder /no/such for bartscore"):
         label(config(path, "bartscore", models={"bartscore": "/no/such"}))
     with pytest.raises(UserError, match="no model folder for bartscore: it has no config"):

@@ -329,8 +329,10 @@ def test_wrong_names_are_one_sentence(
 def test_a_source_without_a_valid_row_says_why(count: Any, write_rows: Write):
     with pytest.raises(UserError, match=r"no valid row .*bad_json 1, missing_key 1\); for example .*a\.jsonl line 2"):
         count(write_rows("a.jsonl", [b"", b"{", b'{"instruction": "q", "candidates": [{"model": "m", "text": "t"}]}']))
-    with pytest.raises(UserError, match="blank lines only"):
+    with pytest.raises(UserError, match="no valid row in the input: it holds blank lines only"):
         count(write_rows("a.jsonl", [b" "]))
+    with pytest.raises(UserError, match=r"a\.jsonl is empty; give files with one JSON object a line"):
+        count(write_rows("a.jsonl", []))
 
 
 def test_the_command_ends_with_one_line_where_there_is_nothing(tmp_path: Path):
