@@ -158,6 +158,8 @@ def _connection_problem(url: str) -> str | None:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
         return None
+    except urllib.error.URLError as error:
+        return _first_line(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
     except (OSError, ValueError) as error:
         return _first_line(error)
     return None
