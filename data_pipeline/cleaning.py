@@ -72,11 +72,16 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowError("bad_encoding", f"the line is not UTF-8 (byte {error.start}); convert the file") from None
+        raise RowError("bad_encoding", f"the line is not UTF-8 (byte {error.start}); convert the file to it") from None
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RowError("bad_json", f"the line is not JSON ({error.msg} at character {error.pos})") from None
+        if "\0" in text:  # which no JSON has
+            raise RowError(
+                "bad_encoding", "the line holds NUL bytes, as UTF-16 does; convert the file to UTF-8"
+            ) from None
+        problem = f"{error.msg.removesuffix(' at')} at character {error.pos}"
+        raise RowError("bad_json", f"the line is not JSON ({problem})") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets nested without end
         raise RowError("bad_json", f"the line's JSON cannot be held ({type(error).__name__})") from None
     if not isinstance(row, dict):

@@ -102,6 +102,7 @@ def test_a_model_that_is_not_allowed_rejects_the_row():
         (b"[1]", "not_an_object"),
         ('{"id": "é"}'.encode("latin-1"), "bad_encoding"),
         ('{"id": 1}'.encode("utf-16"), "bad_encoding"),
+        ('{"id": 1}'.encode("utf-16-be"), "bad_encoding"),  # as its lines are from the second on
         (b"[" * 100_000, "bad_json"),
         (b'{"id": ' + b"1" * 5000 + b"}", "bad_json"),
     ],
@@ -110,6 +111,11 @@ def test_a_line_that_holds_no_object_is_rejected_with_its_reason(raw: bytes, rea
     with pytest.raises(RowError) as caught:
         parse_line(raw)
     assert caught.value.reason == reason
+
+
+def test_what_is_wrong_with_a_line_is_a_whole_sentence():
+    with pytest.raises(RowError, match=r"the line is not JSON \(Unterminated string starting at character 7\)"):
+        parse_line(b'{"id": "1')
 
 
 def test_a_byte_order_mark_is_no_part_of_the_row():

@@ -45,7 +45,9 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_and_soon(
         ("the BERTScore encoder no-such", lambda: load_scorer("no-such")),
     ):
         start = time.monotonic()
-        with pytest.raises(UserError, match=f"Cannot load {what}: it is no local folder, and .* reached \\(.*refused\\); give"):
+        with pytest.raises(
+            UserError, match=f"Cannot load {what}: it is no local folder, and .* reached \\(.*refused\\); give"
+        ):
             ask()
         assert time.monotonic() - start < 10
     assert "Retrying" not in caplog.text
