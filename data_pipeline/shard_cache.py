@@ -39,12 +39,12 @@ def map_shard(folder: Path, entry: dict[str, Any]) -> dict[str, pyarrow.Array]:
         except (OSError, pyarrow.ArrowInvalid):
             pass
     table = _read_parquet(folder / entry["file"], entry["sha256"])
-    problem: OSError | None = None
+    problem: Exception | None = None
     for cache in (folder / ".cache", _user_cache()):  # the set may lie on storage that only its owner can write
         try:
             _write_arrow(table, cache / name)
             return _open_arrow(cache / name, entry["rows"])
-        except OSError as error:
+        except (OSError, pyarrow.ArrowInvalid) as error:
             problem = error
     raise UserError(f"Cannot write a cache in {folder / '.cache'} or {_user_cache()} ({problem}); make room or access.")
 

@@ -215,6 +215,20 @@ def test_a_cache_is_checked_once_in_a_process(root: Path):
     assert shard_cache._checksum.cache_info().misses == read
 
 
+def test_storage_that_does_not_keep_what_is_written_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch):
+    write = shard_cache._write_arrow
+
+    def spoil(table: Any, path: Path) -> None:
+        write(table, path)
+        _damage(path, "altered")
+
+    shards = ShardSet.open(root)
+    monkeypatch.setattr(shard_cache, "_write_arrow", spoil)
+    monkeypatch.setattr(shard_cache, "_user_cache", lambda: shards.folder / ".other")
+    with pytest.raises(UserError, match="Cannot write a cache in .* is not what was written"):
+        shards.split("train")
+
+
 def test_no_cache_is_built_of_an_altered_shard_that_nobody_verified(root: Path):
     shards = ShardSet.open(root, verify=False)
     first, second = (shards.folder / f"train-0000{i}-of-00003.parquet" for i in range(2))
