@@ -9,7 +9,6 @@ write the same bytes, so that it does not matter whose file stands beside whose 
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import tempfile
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 _log = logging.getLogger(__name__)
+_checked: set[tuple[int, int, int, int]] = set()
+"""The `_stamp`s of the files that this process has compared with their checksums."""
 
 
 def map_shard(folder: Path, entry: dict[str, Any]) -> dict[str, pyarrow.Array]:
@@ -53,31 +54,31 @@ def _open_arrow(path: Path, rows: int) -> dict[str, pyarrow.Array]:
     """Map an Arrow file of one record batch. Raises OSError or ArrowInvalid where it is absent or broken."""
     import pyarrow
 
-    expected = _checksum_path(path).read_text(encoding="ascii", errors="replace")
-    if _checksum(path, _stamp(path)) != expected:
-        _log.warning("%s is damaged; it is built anew from its shard.", path)
-        raise pyarrow.ArrowInvalid(f"{path} is not what was written")
-    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_file(source) as reader:
-        if reader.num_record_batches != 1:
-            raise pyarrow.ArrowInvalid(f"{path} holds {reader.num_record_batches} batches")
-        batch = reader.get_batch(0)
+    expected, stamp = _checksum_path(path).read_text(encoding="ascii", errors="replace"), _stamp(path)
+    with pyarrow.memory_map(str(path)) as source:
+        if stamp not in _checked:
+            if _checksum(source) != expected:
+                _log.warning("%s is damaged; it is built anew from its shard.", path)
+                raise pyarrow.ArrowInvalid(f"{path} is not what was written")
+            _checked.add(stamp)
+        with pyarrow.ipc.open_file(source) as reader:
+            if reader.num_record_batches != 1:
+                raise pyarrow.ArrowInvalid(f"{path} holds {reader.num_record_batches} batches")
+            batch = reader.get_batch(0)
     if batch.num_rows != rows:
         raise pyarrow.ArrowInvalid(f"{path} holds {batch.num_rows} rows")
     return dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
-@functools.cache
-def _checksum(path: Path, stamp: tuple[int, int, int]) -> str:
-    """The CRC-32 of a file, in hex; read once in a process as long as its `_stamp` stays."""
-    import pyarrow
-
-    with pyarrow.memory_map(str(path)) as source:
-        return f"{zlib.crc32(source.read_buffer()):08x}"
+def _checksum(source: pyarrow.MemoryMappedFile) -> str:
+    """The CRC-32 of a mapped file, in hex."""
+    return f"{zlib.crc32(source.read_buffer()):08x}"
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> tuple[int, int, int, int]:
+    """What tells a file from any other, and from itself as it was before somebody wrote into it."""
     status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _checksum_path(path: Path) -> Path:
@@ -92,7 +93,8 @@ def _write_arrow(table: pyarrow.Table, path: Path) -> None:
     with _replacing(path) as staged:
         with pyarrow.ipc.new_file(str(staged), table.schema) as writer:
             writer.write_table(table.combine_chunks())
-        checksum = _checksum(staged, _stamp(staged))
+        with pyarrow.memory_map(str(staged)) as written:
+            checksum = _checksum(written)
     with _replacing(_checksum_path(path)) as staged:
         staged.write_text(checksum, encoding="ascii")
 
