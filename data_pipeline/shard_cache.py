@@ -55,24 +55,28 @@ def _open_arrow(path: Path, rows: int) -> dict[str, pyarrow.Array]:
     import pyarrow
 
     expected, stamp = _checksum_path(path).read_text(encoding="ascii", errors="replace"), _stamp(path)
-    with pyarrow.memory_map(str(path)) as source:
-        if stamp not in _checked:
-            if _checksum(source) != expected:
-                _log.warning("%s is damaged; it is built anew from its shard.", path)
-                raise pyarrow.ArrowInvalid(f"{path} is not what was written")
-            _checked.add(stamp)
-        with pyarrow.ipc.open_file(source) as reader:
-            if reader.num_record_batches != 1:
-                raise pyarrow.ArrowInvalid(f"{path} holds {reader.num_record_batches} batches")
-            batch = reader.get_batch(0)
+    if stamp not in _checked:
+        if _checksum(path) != expected:
+            _log.warning("%s is damaged; it is built anew from its shard.", path)
+            raise pyarrow.ArrowInvalid(f"{path} is not what was written")
+        _checked.add(stamp)
+    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_file(source) as reader:
+        if reader.num_record_batches != 1:
+            raise pyarrow.ArrowInvalid(f"{path} holds {reader.num_record_batches} batches")
+        batch = reader.get_batch(0)
+    if _stamp(path) != stamp:  # another process has just replaced it: what is mapped may not be what was checked
+        return _open_arrow(path, rows)
     if batch.num_rows != rows:
         raise pyarrow.ArrowInvalid(f"{path} holds {batch.num_rows} rows")
     return dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
-def _checksum(source: pyarrow.MemoryMappedFile) -> str:
-    """The CRC-32 of a mapped file, in hex."""
-    return f"{zlib.crc32(source.read_buffer()):08x}"
+def _checksum(path: Path) -> str:
+    """The CRC-32 of a file, in hex. Its mapping ends here, so that no page stays in this process's memory."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        return f"{zlib.crc32(source.read_buffer()):08x}"
 
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:
@@ -93,8 +97,7 @@ def _write_arrow(table: pyarrow.Table, path: Path) -> None:
     with _replacing(path) as staged:
         with pyarrow.ipc.new_file(str(staged), table.schema) as writer:
             writer.write_table(table.combine_chunks())
-        with pyarrow.memory_map(str(staged)) as written:
-            checksum = _checksum(written)
+        checksum = _checksum(staged)
     with _replacing(_checksum_path(path)) as staged:
         staged.write_text(checksum, encoding="ascii")
 
