@@ -23,7 +23,7 @@ install: $(INSTALLED)  ## create the virtual environment
 
 # Done again when the project's requirements or the lock change.
 $(INSTALLED): pyproject.toml requirements.lock
-	@python=$$(command -v $(PYTHON) || command -v python3) || { echo "error: no $(PYTHON) and no python3 here; install Python 3.11 or newer" >&2; exit 1; }; \
+	@python=$$(command -v $(PYTHON) || { test "$(origin PYTHON)" = file && command -v python3; }) || { echo "error: there is no $(PYTHON) here; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $$python is $$("$$python" -V 2>&1); Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	test -x $(PY) || { echo "creating $(VENV) with $$("$$python" -V)"; "$$python" -m venv $(VENV); }
@@ -39,6 +39,7 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 	@$(PY) -m urg.train --config sample --storage $(RUNS)
 	@echo "== 3/3 evaluate: every system on the test split"
 	@$(PY) -m urg.evaluate --model $(RUNS)/sample/model --shards data/sample --output $(RUNS)/sample/evaluation --num_beams 1
+	@echo "to go on by hand, in this shell: source $(VENV)/bin/activate"
 
 # pytest's own exit code is kept beside the environment: make would turn it into 2.
 test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
@@ -53,8 +54,9 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m mypy
 	$(PY) -m pytest -q -m "not slow and not faults and not benchmark" $(PYTEST_ARGS)
 
-ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:$(PORT)
-	$(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
+ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:5000 (PORT=…)
+	@echo "in half a minute: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS)/mlflow.db) --host 127.0.0.1 --port $(PORT) --workers 1
 
 bench-data: $(INSTALLED)  ## time and memory of preparing 110,000 rows (half an hour)
 	$(PY) -m data_pipeline.benchmark

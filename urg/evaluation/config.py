@@ -30,7 +30,7 @@ class StatisticsConfig:
     """Coverage of the intervals, in (0, 1)."""
     test: Literal["permutation", "bootstrap"] = "permutation"
     """Two-sided paired test: the signs of the rows' differences flipped at random, or the rows resampled."""
-    trials: int = 10000
+    trials: int = 100_000
     """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
     pairs: str | None = None
     """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all."""
