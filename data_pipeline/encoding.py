@@ -150,8 +150,10 @@ class Encoder:
         import pyarrow.compute as pc
 
         column = pa.array(texts, pa.large_string())
-        odd = np.flatnonzero(pc.match_substring_regex(column, _ODD).to_numpy(zero_copy_only=False)).tolist()
-        return self._runs_of_words(column).replaced(odd, _Runs.of(self._plain_ids([texts[row] for row in odd])))
+        odd = pc.match_substring_regex(column, _ODD)
+        by_words = self._runs_of_words(pc.if_else(odd, "", column))
+        rows = np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist()
+        return by_words.replaced(rows, _Runs.of(self._plain_ids([texts[row] for row in rows])))
 
     def _runs_of_words(self, texts: Any) -> _Runs:
         """All tokens of each text of an Arrow array, by its words, each but the first with the space before it."""
@@ -159,11 +161,8 @@ class Encoder:
 
         split = pc.split_pattern(texts, " ")
         words = split.values.dictionary_encode()
-        distinct, each, offsets = (
-            words.dictionary.to_pylist(),
-            words.indices.to_numpy().copy(),
-            split.offsets.to_numpy(),
-        )
+        distinct, each = words.dictionary.to_pylist(), words.indices.to_numpy().copy()
+        offsets = split.offsets.to_numpy()
         opening, place = np.unique(each[offsets[:-1]], return_inverse=True)
         each[offsets[:-1]] = len(distinct) + place
         known = self._known([*(f" {word}" for word in distinct), *(distinct[word] for word in opening)])
