@@ -32,9 +32,8 @@ _CHARACTERS_PER_TOKEN = 8
 # The last tokens before a cut may differ from those of the whole text, so that many more than the limit must be there.
 _CUT_MARGIN_TOKENS = 32
 
-# Before this mark texts are cut; one that holds it, or another space than a single one within ASCII, is odd.
-_MARK = "\0"
-_ODD = r"\x00|(?:^|[^!-~]) | (?:$|[^!-~])"
+# A text is odd that has another space than a single one between two printable ASCII characters.
+_ODD = r"(?:^|[^!-~]) | (?:$|[^!-~])"
 _LONGEST_WORD = 48  # longer ones hardly come again
 _MOST_WORDS = 1 << 18  # some 50 MB
 
@@ -151,19 +150,25 @@ class Encoder:
         import pyarrow.compute as pc
 
         column = pa.array(texts, pa.large_string())
-        odd = np.flatnonzero(pc.match_substring_regex(column, _ODD).to_numpy(zero_copy_only=False)).tolist()
-        return self._runs_of_words(column).replaced(odd, _Runs.of(self._plain_ids([texts[row] for row in odd])))
+        odd = pc.match_substring_regex(column, _ODD)
+        by_words = self._runs_of_words(pc.if_else(odd, "", column))
+        rows = np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist()
+        return by_words.replaced(rows, _Runs.of(self._plain_ids([texts[row] for row in rows])))
 
     def _runs_of_words(self, texts: Any) -> _Runs:
-        """All tokens of each text of an Arrow array, by its words, each with the space before it."""
+        """All tokens of each text of an Arrow array, by its words, each but the first with the space before it."""
         import pyarrow.compute as pc
 
-        split = pc.split_pattern(pc.replace_substring(texts, " ", f"{_MARK} "), _MARK)
+        split = pc.split_pattern(texts, " ")
         words = split.values.dictionary_encode()
-        distinct, each = self._known(words.dictionary.to_pylist()), words.indices.to_numpy()
-        lengths = distinct.lengths[each]
-        ends = _offsets(lengths)[split.offsets.to_numpy()]
-        return _Runs(_Runs(distinct.ids, distinct.starts[each], lengths).joined(), ends[:-1], np.diff(ends))
+        distinct, each = words.dictionary.to_pylist(), words.indices.to_numpy().copy()
+        offsets = split.offsets.to_numpy()
+        opening, place = np.unique(each[offsets[:-1]], return_inverse=True)
+        each[offsets[:-1]] = len(distinct) + place
+        known = self._known([*(f" {word}" for word in distinct), *(distinct[word] for word in opening)])
+        lengths = known.lengths[each]
+        ends = _offsets(lengths)[offsets]
+        return _Runs(_Runs(known.ids, known.starts[each], lengths).joined(), ends[:-1], np.diff(ends))
 
     def _known(self, words: list[str]) -> _Runs:
         """The tokens of each word; those of short ones are remembered."""

@@ -108,14 +108,14 @@ def _candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
 
 def _candidate(item: object, index: int) -> Candidate:
     """Candidate number `index` of its row."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise RowError("bad_candidate", f"candidate {index} is {_kind(item)} where an object is needed")
     model, text, scores = item.get("model"), item.get("text"), item.get("scores")
     if not isinstance(model, str) or not model:
         raise RowError("bad_candidate", f"candidate {index} has no model name")
     if not isinstance(text, str):
         raise RowError("bad_candidate", f"candidate {index} ({encodable(model)}) has no text")
-    if scores is not None and not isinstance(scores, Mapping):
+    if scores is not None and not isinstance(scores, dict):
         raise RowError("bad_candidate", f"scores of candidate {index} is {_kind(scores)} where an object is needed")
     method = item.get("decoding_method")
     return Candidate(
@@ -157,9 +157,7 @@ def _not_a_score(value: object) -> str:
 def _are_plain(scores: Mapping[str, Any]) -> TypeGuard[Mapping[str, float]]:
     """Whether all are finite floats under plain names: nearly always, and a quick look."""
     values = scores.values()
-    return (
-        all(type(value) is float for value in values) and all(map(math.isfinite, values)) and "".join(scores).isascii()
-    )
+    return {*map(type, values)} <= {float} and all(map(math.isfinite, values)) and "".join(scores).isascii()
 
 
 def _float(value: float) -> float:
