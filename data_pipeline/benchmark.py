@@ -2,7 +2,7 @@
 
 Writes DIR/benchmark.json and prints a table:
     rows/s, and peak memory of all processes beyond what Ray takes by itself
-    the time beside `datasets.map` doing the same, and beside the tokenizer's own ceiling
+    the time beside `datasets.map` doing the same, and beside the Rust tokenizer's own ceiling
     growth from a thousand rows to all, and from one worker to two
 """
 
@@ -13,12 +13,14 @@ import os
 import platform
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
+from data_pipeline.paths import absolute
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class BenchmarkConfig:
     """Rows of the largest run, twelve candidates each."""
     sizes: tuple[int, ...] = (1_000, 4_000, 16_000, 48_000)
     """Rows of the smaller runs, which show the growth."""
-    peer_rows: int = 16_000
-    """Rows on which `datasets.map`, the ceiling and one worker are compared with `prepare`."""
+    peer_rows: int = 110_000
+    """Rows on which `datasets.map` and one worker are compared with `prepare`."""
     repeats: int = 3
     """How often each comparison is repeated, in turn; medians are reported."""
     tokenizer: str | None = None
@@ -49,7 +51,7 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
     """Measure preparing shards: speed, memory, growth, and the same beside other ways to do it."""
-    output = Path(config.output).expanduser().absolute()
+    output = absolute(config.output)
     work = output / "work"
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,7 +92,8 @@ def _all_sizes(config: BenchmarkConfig) -> list[int]:
 def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     """(folder, tokens a word of the benchmark's text)."""
     from data_pipeline.benchmarks.corpus import write_corpus
-    from data_pipeline.tokenization import encode_texts, load_tokenizer
+    from data_pipeline.encoding import Encoder
+    from data_pipeline.tokenization import load_tokenizer
     from data_pipeline.train_tokenizer import row_texts, save_tokenizer, train_tokenizer
 
     sample = work / "tokenizer-sample.jsonl"
@@ -99,7 +102,7 @@ def _tokenizer(config: BenchmarkConfig, work: Path) -> tuple[str, float]:
     texts = list(row_texts(sample.read_bytes().splitlines()))
     if config.tokenizer is None:
         save_tokenizer(train_tokenizer(texts, 8192), Path(folder))
-    tokens = sum(len(ids) for ids, _ in encode_texts(texts, load_tokenizer(folder), 100_000))
+    tokens = len(Encoder.of(load_tokenizer(folder)).encode(texts, 100_000).ids)
     return folder, tokens / sum(len(text.split()) for text in texts)
 
 
@@ -120,6 +123,7 @@ def _prepare(
         "rows": rows,
         "workers": workers,
         "seconds": run.seconds,
+        "cpu_seconds": run.cpu_seconds,
         "peak_gib": run.peak_bytes / 2**30,
         "mean_response_tokens": sum(responses) / len(responses),
     }
@@ -151,22 +155,30 @@ def _compare(config: BenchmarkConfig, work: Path, tokenizer: str, tokens_per_wor
     """`prepare` with all workers and with one, `datasets.map` and the ceiling, in turn; medians, and their ratios."""
     rows = config.peer_rows
     path = _corpus(config, work, rows, tokens_per_word)
-    seconds: dict[str, list[float]] = {"prepare": [], "prepare_1": [], "map": [], "map_whole": [], "ceiling": []}
+    found: dict[str, list[float]] = defaultdict(list)
     for _ in range(config.repeats):
-        prepare = _prepare(config, work, tokenizer, tokens_per_word, rows, config.workers)
-        seconds["prepare"].append(prepare["seconds"])
-        seconds["prepare_1"].append(_prepare(config, work, tokenizer, tokens_per_word, rows, 1)["seconds"])
-        mapped = _peer("map", work, tokenizer, config.workers, path)
-        seconds["map"].append(float(mapped.output.split()[-1]))
-        seconds["map_whole"].append(mapped.seconds)
-        seconds["ceiling"].append(float(_peer("ceiling", work, tokenizer, 1, path).output.split()[-1]))
-    median = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
+        for name, workers in (("prepare", config.workers), ("prepare_1", 1)):
+            run = _prepare(config, work, tokenizer, tokens_per_word, rows, workers)
+            found[name].append(run["seconds"])
+            found[f"{name}_cpu"].append(run["cpu_seconds"])
+        for name in ("map", "map_ours"):
+            mapped = _peer(name, work, tokenizer, config.workers, path)
+            found[name].append(mapped.seconds)
+            found[f"{name}_cpu"].append(mapped.cpu_seconds)
+            found[f"{name}_without_start"].append(float(mapped.output.split()[-1]))
+            print(f"{name}: {rows} rows in {mapped.seconds:.1f} s", flush=True)
+        found["ceiling_rows_per_s"].append(float(_peer("ceiling", work, tokenizer, 1, path).output.split()[-1]))
+    median = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
     return {
         "peer_rows": rows,
-        "peer_seconds": seconds,
-        "ratio_to_datasets_map": median["map_whole"] / median["prepare"],
+        "peers": found,
+        "ratio_to_datasets_map": median["map"] / median["prepare"],
+        "ratio_to_datasets_map_with_our_encoder": median["map_ours"] / median["prepare"],
+        "cpu_ratio_to_datasets_map": median["map_cpu"] / median["prepare_cpu"],
+        "cpu_ratio_to_datasets_map_with_our_encoder": median["map_ours_cpu"] / median["prepare_cpu"],
+        "datasets_map_without_start_s": median["map_without_start"],
         "ratio_of_one_worker_to_all": median["prepare_1"] / median["prepare"],
-        "tokenizer_ceiling_rows_per_s": config.workers * rows / median["ceiling"],
+        "tokenizer_ceiling_rows_per_s": config.workers * median["ceiling_rows_per_s"],
     }
 
 
@@ -181,11 +193,11 @@ def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """The result for people."""
-    lines = ["", f"{'rows':>8} {'workers':>8} {'seconds':>9} {'rows/s':>8} {'peak GiB':>9}"]
+    lines = ["", f"{'rows':>8} {'workers':>8} {'seconds':>9} {'rows/s':>8} {'CPU s':>8} {'peak GiB':>9}"]
     for run in result["growth"]:
-        speed = run["rows"] / run["seconds"]
         lines.append(
-            f"{run['rows']:>8} {run['workers']:>8} {run['seconds']:>9.1f} {speed:>8.0f} {run['peak_gib']:>9.2f}"
+            f"{run['rows']:>8} {run['workers']:>8} {run['seconds']:>9.1f} {run['rows'] / run['seconds']:>8.0f} "
+            f"{run['cpu_seconds']:>8.1f} {run['peak_gib']:>9.2f}"
         )
     asymptotic = 1 / result["seconds_a_row"]
     lines += [
@@ -193,9 +205,14 @@ def table(result: dict[str, Any]) -> list[str]:
         f"seconds = {result['start_seconds']:.1f} + rows / {asymptotic:.0f}; "
         f"no run departs from that by more than {result['worst_departure_from_the_line']:.0%}",
         f"peak beyond an idle Ray ({result['idle_gib']:.2f} GiB): {result['peak_gib_beyond_idle']:.2f} GiB",
-        f"datasets.map / prepare, whole commands, {result['peer_rows']} rows: {result['ratio_to_datasets_map']:.2f}",
-        f"share of the tokenizer's ceiling ({result['tokenizer_ceiling_rows_per_s']:.0f} rows/s): "
-        f"{asymptotic / result['tokenizer_ceiling_rows_per_s']:.2f}",
+        f"datasets.map / prepare, whole commands, {result['peer_rows']} rows: {result['ratio_to_datasets_map']:.2f} "
+        f"(our encoder in both: {result['ratio_to_datasets_map_with_our_encoder']:.2f}), "
+        f"starts left out: {asymptotic * result['datasets_map_without_start_s'] / result['peer_rows']:.2f}",
+        f"the same in processor time, whole commands: {result['cpu_ratio_to_datasets_map']:.2f} "
+        f"(our encoder in both: {result['cpu_ratio_to_datasets_map_with_our_encoder']:.2f})",
+        f"share of the Rust tokenizer's ceiling ({result['tokenizer_ceiling_rows_per_s']:.0f} rows/s), whole command: "
+        f"{result['rows_per_s'] / result['tokenizer_ceiling_rows_per_s']:.2f}, "
+        f"start left out: {asymptotic / result['tokenizer_ceiling_rows_per_s']:.2f}",
         f"one worker / all workers: {result['ratio_of_one_worker_to_all']:.2f}",
     ]
     return lines

@@ -41,7 +41,7 @@ def may_hold_controls(raw: bytes) -> bool:
 
 def may_be_odd(raw: bytes) -> bool:
     """Whether a line of JSON could hold any of these characters: a quick look, which plain ASCII passes."""
-    return not raw.isascii() or b"\\u" in raw or may_hold_controls(raw)
+    return not raw.isascii() or (b"\\" in raw and b"\\u" in raw) or may_hold_controls(raw)
 
 
 def faults(text: str, controls: bool = True) -> list[str]:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from data_pipeline.cli_errors import explained, require_settings, setting_names
 from data_pipeline.errors import UserError
 
 Config = TypeVar("Config")
@@ -59,13 +60,15 @@ def parse_config(
     )
     parser.add_argument("--config", action="config", help=_config_help(presets))
     parser.add_class_arguments(config_class)
+    arguments = _plain_flags(list(sys.argv[1:] if argv is None else argv), config_class)
+    known = list(setting_names(config_class))
     try:
-        arguments = _resolve_presets(_plain_flags(list(sys.argv[1:] if argv is None else argv), config_class), presets)
+        arguments = _resolve_presets(arguments, presets, known)
         values = parser.parse_args(arguments)
         values.pop("config", None)
         return config_class(**vars(parser.instantiate(values)))
     except (ArgumentError, UserError, ValueError) as error:
-        _exit_with(error, hint=f"python -m {parser.prog} --help")
+        _exit_with(explained(error, arguments, known), hint=f"python -m {parser.prog} --help")
 
 
 def _plain_flags(arguments: list[str], config_class: type) -> list[str]:
@@ -84,7 +87,7 @@ def _plain_flags(arguments: list[str], config_class: type) -> list[str]:
     return plain
 
 
-def _exit_with(error: Exception, hint: str = "") -> NoReturn:
+def _exit_with(error: Exception | str, hint: str = "") -> NoReturn:
     """End the process with one line on stderr and code 2, as every command does for what the user can mend."""
     print(f"error: {' '.join(str(error).split())}" + (f" (see: {hint})" if hint else ""), file=sys.stderr)
     raise SystemExit(2) from None
@@ -93,7 +96,9 @@ def _exit_with(error: Exception, hint: str = "") -> NoReturn:
 def _program_name() -> str:
     """`urg.train` for a process that was started as `python -m urg.train`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec and spec.name != "pytest.__main__" else Path(sys.argv[0]).stem
+    if not spec or spec.name == "pytest.__main__":
+        return Path(sys.argv[0]).stem
+    return spec.name.removesuffix(".__main__")
 
 
 def _summary(docstring: str) -> str:
@@ -110,33 +115,22 @@ def _config_help(presets: Path | None) -> str:
     return "A YAML file" + (f", or one of the presets: {', '.join(names)}." if names else ".")
 
 
-def _resolve_presets(arguments: list[str], presets: Path | None) -> list[str]:
+def _resolve_presets(arguments: list[str], presets: Path | None, known: Collection[str]) -> list[str]:
     """Replace `--config NAME` by the path of the preset of that name; a file of that name in the way goes first."""
     resolved = list(arguments)
     for i, argument in enumerate(arguments):
         if argument == "--config" and i + 1 < len(arguments):
-            resolved[i + 1] = _config_path(arguments[i + 1], presets)
+            resolved[i + 1] = _config_path(arguments[i + 1], presets, known)
         elif argument.startswith("--config="):
-            resolved[i] = "--config=" + _config_path(argument.removeprefix("--config="), presets)
+            resolved[i] = "--config=" + _config_path(argument.removeprefix("--config="), presets, known)
     return resolved
 
 
-def _config_path(name: str, presets: Path | None) -> str:
+def _config_path(name: str, presets: Path | None, known: Collection[str]) -> str:
+    """The path of a preset or a file. Raises UserError where it is neither, or a file that holds what is no setting."""
     if presets and name in _preset_names(presets) and not Path(name).is_file():
         return str(presets / f"{name}.yaml")
     if not Path(name).is_file():
         raise UserError(f"--config {name}: no such file or preset; {_config_help(presets)}")
-    _require_yaml(name)
+    require_settings(name, known)
     return name
-
-
-def _require_yaml(name: str) -> None:
-    """Raise UserError for a file that is not YAML of settings: jsonargparse would not name it."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(name).read_bytes())
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {name} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {name} holds no settings; write them as key: value, one a line.")

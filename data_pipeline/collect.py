@@ -33,6 +33,7 @@ from pathlib import Path
 from data_pipeline.cli import run_command
 from data_pipeline.collection.config import CollectConfig, load_models
 from data_pipeline.models import Endpoint, LocalModel, Model
+from data_pipeline.paths import absolute
 
 
 def main(config: CollectConfig) -> None:
@@ -57,9 +58,9 @@ def collect(config: CollectConfig) -> Path:
     from data_pipeline.commit import locked, staging
 
     models = ready_models(config)
-    root = Path(config.output).expanduser().absolute()
+    root = absolute(config.output)
     with locked(root, busy="collects candidates"), staging(root) as staged:
-        _collect(models, Path(config.prompts).expanduser().absolute(), root, staged)
+        _collect(models, absolute(config.prompts), root, staged)
     return root / ROWS
 
 

@@ -16,6 +16,7 @@ from data_pipeline.config import SAMPLE, TRAIN, PrepareConfig
 from data_pipeline.conversion import InputFile, key, made, plain_lines
 from data_pipeline.errors import UserError
 from data_pipeline.lines import byte_ranges
+from data_pipeline.paths import absolute
 from data_pipeline.sample import BASE_MODEL
 from data_pipeline.sources import list_source
 
@@ -63,8 +64,8 @@ def tokenizer_source(config: PrepareConfig, root: Path, files: Sequence[InputFil
     if config.tokenizer == SAMPLE:
         return str(BASE_MODEL)
     if config.tokenizer != TRAIN:
-        folder = Path(config.tokenizer).expanduser()
-        return str(folder.absolute()) if folder.is_dir() else config.tokenizer
+        folder = absolute(config.tokenizer)
+        return str(folder) if folder.is_dir() else config.tokenizer
     if "train" not in {file.split for file in files} and "train" not in config.fractions:
         raise UserError("There is no train split to train a tokenizer on; name a tokenizer folder.")
     own = [(file, digest) for file, digest in zip(files, digests, strict=True) if file.split in (None, "train")]

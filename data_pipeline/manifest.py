@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.cleaning import Repairs, remarks_on_candidates
 from data_pipeline.shard_writing import SCHEMA_VERSION, STAGED, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
 from data_pipeline.sources import shown_input
@@ -139,16 +140,20 @@ def _require_complete(counts: Mapping[str, Mapping[str, Any]], splits: Mapping[s
 
 
 def _repairs(config: PrepareConfig, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What cleaning changed: log-scale zeros taken as missing, and models renamed; candidates for each."""
-    zeros: Counter[str] = Counter()
-    aliased: Counter[str] = Counter()
+    """What cleaning changed and met: zeros and what is no number taken as missing, models renamed, models that come
+    again in their row; candidates for each."""
+    found = Repairs()
     for report in reports:
-        zeros.update(report["zero_scores"])
-        aliased.update(report["aliased"])
+        found.zero_scores.update(report["zero_scores"])
+        found.aliased.update(report["aliased"])
+        found.add_unusable(report["unusable_scores"])
+        found.repeated_models.update(report["repeated_models"])
     return {
-        "zero_scores_taken_as_missing": dict(sorted(zeros.items())),
+        "zero_scores_taken_as_missing": dict(sorted(found.zero_scores.items())),
+        "unusable_scores": {name: dict(sorted(by.items())) for name, by in sorted(found.unusable_scores.items())},
+        "repeated_models": dict(sorted(found.repeated_models.items())),
         "aliased_models": {
-            name: {"to": config.aliases[name], "candidates": count} for name, count in sorted(aliased.items())
+            name: {"to": config.aliases[name], "candidates": count} for name, count in sorted(found.aliased.items())
         },
     }
 
@@ -217,6 +222,7 @@ def _remarks(manifest: Mapping[str, Any]) -> list[str]:
     ]
     identical = sum(split["identical_candidates"]["candidates"] for split in manifest["splits"].values())
     lines += [f"identical candidates: {identical}, kept"] if identical else []
+    lines += remarks_on_candidates(manifest["repairs"]["unusable_scores"], manifest["repairs"]["repeated_models"])
     if odd["texts"]:
         found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in odd["texts"].items())
         done = "kept; --characters clean takes them out" if odd["rule"] == "keep" else "cleaned"

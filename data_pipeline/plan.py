@@ -11,21 +11,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.config import Lengths, PrepareConfig
 from data_pipeline.conversion import InputFile
+from data_pipeline.encoding import Encoder, encode_rows, stands_alone
 from data_pipeline.errors import UserError
 from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
-from data_pipeline.shard_writing import shard_statistics, write_shard
+from data_pipeline.shard_writing import flat_scores, shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
 from data_pipeline.survey import Survey, survey_range
-from data_pipeline.tokenization import Template, encode_examples, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from data_pipeline.tokenization import Template, load_tokenizer
 
 RANGE_BYTES = 16 << 20
 """Bytes of input that one task of the first plan checks."""
@@ -58,7 +56,7 @@ def write_shards(
 
     Reads the tokenizer from folder/tokenizer. Returns by split, in order, what `build_shard` reports of each shard.
     """
-    tasks = []
+    tokenizer, tasks = load_tokenizer(folder / TOKENIZER), []
     for split, places in survey.places.items():
         shards = list(places.shards(rows_per_shard))
         for index, shard in enumerate(shards):
@@ -69,6 +67,8 @@ def write_shards(
         rules=rules,
         lengths=lengths,
         score_names=sorted(survey.score_names),
+        template=Template.from_tokenizer(tokenizer),
+        alone=stands_alone(folder / TOKENIZER, tokenizer),
         folder=str(folder),
     )
     reports: dict[str, list[dict[str, Any]]] = {split: [] for split in survey.places}
@@ -83,33 +83,33 @@ def build_shard(
     rules: Rules,
     lengths: Lengths,
     score_names: Sequence[str],
+    template: Template,
+    alone: bool,
     folder: str,
 ) -> dict[str, Any]:
     """Read, clean, tokenize and write the rows of one shard, on a worker.
 
-    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); counts: zero_scores, aliased,
-    characters.
+    alone: whether the tokenizer in folder/tokenizer `stands_alone`.
+    Returns split; shard (its manifest entry); statistics (of `shard_statistics`); and the counts of `Repairs`.
     """
     repairs = Repairs()
     lines = read_places(paths, task["files"], task["offsets"], task["sizes"])
     examples = [clean_line(line, rules, repairs) for line in lines]
-    tokenizer = _worker_tokenizer(str(Path(folder) / TOKENIZER))
-    encoded, template = encode_examples(examples, tokenizer, lengths), Template.from_tokenizer(tokenizer)
+    encoded = encode_rows(examples, _worker_encoder(str(Path(folder) / TOKENIZER), template, alone), lengths)
+    scores = flat_scores(examples, score_names)
     return {
         "split": task["split"],
-        "shard": write_shard(Path(folder) / task["name"], examples, encoded, score_names, template),
-        "statistics": shard_statistics(examples, encoded),
-        "zero_scores": repairs.zero_scores,
-        "aliased": repairs.aliased,
-        "characters": repairs.characters,
+        "shard": write_shard(Path(folder) / task["name"], examples, encoded, scores, template),
+        "statistics": shard_statistics(examples, encoded, scores),
+        **vars(repairs),
     }
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, once in each worker process; Ray runs one process a core, so it needs no threads."""
+def _worker_encoder(folder: str, template: Template, alone: bool) -> Encoder:
+    """The encoder, once in each worker process; Ray runs one process a core, so it needs no threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return load_tokenizer(folder)
+    return Encoder.load(Path(folder), template) if alone else Encoder.of(load_tokenizer(folder))
 
 
 @dataclass(frozen=True)

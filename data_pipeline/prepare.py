@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.cli import run_command
 from data_pipeline.config import PRESETS, SAMPLE, PrepareConfig
+from data_pipeline.paths import absolute
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Job
@@ -54,7 +55,7 @@ def prepare(config: PrepareConfig) -> Path:
     """
     from data_pipeline.commit import is_prepared, locked, name_current, writing
 
-    root = Path(config.output).expanduser().absolute()
+    root = absolute(config.output)
     with locked(root):
         job = _find_job(config, root)
         folder = root / job.key
@@ -87,6 +88,8 @@ def _build(job: Job, root: Path, folder: Path) -> None:
     from data_pipeline.manifest import build_manifest, summary, write_manifest
     from data_pipeline.plan import survey_input, write_shards
     from data_pipeline.ray_session import ray_session
+    from data_pipeline.shards import TOKENIZER
+    from data_pipeline.tokenization import write_tokenizer
 
     config = job.config
     with staging(root) as staged, ray_session(), writing(root):
@@ -94,7 +97,7 @@ def _build(job: Job, root: Path, folder: Path) -> None:
         survey = survey_input(job.files, config, staged)
         survey.require_rows()
         print(f"tokenizing {survey.kept} rows in shards of {config.rows_per_shard}", flush=True)
-        job.tokenizer.save_pretrained(str(staged / "tokenizer"))
+        write_tokenizer(job.tokenizer, staged / TOKENIZER)
         reports = write_shards(survey, config.rules(), config.lengths, config.rows_per_shard, staged)
         manifest = build_manifest(job, survey, reports, staged)
         write_manifest(manifest, staged)

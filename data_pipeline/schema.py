@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from data_pipeline.errors import RowError
 
@@ -63,6 +63,8 @@ def parse_row(row: Mapping[str, Any], *, needs_candidates: bool = True) -> Examp
 
 def encodable(text: str) -> str:
     """`text` with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD. Everything else is kept."""
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -106,14 +108,14 @@ def _candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
 
 def _candidate(item: object, index: int) -> Candidate:
     """Candidate number `index` of its row."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise RowError("bad_candidate", f"candidate {index} is {_kind(item)} where an object is needed")
     model, text, scores = item.get("model"), item.get("text"), item.get("scores")
     if not isinstance(model, str) or not model:
         raise RowError("bad_candidate", f"candidate {index} has no model name")
     if not isinstance(text, str):
         raise RowError("bad_candidate", f"candidate {index} ({encodable(model)}) has no text")
-    if scores is not None and not isinstance(scores, Mapping):
+    if scores is not None and not isinstance(scores, dict):
         raise RowError("bad_candidate", f"scores of candidate {index} is {_kind(scores)} where an object is needed")
     method = item.get("decoding_method")
     return Candidate(
@@ -126,6 +128,8 @@ def _candidate(item: object, index: int) -> Candidate:
 
 def _finite_scores(scores: Mapping[str, object]) -> dict[str, float]:
     """The scores that are finite numbers; null, NaN, infinities and text are missing ones."""
+    if _are_plain(scores):
+        return dict(scores)
     finite = {}
     for name, value in scores.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -133,6 +137,27 @@ def _finite_scores(scores: Mapping[str, object]) -> dict[str, float]:
             if math.isfinite(number):
                 finite[encodable(name)] = number
     return finite
+
+
+def unusable_scores(scores: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(name, what it is instead) of each score that is no finite number; null, which says that there is none, is not
+    among them."""
+    return [(encodable(name), what) for name, value in scores.items() if (what := _not_a_score(value))]
+
+
+def _not_a_score(value: object) -> str:
+    """What `value` is, where it is neither null nor a finite number; else ""."""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "" if math.isfinite(_float(value)) else "infinite"
+    return "" if value is None else _kind(value)
+
+
+def _are_plain(scores: Mapping[str, Any]) -> TypeGuard[Mapping[str, float]]:
+    """Whether all are finite floats under plain names: nearly always, and a quick look."""
+    values = scores.values()
+    return {*map(type, values)} <= {float} and all(map(math.isfinite, values)) and "".join(scores).isascii()
 
 
 def _float(value: float) -> float:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.encoding import EncodedRows, Tokens
 from data_pipeline.schema import Example
-from data_pipeline.tokenization import Encoded, Template
+from data_pipeline.tokenization import Template
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,19 +32,19 @@ STAGED = ".staged"
 def write_shard(
     path: Path,
     examples: Sequence[Example],
-    encoded: Sequence[Encoded],
-    score_names: Sequence[str],
+    encoded: EncodedRows,
+    scores: Mapping[str, np.ndarray],
     template: Template,
 ) -> dict[str, Any]:
     """Write one shard, whole or not at all, and return its entry for the manifest: file, rows, bytes, sha256.
 
-    score_names: the columns of scores, the same for every shard of a set. template: what will frame the tokens.
+    scores: of `flat_scores`; the names are the same for every shard of a set. template: what will frame the tokens.
     """
     import pyarrow.parquet
 
     staged = path.with_name(f"{path.name}.{os.getpid()}{STAGED}")
     pyarrow.parquet.write_table(
-        _table(examples, encoded, score_names, template),
+        _table(examples, encoded, scores, template),
         staged,
         version="2.6",
         compression="zstd",
@@ -57,29 +58,37 @@ def write_shard(
     return {"file": path.name, "rows": len(examples), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
+def flat_scores(examples: Sequence[Example], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """By name, the score of each candidate, one row's candidates after the other: float64 [sum of N], NaN = missing."""
+    scores = [candidate.scores for row in examples for candidate in row.candidates]
+    return {name: np.array([own.get(name, np.nan) for own in scores], dtype=np.float64) for name in names}
+
+
 def _table(
-    examples: Sequence[Example], encoded: Sequence[Encoded], score_names: Sequence[str], template: Template
+    examples: Sequence[Example], encoded: EncodedRows, scores: Mapping[str, np.ndarray], template: Template
 ) -> pyarrow.Table:
     """The shard's columns. Lists are ragged; nothing is padded."""
     import pyarrow as pa
 
+    candidates = [candidate for row in examples for candidate in row.candidates]
+    rows, text = _offsets(encoded.n_candidates), pa.string()
     columns = {
-        "id": pa.array([row.id for row in examples], pa.string()),
-        "instruction": pa.array([row.instruction for row in examples], pa.string()),
-        "input": pa.array([row.input for row in examples], pa.string()),
-        "output": pa.array([row.output for row in examples], pa.string()),
-        "models": pa.array([[each.model for each in row.candidates] for row in examples], pa.list_(pa.string())),
-        "texts": pa.array([[each.text for each in row.candidates] for row in examples], pa.list_(pa.string())),
-        "cmp_results": pa.array([_comparisons_json(row) for row in examples], pa.string()),
-        "question_ids": _ragged([row.question_ids for row in encoded]),
-        "response_ids": _ragged_twice([row.response_ids for row in encoded]),
-        "target_ids": _ragged([row.target_ids for row in encoded]),
-        "n_candidates": pa.array([len(row.candidates) for row in examples], pa.int32()),
-        "target_tokens": pa.array([len(row.target_ids) for row in encoded], pa.int32()),
-        "encoder_tokens": pa.array([_encoder_tokens(row, template) for row in encoded], pa.int32()),
+        "id": pa.array([row.id for row in examples], text),
+        "instruction": pa.array([row.instruction for row in examples], text),
+        "input": pa.array([row.input for row in examples], text),
+        "output": pa.array([row.output for row in examples], text),
+        "models": _lists(rows, pa.array([each.model for each in candidates], text)),
+        "texts": _lists(rows, pa.array([each.text for each in candidates], text)),
+        "cmp_results": pa.array([_comparisons_json(row) for row in examples], text),
+        "question_ids": _token_lists(encoded.questions),
+        "response_ids": _lists(rows, _token_lists(encoded.responses)),
+        "target_ids": _token_lists(encoded.targets),
+        "n_candidates": pa.array(encoded.n_candidates),
+        "target_tokens": pa.array(encoded.targets.lengths),
+        "encoder_tokens": pa.array(_encoder_tokens(encoded, rows, template)),
     }
-    for name in score_names:
-        columns[SCORE_PREFIX + name] = _ragged([_scores(row, name) for row in examples])
+    for name, values in scores.items():
+        columns[SCORE_PREFIX + name] = _lists(rows, pa.array(values))
     return pa.table(columns)
 
 
@@ -88,77 +97,74 @@ def _comparisons_json(example: Example) -> str | None:
     return None if example.cmp_results is None else json.dumps(example.cmp_results, ensure_ascii=False)
 
 
-def _scores(example: Example, name: str) -> np.ndarray:
-    """One score of each candidate, float64 [N], NaN = missing."""
-    return np.array([candidate.scores.get(name, np.nan) for candidate in example.candidates], dtype=np.float64)
+def _encoder_tokens(encoded: EncodedRows, rows: np.ndarray, template: Template) -> np.ndarray:
+    """What the encoder reads for each row: the template's length, summed over candidates; int32 [R]."""
+    responses = np.diff(encoded.responses.offsets[rows])
+    own = encoded.n_candidates * template.candidate_length(0, 0)
+    return (responses + encoded.n_candidates * encoded.questions.lengths + own).astype(np.int32)
 
 
-def _encoder_tokens(row: Encoded, template: Template) -> int:
-    """What the encoder reads for this row: the template's length, summed over candidates."""
-    return sum(template.candidate_length(len(row.question_ids), len(ids)) for ids in row.response_ids)
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """Where each list starts, and the end: int32 [R + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def _ragged(rows: Sequence[np.ndarray]) -> pyarrow.ListArray:
-    """A list column from one array a row, through numpy: no Python number is ever made."""
+def _lists(offsets: np.ndarray, values: pyarrow.Array) -> pyarrow.ListArray:
+    """A list column through numpy: no Python number is ever made."""
     import pyarrow as pa
 
-    return pa.ListArray.from_arrays(_offsets(rows), pa.array(np.concatenate(rows)))
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _ragged_twice(rows: Sequence[Sequence[np.ndarray]]) -> pyarrow.ListArray:
-    """A list-of-lists column from several arrays a row."""
+def _token_lists(tokens: Tokens) -> pyarrow.ListArray:
     import pyarrow as pa
 
-    return pa.ListArray.from_arrays(_offsets(rows), _ragged([part for row in rows for part in row]))
+    return _lists(tokens.offsets, pa.array(tokens.ids))
 
 
-def _offsets(rows: Sequence[Any]) -> pyarrow.Array:
-    """Where each row starts, and the end: int32 [R + 1]."""
-    import pyarrow as pa
-
-    return pa.array(np.cumsum([0, *(len(row) for row in rows)]), pa.int32())
-
-
-def shard_statistics(examples: Sequence[Example], encoded: Sequence[Encoded]) -> dict[str, Any]:
+def shard_statistics(
+    examples: Sequence[Example], encoded: EncodedRows, scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """What the manifest needs to know of a shard's rows, in a form that `merge_statistics` can add up, after JSON too.
 
-    candidates: Counter of N; identical: {rows, candidates}, of which an earlier candidate of the row has the same text;
-    models: Counter of names; tokens: Counter of lengths by kind; truncated: Counter of kinds;
+    candidates: counts of N; identical: {rows, candidates}, of which an earlier candidate of the row has the same text;
+    models: Counter of names; tokens: counts of lengths by kind; truncated: counts by kind;
     scores: by name {values, rows (with one value or more), sum, sum_of_squares, min, max}.
     """
-    tokens: dict[str, Counter[int]] = {"question": Counter(), "response": Counter(), "target": Counter()}
-    truncated: Counter[str] = Counter()
-    for row in encoded:
-        tokens["question"][len(row.question_ids)] += 1
-        tokens["response"].update(map(len, row.response_ids))
-        tokens["target"].update([len(row.target_ids)] if len(row.target_ids) else [])
-        truncated.update(row.truncated)
     repeated = [len(row.candidates) - len({each.text for each in row.candidates}) for row in examples]
+    targets = encoded.targets.lengths
+    kinds = {"question": encoded.questions, "response": encoded.responses, "target": encoded.targets}
     return {
-        "candidates": Counter(len(row.candidates) for row in examples),
+        "candidates": _counts(encoded.n_candidates),
         "identical": {"rows": sum(map(bool, repeated)), "candidates": sum(repeated)},
         "models": Counter(candidate.model for row in examples for candidate in row.candidates),
-        "tokens": tokens,
-        "truncated": truncated,
-        "scores": _score_statistics(examples),
+        "tokens": {
+            "question": _counts(encoded.questions.lengths),
+            "response": _counts(encoded.responses.lengths),
+            "target": _counts(targets[targets > 0]),
+        },
+        "truncated": {kind: int(tokens.cut.sum()) for kind, tokens in kinds.items()},
+        "scores": _score_statistics(encoded.n_candidates, scores),
     }
 
 
-def _score_statistics(examples: Sequence[Example]) -> dict[str, dict[str, float]]:
-    """By score: how many values, in how many rows, their sum, sum of squares, and range."""
-    values: dict[str, list[float]] = {}
-    rows: Counter[str] = Counter()
-    for example in examples:
-        rows.update({name for candidate in example.candidates for name in candidate.scores})
-        for candidate in example.candidates:
-            for name, value in candidate.scores.items():
-                values.setdefault(name, []).append(value)
+def _counts(lengths: np.ndarray) -> dict[int, int]:
+    """How often each of these integers is there."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _score_statistics(n_candidates: np.ndarray, scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """By score: how many values, in how many rows, their sum, sum of squares, and range; no score without a value."""
+    row_of = np.repeat(np.arange(len(n_candidates)), n_candidates)
     statistics = {}
-    for name, numbers in values.items():
-        array = np.array(numbers)
-        statistics[name] = {"values": len(array), "rows": rows[name], "sum": float(array.sum())}
-        statistics[name] |= {"sum_of_squares": float((array**2).sum())}
-        statistics[name] |= {"min": float(array.min()), "max": float(array.max())}
+    for name, column in scores.items():
+        there = ~np.isnan(column)
+        if there.any():
+            values, rows = column[there], len(np.unique(row_of[there]))
+            statistics[name] = {"values": len(values), "rows": rows, "sum": float(values.sum())}
+            statistics[name] |= {"sum_of_squares": float((values**2).sum())}
+            statistics[name] |= {"min": float(values.min()), "max": float(values.max())}
     return statistics
 
 

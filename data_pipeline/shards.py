@@ -23,6 +23,7 @@ import numpy as np
 
 from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
+from data_pipeline.paths import absolute
 from data_pipeline.shard_cache import damaged, map_shard
 from data_pipeline.shard_writing import SCHEMA_VERSION, SCORE_PREFIX, file_sha256
 from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
@@ -77,7 +78,7 @@ class ShardSet:
         verify: compare the sha256 of every shard, which reads all of them; sizes are compared in any case.
         Raises `UserError` that names what is missing, truncated or altered.
         """
-        found = _find_set(Path(folder).expanduser().absolute())
+        found = _find_set(absolute(folder))
         shards = cls(found, _read_manifest(found))
         for split in shards.manifest["splits"].values():
             for shard in split["shards"]:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 from data_pipeline.errors import UserError
 from data_pipeline.folders import folder_files
 from data_pipeline.formats import FORMATS, format_of
+from data_pipeline.paths import absolute
 
 _HUB = re.compile(r"hf:(?!/)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 # Resolved to its commit, which names the files in manifest and quarantine.
@@ -143,7 +144,7 @@ class LocalPath:
         """The files at a path, absolute."""
         from fsspec.implementations.local import LocalFileSystem
 
-        system, path = LocalFileSystem(), Path(name).expanduser().absolute()
+        system, path = LocalFileSystem(), absolute(name)
         if path.is_dir():
             return [SourceFile(found, system, found, split) for split, found in folder_files(system, str(path))]
         matches = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
@@ -174,6 +175,8 @@ def _found(name: str) -> list[SourceFile]:
     files = next(source for source in SOURCES if source.takes(name)).files(name)
     if not files:
         known = ", ".join(each.endings[0] for each in FORMATS)
+        if Path(name).expanduser().is_dir():
+            raise UserError(f"There is no file of rows in the folder {name}; their names end in {known}.")
         raise UserError(
             f"There is no file at {without_secrets(name)}; give a file, a glob in quotes, or a folder with files of "
             f"rows ({known})."

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules
+from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules, remarks_on_candidates
 from data_pipeline.cli import run_command
 from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
+from data_pipeline.paths import absolute
 
 if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet
@@ -62,7 +62,7 @@ def main(config: StatsConfig) -> None:
     from data_pipeline.statistics.tables import print_tables, tables
 
     told = collect(config)
-    output = Path(config.output).expanduser().absolute()
+    output = absolute(config.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / STATS).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -98,14 +98,15 @@ def _measure(config: StatsConfig, shards: ShardSet | None) -> tuple[str, Callabl
     """The tokenizer's name ("" where words are counted), and what measures texts."""
     if not config.tokenizer and shards is None:
         return "", lambda texts: [len(text.split()) for text in texts]
-    from data_pipeline.tokenization import encode_texts, load_tokenizer
+    from data_pipeline.encoding import Encoder
+    from data_pipeline.tokenization import load_tokenizer
 
     if config.tokenizer or shards is None:
         name, tokenizer = config.tokenizer, load_tokenizer(config.tokenizer)
     else:
         name, tokenizer = str(shards.manifest["tokenizer"]["name"]), shards.tokenizer()
-    whole = 1 << 40
-    return name, lambda texts: [len(ids) for ids, _ in encode_texts(texts, tokenizer, whole)]
+    encoder, whole = Encoder.of(tokenizer), 1 << 30
+    return name, lambda texts: encoder.encode(texts, whole).lengths.tolist()
 
 
 def _limits(config: StatsConfig, shards: ShardSet | None) -> dict[str, int]:
@@ -154,6 +155,7 @@ def _remarks(told: Mapping[str, Any], reading: Reading) -> list[str]:
         remarks.append(f"exact zeros of log-scale scores, taken as missing: {zeros}")
     aliased = ", ".join(f"{name} {count:,}" for name, count in told["repairs"]["aliased"].items())
     remarks += [f"renamed models: {aliased}"] if aliased else []
+    remarks += remarks_on_candidates(told["repairs"]["unusable_scores"], told["repairs"]["repeated_models"])
     odd = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in told["repairs"]["characters"].items())
     remarks += [f"texts with odd characters: {odd}"] if odd else []
     return remarks + ([f"published card: {told['published']['verdict']}"] if "published" in told else [])

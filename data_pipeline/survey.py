@@ -236,11 +236,7 @@ class Survey:
         reasons: Counter[str] = Counter()
         for split, counts in self.rejected.items():
             reasons.update(counts if splits is None or split in splits else {})
-        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        example = next(
-            (self.examples[reason] for reason, _ in reasons.most_common(1)), "the files hold blank lines only"
-        )
-        return UserError(f"There is no valid row in {where} (rejected: {listed or 'none'}); for example {example}.")
+        return no_valid_row(where, reasons, *(self.examples[reason] for reason, _ in reasons.most_common(1)))
 
     def counts(self, split: str) -> dict[str, Any]:
         """input, kept, and rejected by reason, of one split."""
@@ -250,3 +246,11 @@ class Survey:
             "kept": kept,
             "rejected": dict(sorted(self.rejected.get(split, {}).items())),
         }
+
+
+def no_valid_row(where: str, rejected: Mapping[str, int], example: str = "") -> UserError:
+    """The error for input of which nothing is left. rejected: rows by reason; example: of one, where and why."""
+    if not rejected:
+        return UserError(f"There is no valid row in {where}: it holds blank lines only; give one JSON object a line.")
+    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
+    return UserError(f"There is no valid row in {where} (rejected: {listed}); for example {example}.")

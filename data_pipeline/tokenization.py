@@ -4,38 +4,29 @@ Each candidate is one sequence, `<question> x </s> <response> y </s>`; x is the 
 T5 has no `<s>`: its `</s>` separates. Where a tokenizer has a token that opens a text, as its model was trained to
 see, it stands first: BART's `<s>`, BERT's `[CLS]`, Gemma's `<bos>`. BERT's `[SEP]` separates as `</s>` does. Tokens are
 stored apart (question, each response, target) and put together by `Template.candidate_ids`, so that a question is
-stored once and not once a candidate.
-
-Text is always encoded as plain text: a candidate that writes `</s>` or `<response>` cannot forge the template.
+stored once and not once a candidate. `encoding.py` makes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
-from data_pipeline.schema import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ("<question>", "<response>")
-
-# Texts far over the limit are cut to this many characters a token before they are encoded: a 100 kB answer of which 128
-# tokens are kept should not cost 100 kB of tokenization. If the cut was too short, the whole text is encoded after all.
-_CHARACTERS_PER_TOKEN = 8
-# The last tokens before a cut may differ from those of the whole text, so that many more than the limit must be there.
-_CUT_MARGIN_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -71,96 +62,9 @@ class Template:
         return question_tokens + response_tokens + (4 if self.opening_id is None else 5)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The tokens of one example, all int32, and how many of its texts were cut.
-
-    question_ids [Lq]; response_ids: N arrays [Lr_i], in the candidates' order, [0] for an empty text;
-    target_ids [T], ending in eos, [0] where there is no reference.
-    truncated: how many texts were cut to the limit, for the keys question (0 or 1), response (0..N), target (0 or 1).
-    """
-
-    question_ids: np.ndarray
-    response_ids: tuple[np.ndarray, ...]
-    target_ids: np.ndarray
-    truncated: dict[str, int]
-
-
 def question_text(instruction: str, input: str = "") -> str:
     """x of the template: instruction, newline, input; without the newline where either is empty."""
     return "\n".join(part for part in (instruction, input) if part)
-
-
-def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> Encoded:
-    """The tokens of one example. For many, `encode_examples` is faster."""
-    return encode_examples([example], tokenizer, lengths)[0]
-
-
-def encode_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> list[Encoded]:
-    """The tokens of each example; one call of the tokenizer for all texts of a kind."""
-    questions = encode_texts(
-        [question_text(row.instruction, row.input) for row in examples], tokenizer, lengths.question
-    )
-    answers = [candidate.text for row in examples for candidate in row.candidates]
-    responses = iter(encode_texts(answers, tokenizer, lengths.response))
-    targets = encode_texts([row.output for row in examples], tokenizer, lengths.target - 1)
-    eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
-    encoded = []
-    for row, (question, question_cut), (target, target_cut) in zip(examples, questions, targets, strict=True):
-        own = [next(responses) for _ in row.candidates]
-        encoded.append(
-            Encoded(
-                question_ids=question,
-                response_ids=tuple(ids for ids, _ in own),
-                target_ids=np.concatenate([target, eos]) if row.output else np.zeros(0, dtype=np.int32),
-                truncated={
-                    "question": int(question_cut),
-                    "response": sum(cut for _, cut in own),
-                    "target": int(target_cut),
-                },
-            )
-        )
-    return encoded
-
-
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[tuple[np.ndarray, bool]]:
-    """The first `limit` tokens (int32) of each text as plain text, no specials added, and whether there were more."""
-    characters = _CHARACTERS_PER_TOKEN * (limit + _CUT_MARGIN_TOKENS)
-    ids = _encode([text[:characters] for text in texts], tokenizer)
-    cut_too_short = [
-        index
-        for index, text in enumerate(texts)
-        if len(text) > characters and len(ids[index]) < limit + _CUT_MARGIN_TOKENS
-    ]
-    for index, whole in zip(cut_too_short, _encode([texts[i] for i in cut_too_short], tokenizer), strict=True):
-        ids[index] = whole
-    return [(np.array(row[:limit], dtype=np.int32), len(row) > limit) for row in ids]
-
-
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text, specials in it read as plain text."""
-    if not texts:
-        return []
-    reserved = {tokenizer.pad_token_id, tokenizer.eos_token_id, _opening_id(tokenizer)}
-    reserved |= {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    # T5's vocabulary holds "</s>" and "<pad>" as pieces too, which plain text may match: those are dropped.
-    return [
-        ids if reserved.isdisjoint(ids) else [token for token in ids if token not in reserved]
-        for ids in _encode_plainly(texts, tokenizer)
-    ]
-
-
-def _encode_plainly(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text, added special tokens in it not looked for."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a slow tokenizer, such as ByT5's
-        slow: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return list(slow["input_ids"])
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    # The Rust tokenizer itself: `tokenizer(texts)` takes longer, for offsets and masks that nobody reads here.
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _opening_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -227,6 +131,17 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
         raise UserError(f"The hub has no usable tokenizer {name} ({_first_line(error)}); check the name.") from error
 
 
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save as a Hugging Face folder. Raises OSError where it cannot be written, as on a full disk."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the Rust tokenizer has no class for what the operating system says
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or not said:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
+
+
 def require_hub(what: str) -> None:
     """Raises `UserError`, in seconds, where the hub cannot be reached; its own client retries for a minute."""
     problem = hub_problem()
@@ -250,6 +165,8 @@ def _connection_problem(url: str) -> str | None:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
         return None
+    except urllib.error.URLError as error:
+        return _first_line(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
     except (OSError, ValueError) as error:
         return _first_line(error)
     return None

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from data_pipeline.cli import run_command
 from data_pipeline.config import TrainTokenizerConfig
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.tokenization import SPECIAL_TOKENS, question_text
+from data_pipeline.paths import absolute
+from data_pipeline.tokenization import SPECIAL_TOKENS, question_text, write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,7 +36,7 @@ def main(config: TrainTokenizerConfig) -> None:
     lines = (line for file in list_source(config.input) for line in stream_lines(file))
     tokenizer = train_tokenizer(row_texts(lines), config.vocab_size)
     save_tokenizer(tokenizer, Path(config.output))
-    print(f"tokenizer: {len(tokenizer)} pieces in {Path(config.output).absolute()}")
+    print(f"tokenizer: {len(tokenizer)} pieces in {absolute(config.output)}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
@@ -79,7 +80,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save as a Hugging Face folder, with `tokenizer.json` written compactly (a third of its indented size)."""
     try:
-        tokenizer.save_pretrained(str(folder))
+        write_tokenizer(tokenizer, folder)
         rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         staged = folder / "tokenizer.json.staged"
         staged.write_text(json.dumps(rules, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

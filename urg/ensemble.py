@@ -223,8 +223,9 @@ class Ensemble:
 
     def _candidate_ids(self, query: Query) -> tuple[list[Any], int]:
         """The encoder's input for each candidate of a query, and how many of its texts were cut."""
+        from data_pipeline.encoding import encode_texts
         from data_pipeline.schema import encodable
-        from data_pipeline.tokenization import encode_texts, question_text
+        from data_pipeline.tokenization import question_text
 
         _require_texts(query)
         settings = self.model.settings
@@ -271,7 +272,7 @@ def main(config: EnsembleConfig) -> None:
 def _require_input(config: EnsembleConfig) -> None:
     """Raise UserError for an input that is not there, or empty, or the output."""
     if not config.input.is_file():
-        raise UserError(f"--input {config.input}: give a file of JSON lines; there is none of this name.")
+        raise UserError(f"--input {config.input} is no file: give one of JSON lines, a row each.")
     if config.input.stat().st_size == 0:
         raise UserError(f"--input {config.input} is empty: give JSON lines, a row each.")
     if config.output.resolve() == config.input.resolve():

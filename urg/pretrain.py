@@ -97,9 +97,9 @@ def _collate(
     """Pre-training examples in the shape of URG's rows."""
     import numpy as np
 
+    from data_pipeline.encoding import encode_texts
     from data_pipeline.quality.rouge import rouge
     from data_pipeline.shards import TokenizedExample
-    from data_pipeline.tokenization import encode_texts
     from urg.batching import collate
 
     def encode(texts: list[str]) -> list[np.ndarray]:

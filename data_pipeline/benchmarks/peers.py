@@ -1,32 +1,47 @@
 """What `prepare` is compared with, each run in a process of its own.
 
-    map      `datasets.map(num_proc=N)` over the same file: parse, tokenize, write Arrow
-    ceiling  the tokenizer alone, in one process, on texts that are in memory
-    idle     Ray, started and left alone: what it takes by itself
+    map       `datasets.map(num_proc=N)` over the same file: parse, tokenize whole texts in Rust, write Arrow
+    map_ours  the same with our own encoder, which does not encode a word again
+    ceiling   the Rust tokenizer alone, in one process, on texts that are in memory
+    idle      Ray, started and left alone: what it takes by itself
 
-Each prints one number: seconds of work (map, ceiling), or nothing (idle).
+Each prints one number: seconds of work (map, map_ours), rows a second (ceiling), or nothing (idle).
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.encoding import Encoder
+
+_CEILING_ROWS = 16_000
+_BATCH = 256
 
 
 def print_peer(what: str, path: str, tokenizer: str, processes: int) -> None:
     """Run one peer and print its number; for a process that does nothing else."""
-    print({"map": _map, "ceiling": _ceiling, "idle": _idle}[what](Path(path), tokenizer, processes))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    peers: dict[str, Callable[[Path, str, int], object]] = {
+        "map": _map,
+        "map_ours": functools.partial(_map, by_words=True),
+        "ceiling": _ceiling,
+        "idle": _idle,
+    }
+    print(peers[what](Path(path), tokenizer, processes))
 
 
-def _map(path: Path, tokenizer: str, processes: int) -> float:
+def _map(path: Path, tokenizer: str, processes: int, by_words: bool = False) -> float:
     """The obvious way: the datasets library loads the JSON lines, and its workers tokenize in batches."""
     import datasets
 
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     datasets.disable_progress_bars()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
@@ -34,26 +49,34 @@ def _map(path: Path, tokenizer: str, processes: int) -> float:
         mapped = rows.map(
             _tokenize_batch,
             batched=True,
-            batch_size=256,
+            batch_size=_BATCH,
             num_proc=processes,
-            fn_kwargs={"tokenizer": tokenizer},
+            fn_kwargs={"tokenizer": tokenizer, "by_words": by_words},
             remove_columns=["candidates"],
         )
         assert len(mapped) == len(rows)
         return time.perf_counter() - started
 
 
-def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: str) -> dict[str, list[Any]]:
-    """Question, responses and target of each row as token ids; the scores and models beside them."""
-    from data_pipeline.plan import _worker_tokenizer
-    from data_pipeline.tokenization import encode_texts
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: str, by_words: bool) -> Encoder:
+    from data_pipeline.tokenization import load_tokenizer
 
-    own = _worker_tokenizer(tokenizer)
-    texts = [candidate["text"] for row in batch["candidates"] for candidate in row]
-    ids = iter([encoded for encoded, _ in encode_texts(texts, own, 128)])
+    return Encoder.of(load_tokenizer(tokenizer), by_words)
+
+
+def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: str, by_words: bool) -> dict[str, list[Any]]:
+    """Question, responses and target of each row as token ids; the scores and models beside them."""
+    own = _encoder(tokenizer, by_words)
+
+    def encode(texts: list[str]) -> list[Any]:
+        tokens = own.encode(texts, 128)
+        return [tokens[text] for text in range(len(tokens))]
+
+    ids = iter(encode([candidate["text"] for row in batch["candidates"] for candidate in row]))
     return {
-        "question_ids": [encoded for encoded, _ in encode_texts(batch["instruction"], own, 128)],
-        "target_ids": [encoded for encoded, _ in encode_texts(batch["output"], own, 128)],
+        "question_ids": encode(batch["instruction"]),
+        "target_ids": encode(batch["output"]),
         "response_ids": [[next(ids) for _ in row] for row in batch["candidates"]],
         "models": [[candidate["model"] for candidate in row] for row in batch["candidates"]],
         "texts": [[candidate["text"] for candidate in row] for row in batch["candidates"]],
@@ -62,25 +85,22 @@ def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: str) -> dict[str, li
 
 
 def _ceiling(path: Path, tokenizer: str, processes: int) -> float:
-    """Only the tokenizer, one thread, nothing read or written while it is timed."""
-    from data_pipeline.plan import _worker_tokenizer
-    from data_pipeline.tokenization import encode_texts
+    """Only the Rust tokenizer, one thread, nothing read or written while it is timed."""
+    from data_pipeline.tokenization import load_tokenizer
 
-    own = _worker_tokenizer(tokenizer)
+    backend: Any = load_tokenizer(tokenizer).backend_tokenizer
+    backend.encode_special_tokens = True
     with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    batches = [
-        [text for row in rows[i : i + 256] for text in (row["instruction"], row["output"], *_texts(row))]
-        for i in range(0, len(rows), 256)
-    ]
+        rows = [_texts(json.loads(line)) for line in itertools.islice(file, _CEILING_ROWS)]
+    batches = [[text for row in rows[i : i + _BATCH] for text in row] for i in range(0, len(rows), _BATCH)]
     started = time.perf_counter()
     for batch in batches:
-        encode_texts(batch, own, 128)
-    return time.perf_counter() - started
+        [encoding.ids for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)]
+    return len(rows) / (time.perf_counter() - started)
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    return [candidate["text"] for candidate in row["candidates"]]
+    return [row["instruction"], row["output"], *(candidate["text"] for candidate in row["candidates"])]
 
 
 def _idle(path: Path, tokenizer: str, processes: int) -> str:

@@ -9,6 +9,7 @@ from data_pipeline.cleaning import LOG_SCALE_SCORES
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
 from data_pipeline.models import Endpoint
+from data_pipeline.paths import absolute
 from data_pipeline.quality.metrics import METRICS, metric_fields
 from data_pipeline.quality.model_folder import DTYPES, MetricModel
 
@@ -137,7 +138,7 @@ class LabelConfig:
     @property
     def folder(self) -> Path:
         """The output, absolute."""
-        return Path(self.output).expanduser().absolute()
+        return absolute(self.output)
 
     @property
     def work(self) -> Path:

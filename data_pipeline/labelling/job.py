@@ -102,12 +102,13 @@ def find_job(config: LabelConfig) -> LabelJob:
 
     Raises `UserError` where one is not there.
     """
+    found = list_source(config.input)
     models = {name: model for name, model in config.metric_models().items() if METRICS[name].needs_model}
     for name, model in models.items():
         require_model(name, model.name, METRICS[name].kind)
         if model.weights and not Path(model.weights).expanduser().is_file():
             raise UserError(f"There is no file {model.weights} of weights for {name}; see weights.{name}.")
-    files = [plain_lines(file, config.work) for file in list_source(config.input)]
+    files = [plain_lines(file, config.work) for file in found]
     byte_ranges([file.path for file in files], size=1 << 30)
     prints = {name: fingerprint(model.name, model.weights) for name, model in models.items()}
     return LabelJob(config, files, [file_sha256(file.path) for file in files], prints)

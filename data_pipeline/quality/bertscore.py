@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from data_pipeline.quality.model_folder import LATE_POSITIONS
+from data_pipeline.quality.model_folder import LATE_POSITIONS, load_config
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
@@ -71,14 +71,13 @@ def load_scorer(model: str, num_layers: int | None = None, device: str = "cpu") 
 @lru_cache(maxsize=1)
 def _load(model: str, num_layers: int | None, device: str) -> BERTScorer:
     from bert_score import BERTScorer
-    from transformers import AutoConfig
 
     is_folder = Path(model).expanduser().is_dir()
     source = str(Path(model).expanduser().resolve()) if is_folder else model
     if not is_folder and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise UserError(f"there is no encoder folder {model} for BERTScore; name a folder with config.json or a hub id")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = load_config(f"the BERTScore encoder {model}", source)
         layers = _layer(model, num_layers, config.num_hidden_layers)
         name = source if "t5" in config.model_type else _NoT5(source)
         scorer = BERTScorer(name, num_layers=layers, device=device)

@@ -40,11 +40,31 @@ def require_model(metric: str, name: str, kind: str) -> None:
 
     _require_folder(metric, name)
     try:
-        config = transformers.AutoConfig.from_pretrained(_source(name))
+        config = load_config(f"the {metric} model {name}", name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _unloadable(metric, name, " ".join(str(error).split())[:200]) from error
     if type(config) not in getattr(transformers, kind)._model_mapping:
         raise _unloadable(metric, name, f"no {kind} is known for models of type {config.model_type}")
+
+
+def load_config(what: str, name: str) -> Any:
+    """The config.json of a folder or hub id: from the local cache where it is there, else downloaded.
+
+    what: how the error calls it. Raises `UserError`, in seconds, where the hub cannot be reached; else what
+    transformers raises for a config that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from data_pipeline.tokenization import require_hub
+
+    source = _source(name)
+    if Path(source).is_dir():
+        return AutoConfig.from_pretrained(source)
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        require_hub(what)
+    return AutoConfig.from_pretrained(source)
 
 
 def _require_folder(metric: str, name: str) -> None:

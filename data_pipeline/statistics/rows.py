@@ -15,6 +15,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.schema import Candidate, Example
 from data_pipeline.shards import CURRENT, MANIFEST, TOKENIZER, ShardSet, TokenizedExample
 from data_pipeline.sources import SourceFile, list_source, shown_input
+from data_pipeline.survey import no_valid_row
 
 ALL = "all"
 """The split of rows whose source names none."""
@@ -51,6 +52,7 @@ def source_rows(files: list[SourceFile], rules: Rules, reading: Reading) -> Iter
     """(split, row) of every valid row; the others are counted in `reading`. Raises `UserError` where none is valid."""
     found = 0
     for file in files:
+        number = 0
         for number, line in enumerate(stream_lines(file), start=1):
             if not line.strip():
                 continue
@@ -62,12 +64,10 @@ def source_rows(files: list[SourceFile], rules: Rules, reading: Reading) -> Iter
                 continue
             found += 1
             yield file.split or ALL, example
+        if not number:
+            raise UserError(f"{file.name} is empty; give files with one JSON object a line.")
     if not found:
-        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reading.rejected.items()))
-        raise UserError(
-            f"There is no valid row in the input (rejected: {counts or 'none'}); for example "
-            f"{reading.first_rejected or 'the files hold blank lines only'}."
-        )
+        raise no_valid_row("the input", reading.rejected, reading.first_rejected)
 
 
 def prepared_rows(shards: ShardSet, reading: Reading) -> Iterator[tuple[str, Example]]:
@@ -77,6 +77,8 @@ def prepared_rows(shards: ShardSet, reading: Reading) -> Iterator[tuple[str, Exa
     repairs = manifest["repairs"]
     reading.repairs.zero_scores.update(repairs["zero_scores_taken_as_missing"])
     reading.repairs.aliased.update({name: entry["candidates"] for name, entry in repairs["aliased_models"].items()})
+    reading.repairs.add_unusable(repairs.get("unusable_scores", {}))
+    reading.repairs.repeated_models.update(repairs.get("repeated_models", {}))
     reading.repairs.characters.update(manifest.get("characters", {}).get("texts", {}))
     for name in shards.splits:
         for row in shards.split(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -59,6 +60,16 @@ def drop(handler: BaseHTTPRequestHandler) -> None:
 def hang(handler: BaseHTTPRequestHandler) -> None:
     handler.server.closing.wait(30)  # type: ignore[attr-defined]
     handler.close_connection = True
+
+
+def flood(handler: BaseHTTPRequestHandler) -> None:
+    """An answer that comes as fast as it is read and does not end."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        while not handler.server.closing.is_set():  # type: ignore[attr-defined]
+            handler.wfile.write(b" " * 4096)
 
 
 def trickle(handler: BaseHTTPRequestHandler) -> None:

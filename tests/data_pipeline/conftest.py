@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WORDS = tuple(
     "the cat sat on a mat and 12 dogs ran 3 miles to see 45 birds near old stone bridge".split()  # noqa: SIM905
@@ -75,6 +78,57 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
+    from data_pipeline.tokenization import load_tokenizer
+
+    return load_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    from transformers import ByT5Tokenizer
+
+    from data_pipeline.tokenization import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("byt5")
+    ByT5Tokenizer().save_pretrained(str(folder))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """A tokenizer of the shape of T5's own: sentencepiece unigram, hundred extra ids, no template tokens."""
+    from transformers import T5Tokenizer
+
+    from data_pipeline.tokenization import load_tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁the", -3.0), ("▁cat", -3.1)]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    folder = tmp_path_factory.mktemp("t5")
+    T5Tokenizer(vocab=pieces).save_pretrained(str(folder))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def bert_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """A tokenizer of the shape of BERT's: [CLS] and [SEP], and no end of a sequence by that name."""
+    from transformers import BertTokenizer
+
+    from data_pipeline.tokenization import load_tokenizer
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", *"abcdefghijklmnopqrstuvwxyz<>/[]"]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    folder = tmp_path_factory.mktemp("bert")
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(str(folder))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(params=["tokenizer", "byte_tokenizer", "t5_tokenizer", "bert_tokenizer"])
+def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the plans' tasks one after the other in this process; tasks and answers still travel as JSON."""
@@ -84,6 +138,6 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         for task in tasks:
             yield json.loads(json.dumps(work(json.loads(json.dumps(task)))))
 
-    plan._worker_tokenizer.cache_clear()
+    plan._worker_encoder.cache_clear()
     monkeypatch.setattr(plan, "_in_order", in_order)
     monkeypatch.setattr(ray_session, "ray_session", contextlib.nullcontext)

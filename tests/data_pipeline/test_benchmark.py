@@ -34,12 +34,21 @@ def test_rows_are_valid_seeded_and_of_their_length_in_tokens() -> None:
     assert 2 * np.mean(words) == pytest.approx(66, rel=0.05)
 
 
-def test_the_memory_of_children_is_seen_and_a_failure_is_told() -> None:
-    child = "x = bytearray(300 << 20); import time; time.sleep(1.5)"
+def test_another_seed_gives_other_rows_of_the_same_language() -> None:
+    """Else a tokenizer that was trained on other rows would need more tokens than the lengths are said to be."""
+    texts = [[each["text"] for row in corpus_rows(300, seed) for each in row["candidates"]] for seed in (0, 1)]
+    assert texts[0] != texts[1]
+    words = [{word for text in each for word in text.split()} for each in texts]
+    assert len(words[0] & words[1]) > 0.7 * len(words[0])
+
+
+def test_memory_and_time_of_children_are_seen_and_a_failure_is_told() -> None:
+    child = "x = bytearray(300 << 20); import time\nwhile time.process_time() < 2: pass"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print('done')"
     run = run_watched([sys.executable, "-c", command])
     assert run.output.strip() == "done"
     assert 300 << 20 < run.peak_bytes < 500 << 20
+    assert 1 < run.cpu_seconds < 4
     with pytest.raises(UserError, match="no such thing"):
         run_watched([sys.executable, "-c", "raise SystemExit('no such thing')"])
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.cleaning import Repairs, Rules, clean_line, id_digest, parse_line, split_of
+from data_pipeline.cleaning import (
+    Repairs,
+    Rules,
+    clean_line,
+    id_digest,
+    parse_line,
+    remarks_on_candidates,
+    split_of,
+)
 from data_pipeline.errors import RowError
 
 
@@ -43,6 +51,41 @@ def test_aliases_rename_models_and_their_comparisons_and_are_counted():
     assert repairs.aliased == {old: 1}
 
 
+def test_scores_that_are_no_numbers_are_missing_and_counted_by_what_they_are():
+    repairs = Repairs()
+    raw = (
+        b'{"id": "1", "instruction": "q", "candidates": ['
+        b'{"model": "a", "text": "t", "scores": {"rougeL": "0.5", "bleu": NaN, "bartscore": 0.0, "own": 1}},'
+        b'{"model": "b", "text": "t", "scores": {"rougeL": "0.5", "bleu": -Infinity, "bartscore": null, "own": true}},'
+        b'{"model": "c", "text": "t", "scores": {"rougeL": [1], "bleu": {}, "bartscore": "", "own": 1e999}},'
+        b'{"model": "d", "text": "t"}]}'
+    )
+    example = clean_line(raw, Rules(), repairs)
+    assert [each.scores for each in example.candidates] == [{"own": 1.0}, {}, {}, {}]
+    assert repairs.unusable_scores == {
+        "rougeL": {"text": 2, "a list": 1},
+        "bleu": {"NaN": 1, "infinite": 1, "an object": 1},
+        "bartscore": {"text": 1},
+        "own": {"true or false": 1, "infinite": 1},
+    }
+    assert repairs.zero_scores == {"bartscore": 1}
+    assert remarks_on_candidates({"rougeL": {"text": 1480, "NaN": 2}, "bleu": {"text": 1480}}, {}) == [
+        "scores that are no numbers, taken as missing: bleu 1,480 (text), rougeL 1,482 (text 1,480, NaN 2)"
+    ]
+
+
+def test_a_model_that_comes_again_in_its_row_is_kept_and_counted():
+    repairs, models = Repairs(), ["m", "old", "n", "new", "m", "m"]
+    for _ in range(2):
+        example = clean_line(line(*map(candidate, models)), Rules(aliases={"old": "new"}), repairs)
+    assert [each.model for each in example.candidates] == ["m", "new", "n", "new", "m", "m"]
+    assert repairs.repeated_models == {"m": 4, "new": 2}
+    assert remarks_on_candidates({}, repairs.repeated_models, most=1) == [
+        "candidates whose model has answered before in the same row: m 4, … (kept)"
+    ]
+    assert remarks_on_candidates({}, {}) == []
+
+
 def test_a_model_that_is_not_allowed_rejects_the_row():
     assert (
         clean_line(line(candidate("old")), Rules(aliases={"old": "new"}, models=["new"])).candidates[0].model == "new"
@@ -59,6 +102,7 @@ def test_a_model_that_is_not_allowed_rejects_the_row():
         (b"[1]", "not_an_object"),
         ('{"id": "é"}'.encode("latin-1"), "bad_encoding"),
         ('{"id": 1}'.encode("utf-16"), "bad_encoding"),
+        ('{"id": 1}'.encode("utf-16-be"), "bad_encoding"),  # as its lines are from the second on
         (b"[" * 100_000, "bad_json"),
         (b'{"id": ' + b"1" * 5000 + b"}", "bad_json"),
     ],
@@ -67,6 +111,11 @@ def test_a_line_that_holds_no_object_is_rejected_with_its_reason(raw: bytes, rea
     with pytest.raises(RowError) as caught:
         parse_line(raw)
     assert caught.value.reason == reason
+
+
+def test_what_is_wrong_with_a_line_is_a_whole_sentence():
+    with pytest.raises(RowError, match=r"the line is not JSON \(Unterminated string starting at character 7\)"):
+        parse_line(b'{"id": "1')
 
 
 def test_a_byte_order_mark_is_no_part_of_the_row():

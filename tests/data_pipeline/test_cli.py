@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -36,6 +39,12 @@ class Config:
     """Only look."""
     inner: Inner = field(default_factory=Inner)
     """The part."""
+    limit: float | None = None
+    """A limit."""
+    kind: Literal["red", "dark blue"] | None = None
+    """A kind."""
+    names: dict[str, str] | list[str] = field(default_factory=list)
+    """Names."""
 
 
 @pytest.fixture
@@ -74,7 +83,8 @@ def test_what_print_config_prints_is_the_same_configuration_again(
         parsed(presets, *options, "--print_config")
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert yaml.safe_load(shown) == {"count": 1, "dry_run": True, "inner": {"rate": 0.25, "name": "b"}}
+    expected = {"count": 1, "dry_run": True, "inner": {"rate": 0.25, "name": "b"}}
+    assert yaml.safe_load(shown) == expected | {"limit": None, "kind": None, "names": []}
     (tmp_path / "resolved.yaml").write_text(shown)
     assert parsed(presets, "--config", str(tmp_path / "resolved.yaml")) == parsed(presets, *options)
 
@@ -93,12 +103,25 @@ def test_help_tells_the_fields_docstrings_and_the_presets(presets: Path, capsys:
     [
         (["--inner.colour", "red"], "--inner.colour"),
         (["--inner.rat", "0.1"], "--inner.rat"),  # no abbreviations: a slip must not become another key
-        (["--count", "many"], "many"),
+        (["--inner.rat", "0.1"], "; did you mean --inner.rate?"),
+        (["--rate", "0.1"], "; did you mean --inner.rate?"),
+        (["--nothing", "0.1"], "unrecognized arguments: --nothing 0.1 (see:"),
+        (["--count", "many"], "count is many; give a whole number."),
+        (["--config", "small", "--count", "many"], "error: count is many"),
+        (["--limit", "many"], "limit is many; give a number or null."),
+        (["--kind", "new"], "kind is new; give one of 'red', 'dark blue' or null."),
+        (["--names", "x"], "names is x; give {key: value, …} or a list."),
+        (["--inner", "3"], "inner is 3; give its settings one by one, as --inner.NAME VALUE."),
+        (["--config", "typed.yaml"], "--config typed.yaml: inner.rate is fast; give a number."),
         (["--inner.rate", "7"], "inner.rate=7.0: must be from 0 to 1."),
         (["--config", "large"], "--config large: no such file or preset"),
-        (["--config", "unknown.yaml"], "Group 'inner' does not accept option 'colour'"),
-        (["--config", "broken.yaml"], "--config broken.yaml is not YAML"),
-        (["--config", "binary.yaml"], "--config binary.yaml is not YAML"),
+        (["--config", "unknown.yaml"], "--config unknown.yaml has inner.colour, which is no setting (see:"),
+        (
+            ["--config", "slip.yaml"],
+            "--config slip.yaml has inner.nane, which is no setting; did you mean --inner.name?",
+        ),
+        (["--config", "broken.yaml"], "--config broken.yaml is not YAML (line 2: "),
+        (["--config", "binary.yaml"], "--config binary.yaml is not YAML (byte 8: invalid start byte)"),
         (["--config", "empty.yaml"], "--config empty.yaml holds no settings"),
     ],
 )
@@ -112,6 +135,8 @@ def test_what_is_wrong_is_one_line_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("unknown.yaml").write_text("inner: {colour: red}\n")
+    Path("slip.yaml").write_text("count: 2\ninner: {nane: red}\n")
+    Path("typed.yaml").write_text("inner: {rate: fast}\n")
     Path("broken.yaml").write_text("inner: {rate: [\n")
     Path("binary.yaml").write_bytes(b"count: \xff\xfe\n")
     Path("empty.yaml").touch()
@@ -121,6 +146,12 @@ def test_what_is_wrong_is_one_line_and_code_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert said in line
+
+
+def test_a_package_is_called_by_its_own_name() -> None:
+    command = [sys.executable, "-m", "data_pipeline.sample", "--nope", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.endswith("(see: python -m data_pipeline.sample --help)\n")
 
 
 def test_a_command_gets_its_configuration_and_its_user_errors_are_one_line(

@@ -16,7 +16,18 @@ import pytest
 from data_pipeline import endpoint as module
 from data_pipeline.endpoint import Endpoint, Failure, Messages, ask, ask_each
 from data_pipeline.errors import UserError
-from tests.data_pipeline.chat_server import ChatServer, Reply, chat_server, drop, hang, refuse, say, send, trickle
+from tests.data_pipeline.chat_server import (
+    ChatServer,
+    Reply,
+    chat_server,
+    drop,
+    flood,
+    hang,
+    refuse,
+    say,
+    send,
+    trickle,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -66,7 +77,7 @@ def test_every_question_gets_its_own_answer(server: ChatServer, monkeypatch: pyt
 )
 def test_trouble_that_passes_is_tried_again_and_no_longer_than_allowed(server: ChatServer, trouble: Reply, reason: str):
     server.reply = lambda request: trouble if request.number == 0 else say("at last")
-    asked = at(server, timeout_s=0.3, retries=1)
+    asked = at(server, timeout_s=1.0 if reason == "timeout" else 60.0, retries=1)  # a busy machine is slow to answer
     assert list(ask_each(asked, questions(1))) == [(0, "at last")]
     server.reply = lambda request: trouble
     ((_, failure),) = ask_each(asked, questions(1))
@@ -186,6 +197,15 @@ def test_questions_that_fail_one_by_one_do_not_end_the_rest(
     server.reply = lambda request: trouble if request.question in failing else say("ok")
     results = dict(ask_each(at(server, concurrency=1, give_up_after=3), questions(25)))
     assert Counter(str(getattr(result, "reason", result)) for result in results.values()) == {reason: 19, "ok": 6}
+
+
+def test_an_answer_without_end_is_broken_off(server: ChatServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_MAX_ANSWER_BYTES", 10_000)
+    server.reply = lambda request: flood
+    ((_, failure),) = ask_each(at(server, timeout_s=60), questions(1))
+    assert isinstance(failure, Failure)
+    assert (failure.reason, len(server.requests)) == ("bad_answer", 1)
+    assert "without end" in failure.message
 
 
 def test_nobody_there(server: ChatServer):

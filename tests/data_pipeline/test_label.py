@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.labelling.judge import A_BETTER, B_BETTER, SAME_GOOD
 from data_pipeline.models import Endpoint
 from data_pipeline.prepare import prepare
+from data_pipeline.quality.metrics import METRICS, Scorer
+from data_pipeline.quality.model_folder import MetricModel
 from data_pipeline.shards import ShardSet
 from tests.data_pipeline.chat_server import Request, chat_server, refuse, say
 from tests.data_pipeline.tiny_models import save_bart, save_gpt, save_regressor
@@ -162,6 +165,29 @@ def test_labels_live_beside_each_other_and_are_not_computed_twice(
     assert manifest(anew)["labels"]["bleu"]["computed"] == 15
 
 
+def test_a_model_is_loaded_once_in_an_actor_and_only_where_a_row_needs_it(
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    loaded: list[str] = []
+
+    def load(model: MetricModel) -> Scorer:
+        loaded.append(model.name)
+        return lambda items: {"reward": [float(len(item.text)) for item in items]}
+
+    monkeypatch.setitem(METRICS, "reward", replace(METRICS["reward"], load=load))
+    path = write_rows("a.jsonl", make_rows(9))
+    first = label(config(path, "reward", models=models, rows_per_shard=2))  # five shards, one after the other
+    assert loaded == [models["reward"]]
+    label(config(first, "reward", models=models, output=str(tmp_path / "again")))
+    assert len(loaded) == 1
+
+
 def test_prepare_reads_the_labelled_rows_as_they_are(
     without_ray: None,
     config: Callable[..., LabelConfig],
@@ -299,7 +325,7 @@ def test_bad_input_is_one_clear_sentence(
     with pytest.raises(UserError, match=r"no valid row in the input \(rejected: bad_json 1, no_candidates 1, n"):
         label(config(write_rows("bad.jsonl", BAD_LINES), "bleu"))
     with pytest.raises(UserError, match="There is no file at"):
-        label(config(tmp_path / "none.jsonl", "bleu"))
+        label(config(tmp_path / "none.jsonl", "bartscore", models={"bartscore": "/no/such"}))
     with pytest.raises(UserError, match="no model folder /no/such for bartscore"):
         label(config(path, "bartscore", models={"bartscore": "/no/such"}))
     with pytest.raises(UserError, match="no model folder for bartscore: it has no config"):

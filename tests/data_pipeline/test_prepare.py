@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from data_pipeline import commit, plan
 from data_pipeline.config import Lengths, PrepareConfig, SampleSize
@@ -151,16 +153,28 @@ def test_rows_that_are_odd_but_good(without_ray: None, config: Callable[..., Pre
 
 
 def test_missing_scores_and_aliases_are_reported(
-    without_ray: None, config: Callable[..., PrepareConfig], write_rows: Write, make_rows: Rows
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    capsys: pytest.CaptureFixture[str],
 ):
     rows = make_rows(4)
+    for candidate, score in zip(rows[3]["candidates"], ("0.5", math.nan, [1]), strict=True):
+        candidate["scores"]["rougeL"] = score
+    rows[3]["candidates"][2]["model"] = "model-0"
     rows[1]["candidates"][0]["scores"]["bartscore"] = 0.0
     rows[2]["candidates"][1]["model"] = "old"
     shards = ShardSet.open(prepare(config({"train": str(write_rows("a.jsonl", rows))}, aliases={"old": "model-1"})))
     assert shards.manifest["repairs"] == {
         "zero_scores_taken_as_missing": {"bartscore": 1},
+        "unusable_scores": {"rougeL": {"NaN": 1, "a list": 1, "text": 1}},
+        "repeated_models": {"model-0": 1},
         "aliased_models": {"old": {"to": "model-1", "candidates": 1}},
     }
+    said = capsys.readouterr().out.splitlines()
+    assert "scores that are no numbers, taken as missing: rougeL 3 (NaN 1, a list 1, text 1)" in said
+    assert "candidates whose model has answered before in the same row: model-0 1 (kept)" in said
     bartscore = shards.manifest["splits"]["train"]["scores"]["bartscore"]
     values = [c["scores"]["bartscore"] for row in rows for c in row["candidates"] if c["scores"]["bartscore"] != 0.0]
     assert (bartscore["values"], bartscore["missing"], bartscore["rows"]) == (11, 1, 4)
@@ -368,6 +382,22 @@ def test_a_tokenizer_for_hashed_splits_sees_the_train_split_alone(
             row["output"] = "zzqqzzqq " * 50
     shards = ShardSet.open(prepare(config(write_rows("a.jsonl", rows), tokenizer="train", vocab_size=400)))
     assert not [piece for piece in shards.tokenizer().get_vocab() if "zq" in piece or "qz" in piece]
+
+
+def test_tokens_are_those_of_any_kind_of_tokenizer(
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    any_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+):
+    any_tokenizer.save_pretrained(str(tmp_path / "own"))
+    files = {"train": str(write_rows("a.jsonl", make_rows(10)))}
+    row = ShardSet.open(prepare(config(files, tokenizer=str(tmp_path / "own")))).split("train")[9]
+    for text, ids in zip(row.texts, row.response_ids, strict=True):
+        expected = any_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ids.tolist() == list(expected)[: Lengths().response]
 
 
 def test_real_rows_are_taken_as_they_are(

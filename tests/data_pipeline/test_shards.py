@@ -13,10 +13,11 @@ import pytest
 
 from data_pipeline import shard_cache
 from data_pipeline.config import PrepareConfig
+from data_pipeline.encoding import Encoder, encode_rows
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
-from data_pipeline.tokenization import encode_example, load_tokenizer
+from data_pipeline.tokenization import load_tokenizer
 
 
 @pytest.fixture
@@ -52,19 +53,20 @@ def root(
 def test_what_is_read_is_what_was_written(root: Path, rows: list[dict[str, Any]], tokenizer_folder: Path):
     from data_pipeline.schema import parse_row
 
-    shards, tokenizer = ShardSet.open(root), load_tokenizer(tokenizer_folder)
+    shards, encoder = ShardSet.open(root), Encoder.of(load_tokenizer(tokenizer_folder))
     train = shards.split("train")
     assert len(train) == len(rows)
     for source, row in zip(rows, train, strict=True):
-        encoded = encode_example(parse_row(source), tokenizer, shards.lengths)
+        encoded = encode_rows([parse_row(source)], encoder, shards.lengths)
         assert (row.id, row.instruction, row.input, row.output) == tuple(
             source[key] for key in ("id", "instruction", "input", "output")
         )
         assert row.models == tuple(candidate["model"] for candidate in source["candidates"])
         assert row.texts == tuple(candidate["text"] for candidate in source["candidates"])
-        assert row.question_ids.tolist() == encoded.question_ids.tolist()
-        assert [ids.tolist() for ids in row.response_ids] == [ids.tolist() for ids in encoded.response_ids]
-        assert row.target_ids.tolist() == encoded.target_ids.tolist()
+        assert row.question_ids.tolist() == encoded.questions[0].tolist()
+        expected_ids = [encoded.responses[number].tolist() for number in range(len(row.texts))]
+        assert [ids.tolist() for ids in row.response_ids] == expected_ids
+        assert row.target_ids.tolist() == encoded.targets[0].tolist()
         assert {ids.dtype for ids in (row.question_ids, row.target_ids, *row.response_ids)} == {np.dtype(np.int32)}
         for name in shards.score_names:
             expected = [candidate["scores"].get(name, math.nan) for candidate in source["candidates"]]
@@ -171,6 +173,67 @@ def test_a_broken_cache_is_built_anew(root: Path):
     for path in (shards.folder / ".cache").iterdir():
         path.write_bytes(path.read_bytes()[:64])
     assert ShardSet.open(root).split("train")[12].texts == before
+
+
+@pytest.mark.parametrize("where", [0.01, 0.5, 0.99])
+def test_a_cache_with_one_bit_turned_is_said_and_built_anew(root: Path, where: float, caplog: pytest.LogCaptureFixture):
+    shards = ShardSet.open(root, verify=False)
+    before = [str(row) for row in shards.split("train")]
+    path = next(each for each in (shards.folder / ".cache").glob("*.arrow") if each.stem == _first_sha256(shards))
+    whole = bytearray(path.read_bytes())
+    turned = whole.copy()
+    turned[int(where * len(whole))] ^= 4
+    path.write_bytes(turned)
+    assert [str(row) for row in shards.split("train")] == before
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is damaged; it is built anew from its shard."
+    ]
+    assert path.read_bytes() == whole
+    caplog.clear()
+    shards.split("train")
+    assert not caplog.records
+
+
+def _first_sha256(shards: ShardSet) -> str:
+    return str(shards.manifest["splits"]["train"]["shards"][0]["sha256"])
+
+
+def test_a_cache_without_its_checksum_is_built_anew(root: Path):
+    shards = ShardSet.open(root)
+    before = [str(row) for row in shards.split("train")]
+    for path in (shards.folder / ".cache").glob("*.arrow"):  # as if killed before the checksum was written
+        path.with_suffix(".crc32").unlink()
+        path.write_bytes(path.read_bytes()[::-1])
+    assert [str(row) for row in shards.split("train")] == before
+
+
+def test_a_cache_is_checked_once_in_a_process(root: Path, monkeypatch: pytest.MonkeyPatch):
+    shards = ShardSet.open(root)
+    shards.split("train")
+    monkeypatch.setattr(shard_cache, "_checksum", None)
+    assert len(shards.split("train")) == 25
+
+
+def test_storage_that_does_not_keep_what_is_written_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch):
+    write = shard_cache._write_arrow
+
+    def spoil(table: Any, path: Path) -> None:
+        write(table, path)
+        _damage(path, "altered")
+
+    shards = ShardSet.open(root)
+    monkeypatch.setattr(shard_cache, "_write_arrow", spoil)
+    monkeypatch.setattr(shard_cache, "_user_cache", lambda: shards.folder / ".other")
+    with pytest.raises(UserError, match=r"Cannot write a cache in .* is not what was written"):
+        shards.split("train")
+
+
+def test_no_cache_is_built_of_an_altered_shard_that_nobody_verified(root: Path):
+    shards = ShardSet.open(root, verify=False)
+    first, second = (shards.folder / f"train-0000{i}-of-00003.parquet" for i in range(2))
+    shutil.copyfile(first, second)
+    with pytest.raises(UserError, match=r"train-00001-of-00003\.parquet is damaged .*prepare again"):
+        shards.split("train")
 
 
 def test_the_cache_goes_elsewhere_where_the_set_cannot_be_written(

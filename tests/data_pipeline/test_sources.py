@@ -41,6 +41,9 @@ def test_files_by_name_glob_and_folder(tmp_path: Path):
     assert [file.path for file in list_source(str(tmp_path / "notes.txt"))] == [str(tmp_path / "notes.txt")]
     with pytest.raises(UserError, match="no file at"):
         list_source(str(tmp_path / "none*"))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match=r"There is no file of rows in the folder .*/bare; their names end in \.jsonl"):
+        list_source(str(tmp_path / "bare"))
 
 
 def test_a_folder_tells_its_splits_by_names(write_rows: Write, tmp_path: Path):

@@ -92,6 +92,23 @@ def test_zeros_of_log_scales_and_absent_scores_are_missing_and_win_nothing(
     assert "exact zeros of log-scale scores, taken as missing: bartscore 1" in told["remarks"]
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_scores_that_are_no_numbers_and_repeated_models_are_told(
+    prepared: bool, count: Any, make_rows: Rows, write_rows: Write, without_ray: None, tokenizer_folder: Path
+):
+    rows = make_rows(4, candidates=2)
+    for row in rows[:3]:
+        row["candidates"][0]["scores"]["rougeL"] = "0.5"
+    rows[1]["candidates"][1]["model"] = "model-0"
+    source = {"train": str(write_rows("a.jsonl", rows))}
+    told = count(
+        str(prepare(PrepareConfig(source, f"{source['train']}.out", str(tokenizer_folder)))) if prepared else source
+    )
+    assert told["repairs"]["unusable_scores"] == {"rougeL": {"text": 3}}
+    assert "scores that are no numbers, taken as missing: rougeL 3 (text)" in told["remarks"]
+    assert "candidates whose model has answered before in the same row: model-0 1 (kept)" in told["remarks"]
+
+
 def test_sources_lengths_and_duplicates(count: Any, make_rows: Rows, write_rows: Write, tokenizer_folder: Path):
     train, test = make_rows(6, "chip"), make_rows(4, "dolly")
     train[5] |= {"id": "no-prefix", "instruction": test[0]["instruction"], "input": test[0]["input"], "output": ""}
@@ -312,8 +329,10 @@ def test_wrong_names_are_one_sentence(
 def test_a_source_without_a_valid_row_says_why(count: Any, write_rows: Write):
     with pytest.raises(UserError, match=r"no valid row .*bad_json 1, missing_key 1\); for example .*a\.jsonl line 2"):
         count(write_rows("a.jsonl", [b"", b"{", b'{"instruction": "q", "candidates": [{"model": "m", "text": "t"}]}']))
-    with pytest.raises(UserError, match="blank lines only"):
+    with pytest.raises(UserError, match="no valid row in the input: it holds blank lines only"):
         count(write_rows("a.jsonl", [b" "]))
+    with pytest.raises(UserError, match=r"a\.jsonl is empty; give files with one JSON object a line"):
+        count(write_rows("a.jsonl", []))
 
 
 def test_the_command_ends_with_one_line_where_there_is_nothing(tmp_path: Path):

@@ -193,7 +193,7 @@ def test_input_and_output_that_cannot_be_used_are_one_sentence(folder: Path, tmp
     empty, blocked = tmp_path / "empty.jsonl", tmp_path / "file"
     empty.touch()
     blocked.write_text("{}")
-    with pytest.raises(UserError, match="none of this name"):
+    with pytest.raises(UserError, match=r"none\.jsonl is no file: give one of JSON lines"):
         main(EnsembleConfig(str(folder), tmp_path / "none.jsonl", tmp_path / "out.jsonl"))
     own = tmp_path / "own.jsonl"
     own.write_text("[]\n")

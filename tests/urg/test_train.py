@@ -209,7 +209,7 @@ def test_every_preset_is_tested() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--system=bart"], 'key "system"'),
+        (["--system=bart"], "system is bart; give one of 'urg', "),
         (["--system=gen_fuser", "--eval.metric=label"], "gen_fuser does not rank"),
         (["--ranker.pairs=0"], "ranker.pairs=0"),
         (["--ranker.tasks=[a,a]"], "ranker.tasks"),

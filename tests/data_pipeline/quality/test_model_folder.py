@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.quality.bertscore import load_scorer
 from data_pipeline.quality.model_folder import MetricModel, fingerprint, load_model, require_model, token_limit
 from tests.data_pipeline.tiny_models import save_bart
 
@@ -28,6 +30,27 @@ def test_what_cannot_be_a_model_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(UserError, match="no AutoModelForSeq2SeqLM is known for models of type bert"):
         require_model("bartscore", str(tmp_path), KIND)
     require_model("bertscore", str(tmp_path), "AutoModel")
+
+
+@pytest.mark.timeout(100)
+def test_a_hub_that_cannot_be_reached_is_one_sentence_and_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for what, ask in (
+        ("the bartscore model nobody/no-such", lambda: require_model("bartscore", "nobody/no-such", KIND)),
+        ("the BERTScore encoder no-such", lambda: load_scorer("no-such")),
+    ):
+        start = time.monotonic()
+        with pytest.raises(
+            UserError, match=f"Cannot load {what}: it is no local folder, and .* reached \\(.*refused\\); give"
+        ):
+            ask()
+        assert time.monotonic() - start < 10
+    assert "Retrying" not in caplog.text
 
 
 def test_the_least_limit_of_length_counts():
