@@ -1,6 +1,7 @@
 """Rows of MixInstruct's shape and lengths, for timing: the text means nothing, its lengths are MixInstruct's.
 
-Questions have 20 tokens on average and responses 66, log-normal, cut at 128 (URG, §4.1).
+Questions have 20 tokens on average and responses 66, log-normal, cut at 128 (URG, §4.1). Words follow Zipf's law, and
+one in fifty comes only once, as names, numbers and slips do: an encoder that remembers words must not know them all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ QUESTION_TOKENS, RESPONSE_TOKENS, LONGEST = 20.0, 66.0, 128
 _SIGMA = 0.8  # of the log of a length
 _LANGUAGE = 0  # the words are the same whatever the seed, for a tokenizer is trained on other rows than it encodes
 _WORDS = 20_000
+_ONCE = 0.02  # share of words that come only once: 5 % in 1 million words of real answers, less in more
 _POOL = 1 << 20
+_LETTERS = "etaoinshrdlucmfwypvbgk"
 
 
 def write_corpus(path: Path, rows: int, seed: int, tokens_per_word: float = 1.0) -> None:
@@ -35,7 +38,10 @@ def corpus_rows(rows: int, seed: int, tokens_per_word: float = 1.0) -> Iterator[
 
     def text(tokens: int) -> str:
         start = int(rng.integers(0, _POOL - LONGEST))
-        return " ".join(pool[start : start + max(1, round(tokens / tokens_per_word))])
+        words = pool[start : start + max(1, round(tokens / tokens_per_word))]
+        for place in rng.integers(0, len(words), rng.binomial(len(words), _ONCE)):
+            words[place] = "".join(_LETTERS[i] for i in rng.integers(0, len(_LETTERS), 11))
+        return " ".join(words)
 
     for index in range(rows):
         scores = rng.random((len(MODELS), len(SCORES))).round(4).tolist()
@@ -70,7 +76,7 @@ def lengths(rng: np.random.Generator, size: int, mean: float) -> np.ndarray:
 
 def _pool(rng: np.random.Generator) -> list[str]:
     """Words in a row, frequent ones short and often, as in a natural language (Zipf's law)."""
-    letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+    letters = np.array(list(_LETTERS))
     weight = 1.0 / np.arange(1, len(letters) + 1)
     sizes = np.clip((np.log2(np.arange(2, _WORDS + 2)) * 0.6).round().astype(int), 1, 10)
     drawn = rng.choice(letters, size=int(sizes.sum()), p=weight / weight.sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,15 @@ def test_another_seed_gives_other_rows_of_the_same_language() -> None:
     """Else a tokenizer that was trained on other rows would need more tokens than the lengths are said to be."""
     texts = [[each["text"] for row in corpus_rows(300, seed) for each in row["candidates"]] for seed in (0, 1)]
     assert texts[0] != texts[1]
-    words = [{word for text in each for word in text.split()} for each in texts]
-    assert len(words[0] & words[1]) > 0.7 * len(words[0])
+    counts = [Counter(word for text in each for word in text.split()) for each in texts]
+    common = [{word for word, count in own.items() if count > 1} for own in counts]
+    assert len(common[0] & counts[1].keys()) > 0.7 * len(common[0])
+
+
+def test_some_words_come_only_once() -> None:
+    words = Counter(word for row in corpus_rows(300, 0) for each in row["candidates"] for word in each["text"].split())
+    once = sum(len(word) == 11 and count == 1 for word, count in words.items())
+    assert 0.015 < once / words.total() < 0.03
 
 
 def test_memory_and_time_of_children_are_seen_and_a_failure_is_told() -> None:
