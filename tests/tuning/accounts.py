@@ -62,6 +62,9 @@ def disagreements(folder: Path, uri: str, experiment: str, trials: int) -> list[
         told.append(f"MLflow's runs differ: {sorted(runs.keys() ^ (names | {folder.name}))}")
     for trial in found:
         name = f"trial-{trial.number:04d}"
+        if not (folder / "trials" / name / "outcome.json").exists():
+            told.append(f"{name}: it has not ended")
+            continue
         told += [f"{name}: {what}" for what in _of_files(folder / "trials" / name, trial)]
         told += [f"{name}: {what}" for what in _of_tune(folder, name)]
         if name in runs:
@@ -120,12 +123,21 @@ def _evaluated(run: Path) -> list[tuple[int, dict[str, float]]]:
     return [(line["step"], line["metrics"]) for line in map(json.loads, lines)]
 
 
+def cost(folder: Path) -> str:
+    """What a sweep took and what it found, in one line: to set ASHA beside a sweep without it."""
+    trials = study_of(folder).trials
+    runs = [folder / "trials" / f"trial-{trial.number:04d}" for trial in trials]
+    steps = sum(max((step for step, _ in _evaluated(run)), default=0) for run in runs)
+    seconds = sum(json.loads((run / "outcome.json").read_text())["seconds"] for run in runs)
+    best = max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.values[0], default=None)
+    found = f"; best: trial {best.number}, {best.values[0]:.4f}" if best else ""
+    return f"{steps} steps in {seconds / 60:.1f} minutes of trials{found}"
+
+
 if __name__ == "__main__":
     where = Path(sys.argv[1]).resolve()
-    count = len(study_of(where).trials)
-    wrong = disagreements(where, f"sqlite:///{where.parent / 'mlflow.db'}", where.name, count)
     states = [trial.state.name for trial in study_of(where).trials]
-    print(
-        "\n".join(wrong) or f"{count} trials ({', '.join(f'{states.count(s)} {s}' for s in sorted(set(states)))}) agree"
-    )
+    wrong = disagreements(where, f"sqlite:///{where.parent / 'mlflow.db'}", where.name, len(states))
+    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    print("\n".join(wrong) or f"{len(states)} trials ({counts}) agree; {cost(where)}")
     sys.exit(bool(wrong))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.accounts import disagreements
+from tests.tuning.accounts import cost, disagreements
 from tuning.blueprint import Unit, draw_up, trial_name
 from tuning.config import SweepConfig
 from tuning.ledger import Ledger, Outcome
@@ -86,6 +86,10 @@ def _unended(folder: Path, uri: str) -> None:
         os.utime(path, (time.time() + 60,) * 2)
 
 
+def _no_outcome(folder: Path, uri: str) -> None:
+    (folder / "trials" / "trial-0001" / "outcome.json").unlink()
+
+
 DAMAGES: dict[Callable[[Path, str], None], str] = {
     _twice_in_mlflow: "MLflow's runs differ: ['trial-0002']",
     _a_point_too_many: "trial-0000: MLflow's points of dev/label",
@@ -93,12 +97,14 @@ DAMAGES: dict[Callable[[Path, str], None], str] = {
     _run_again: "trial-0001: Tune ran it again after its end",
     _ended_twice: "trial-0001: Tune says ['TERMINATED', 'TERMINATED']",
     _unended: "trial-0000: Tune says ['RUNNING']",
+    _no_outcome: "trial-0001: it has not ended",
 }
 
 
 def test_nothing_is_told_where_all_agree_and_each_damage_is(swept: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = swept
     assert disagreements(folder, uri, "tiny", 2) == []
+    assert cost(folder) == "4 steps in 0.0 minutes of trials; best: trial 0, 0.5000"
     assert disagreements(folder, uri, "tiny", 3) == ["Optuna has 2 trials"]
     for number, (damage, sentence) in enumerate(DAMAGES.items()):
         storage = shutil.copytree(folder.parent, tmp_path / f"damaged-{number}")
