@@ -268,7 +268,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
-    """Checkpoints kept: the newest, and the best ones by `eval.metric`."""
+    """Checkpoints kept: the newest, and of those before it the best by `eval.metric`."""
     dry_run: bool = False
     """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -166,9 +166,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
     from urg.training.state import REFUSAL, Job
 
     (run / REFUSAL).unlink(missing_ok=True)
-    note = checkpoints.set_aside_broken_snapshot(run)
-    if note:
-        print(note)
+    checkpoints.forget_snapshot(run)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
     job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
     finished = threading.Event()
@@ -197,7 +195,7 @@ def _raise_refusal(run: Path, cause: Exception | None = None) -> None:
 
 def _trainer(job: Job) -> TorchTrainer:
     """The TorchTrainer of a run."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from urg.training.loop import train_worker
@@ -215,9 +213,6 @@ def _trainer(job: Job) -> TorchTrainer:
             name=config.name,
             storage_path=config.storage,
             failure_config=FailureConfig(max_failures=engine.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="max"
-            ),
         ),
     )
 

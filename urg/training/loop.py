@@ -166,10 +166,12 @@ class Trainer:
         if self.rank == 0 and self.state.best_step == self.state.step:
             checkpoints.publish(folder / "model", self.job.run / "model")
         ray.train.report(
-            {**metrics, "step": self.state.step, "score": metrics.get(self.config.eval.metric, UNDEFINED)},
+            {**metrics, "step": self.state.step},
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
+        if self.rank == 0:
+            checkpoints.retain(self.job.run, folder, self.config.keep_checkpoints)
 
     def _write_checkpoint(self, metrics: dict[str, float]) -> Path:
         """Write state and model of all workers; the manifest last. The same path on every worker."""
@@ -184,7 +186,8 @@ class Trainer:
             (folder / "model" / CARD_FILE).write_text(self.task.card(self.state.step, metrics))
         dist.barrier()
         if self.rank == 0:
-            checkpoints.commit(folder, self.state.to_json(), self.world)
+            score = metrics.get(self.config.eval.metric, UNDEFINED)
+            checkpoints.commit(folder, {**self.state.to_json(), "score": score}, self.world)
             ray_metrics.checkpoint_written(self.config.name)
         dist.barrier()
         return folder
