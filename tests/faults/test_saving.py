@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ import pytest
 
 from tests.faults.damage import DAMAGES, damage, flip
 from urg.config import EvalConfig, TrainConfig
-from urg.training import checkpoints, loop
-from urg.training.state import TrainState
+from urg.training import checkpoints, saving
+from urg.training.saving import Saver, find_checkpoint
+from urg.training.state import Refused, TrainState
 
 pytestmark = pytest.mark.faults
 
@@ -28,10 +30,9 @@ class _Engine:
     """Writes and reads a state by what the training loop calls; a model that is its step, in the place of weights."""
 
     def __init__(self, state: TrainState) -> None:
-        self._state = state
+        self._state, self.resized = state, False
 
     def save(self, folder: Path) -> None:
-        (folder / "state").mkdir(parents=True)
         for rank in (0, 1):
             (folder / "state" / f"rank-{rank}.pt").write_bytes(f"step {self._state.step}".encode() * 100)
 
@@ -50,35 +51,42 @@ class _Task:
         return f"card of step {step}"
 
 
+class _Worker:
+    """Rank 0 with its real saving and resuming, but no model and no other worker."""
+
+    def __init__(self, run: Path) -> None:
+        config = TrainConfig(keep_checkpoints=2, eval=EvalConfig(metric="rougeL"))
+        self.job = SimpleNamespace(run=run, config=config, resume_from=None)
+        self.log = SimpleNamespace(line=lambda text: None)
+        self.state = TrainState()
+        self.engine = _Engine(self.state)
+        self.saver = Saver(self.job, 0, 2, _Task(), self.engine, self.log, lambda: None)  # type: ignore[arg-type]
+
+    def save(self, step: int) -> None:
+        """As after an evaluation that found this step to be the best so far."""
+        self.state.step = self.state.best_step = step
+        self.state.best_metric = float(step)
+        self.saver.write(self.state, {"rougeL": float(step)})
+
+    def resume(self) -> TrainState:
+        """As a worker that is started anew."""
+        folder = find_checkpoint(self.job, 0, self.log)  # type: ignore[arg-type]
+        assert folder is not None
+        return self.saver.load(folder, checkpoints.load_state(folder))
+
+
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], loop.Trainer]]:
-    """trainer(): rank 0 of the training loop with its real saving and resuming, but no model and no other worker."""
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Worker]:
+    """worker(): a worker of a run in `tmp_path`."""
     import ray.train
     from torch import distributed
 
-    for name in ("barrier", "broadcast_object_list"):
-        monkeypatch.setattr(distributed, name, lambda *_: None)
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda *_: None)
+    monkeypatch.setattr(distributed, "all_gather_object", lambda gathered, own: gathered.__setitem__(0, own))
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
-    monkeypatch.setattr(loop.ray_metrics, "checkpoint_written", lambda *_: None)
-    config = TrainConfig(keep_checkpoints=2, eval=EvalConfig(metric="rougeL"))
-
-    def make() -> loop.Trainer:
-        trainer = object.__new__(loop.Trainer)
-        trainer.config, trainer.rank, trainer.world = config, 0, 2
-        trainer.job = SimpleNamespace(run=tmp_path, config=config, resume_from=None)  # type: ignore[assignment]
-        trainer.log = SimpleNamespace(line=lambda text: None)  # type: ignore[assignment]
-        trainer.state, trainer.task = TrainState(), _Task()  # type: ignore[assignment]
-        trainer.engine = _Engine(trainer.state)  # type: ignore[assignment]
-        return trainer
-
-    yield make
-
-
-def _save(trainer: loop.Trainer, step: int) -> None:
-    """As after an evaluation that found this step to be the best so far."""
-    trainer.state.step = trainer.state.best_step = step
-    trainer.state.best_metric = float(step)
-    trainer._checkpoint({trainer.config.eval.metric: float(step)})
+    monkeypatch.setattr(saving.ray_metrics, "checkpoint_written", lambda *_: None)
+    return lambda: _Worker(tmp_path)
 
 
 def _die_at(change: int) -> None:
@@ -94,12 +102,12 @@ def _die_at(change: int) -> None:
     sys.addaudithook(hook)
 
 
-def _saves_in_a_child(trainer: loop.Trainer, step: int, change: int) -> bool:
+def _saves_in_a_child(worker: _Worker, step: int, change: int) -> bool:
     """Save in a child that dies before its `change`th change of the disk; whether it came to the end before."""
     child = os.fork()
     if child == 0:
         _die_at(change)
-        _save(trainer, step)
+        worker.save(step)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL)
@@ -107,23 +115,23 @@ def _saves_in_a_child(trainer: loop.Trainer, step: int, change: int) -> bool:
 
 
 def test_killed_at_any_point_of_a_save_a_run_goes_on_from_a_whole_checkpoint(
-    trainer: Callable[[], loop.Trainer], tmp_path: Path
+    worker: Callable[[], _Worker], tmp_path: Path
 ) -> None:
     """The child dies before its first change of the disk, before its second, …, until it comes to the end."""
-    before = trainer()
+    before = worker()
     for step in (1, 2):
-        _save(before, step)
+        before.save(step)
     points, step, resumed_at = 0, 3, set()
     while not _saves_in_a_child(before, step, points):
-        after = trainer()
-        state = after._resume()
+        after = worker()
+        state = after.resume()
         resumed_at.add(step - state.step)
-        assert after.engine.loaded == f"step {state.step}".encode() * 100  # type: ignore[attr-defined]
+        assert after.engine.loaded == f"step {state.step}".encode() * 100
         assert state.best_step == state.step
         assert (tmp_path / "model" / "weights").read_text() == f"model of step {state.step}"
         assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "weights"]
         assert [wrong for folder in tmp_path.glob("checkpoint-*") if (wrong := checkpoints.damage(folder))] == []
-        _save(after, state.step + 1)
+        after.save(state.step + 1)
         assert len(list(tmp_path.glob("checkpoint-*"))) == 2
         before, step, points = after, state.step + 2, points + 1
     assert points > 40
@@ -132,28 +140,28 @@ def test_killed_at_any_point_of_a_save_a_run_goes_on_from_a_whole_checkpoint(
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damage_is_named_and_the_newest_whole_checkpoint_is_loaded(
-    trainer: Callable[[], loop.Trainer], tmp_path: Path, how: str
+    worker: Callable[[], _Worker], tmp_path: Path, how: str
 ) -> None:
     random = Random(how)
     for _ in range(20):
-        made = trainer()
+        made = worker()
         for step in (1, 2):
-            _save(made, step)
+            made.save(step)
         newest = checkpoints.newest_whole(tmp_path)[0]
         assert newest is not None
         damaged = damage(newest, how, random)
         wrong = checkpoints.damage(newest)
         assert wrong is not None
         assert (newest.name if how == "no manifest" else str(damaged)) in wrong
-        after = trainer()
-        assert after._resume().step == 1
+        after = worker()
+        assert after.resume().step == 1
         assert (tmp_path / "model" / "weights").read_text() == "model of step 1"
-        _save(after, 2)
+        after.save(2)
 
 
-def test_no_bit_of_a_manifest_can_flip_and_lead_astray(trainer: Callable[[], loop.Trainer], tmp_path: Path) -> None:
+def test_no_bit_of_a_manifest_can_flip_and_lead_astray(worker: Callable[[], _Worker], tmp_path: Path) -> None:
     """Each one makes the checkpoint a damaged one, or changes nothing that is loaded."""
-    _save(trainer(), 1)
+    worker().save(1)
     (folder,) = tmp_path.glob("checkpoint-*")
     manifest, state, found = folder / "manifest.json", checkpoints.load_state(folder), 0
     bits = 8 * manifest.stat().st_size
@@ -164,3 +172,32 @@ def test_no_bit_of_a_manifest_can_flip_and_lead_astray(trainer: Callable[[], loo
         flip(manifest, bit)
     assert checkpoints.damage(folder) is None
     assert found > bits / 2
+
+
+@pytest.mark.parametrize("part", ["state", "weights", "README.md", "train_state.json", "manifest.json"])
+def test_a_full_disk_at_any_part_leaves_the_checkpoint_before_it(
+    worker: Callable[[], _Worker], tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses to write one file; the half-written checkpoint is gone, the one before is whole, and a later
+    save finds room."""
+    before = worker()
+    before.save(1)
+    (kept,) = tmp_path.glob("checkpoint-*")
+    opened = Path.open
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        if part in str(path) and "checkpoint-00000002" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(Refused, match=r"no room for .*checkpoint-00000002.*the same command goes on from there"):
+            before.save(2)
+    assert list(tmp_path.glob("checkpoint-*")) == [kept]
+    assert checkpoints.damage(kept) is None
+    assert (tmp_path / "model" / "weights").read_text() == "model of step 1"
+    after = worker()
+    assert after.resume().step == 1
+    after.save(2)
+    assert (tmp_path / "model" / "weights").read_text() == "model of step 2"

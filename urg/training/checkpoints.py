@@ -12,9 +12,11 @@ The attempt id keeps two attempts at the same step apart. A folder without a man
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from data_pipeline.shard_writing import file_sha256
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
 PREFIX = "checkpoint-"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's errors where a disk, a quota or a limit is exhausted."""
 
 
 def new_folder(run: Path, step: int) -> Path:
@@ -73,6 +77,20 @@ def remove_unfinished(run: Path) -> None:
     for folder in run.glob(f"{PREFIX}*"):
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_for_want_of_room(error: Exception, folder: Path) -> bool:
+    """Whether a write below `folder` failed because the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in FULL
+    try:  # torch and safetensors have errors of their own, without a number: what would the system say?
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refused:
+        return refused.errno in FULL
+    return False
 
 
 def require_whole(folder: Path) -> None:

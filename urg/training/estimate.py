@@ -36,6 +36,7 @@ def describe(config: TrainConfig) -> str:
     tokens = round(row_tokens * config.batch.micro)
     memory = memory_per_worker(config, parameters, width, layers, tokens)
     device = "GPU" if config.engine.use_gpu else f"{config.engine.cpus_per_worker} CPU"
+    workers = " to ".join(str(n) for n in (config.engine.min_workers, config.engine.workers) if n)
     lines = [
         yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(),
         "",
@@ -43,7 +44,7 @@ def describe(config: TrainConfig) -> str:
         f"data        {plan.rows} rows of {shards.folder}",
         f"steps       {plan.steps} of {plan.global_batch} rows ({plan.rows / plan.global_batch:.1f} an epoch), "
         f"{plan.warmup_steps} of warm-up",
-        f"workers     {config.engine.workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
+        f"workers     {workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
         f"parameters  {parameters:,}",
         f"memory      about {sum(memory.values()):.2f} GiB a worker: "
         + ", ".join(f"{part} {gib:.2f}" for part, gib in memory.items()),
@@ -122,7 +123,7 @@ def memory_per_worker(
     that ZeRO spreads them on. Activations: about 34 values a token, layer and width without checkpointing, 2 with it
     (Korthikanti et al. 2022).
     """
-    stage, workers = config.engine.zero_stage, config.engine.workers
+    stage, workers = config.engine.zero_stage, config.engine.min_workers or config.engine.workers
     size = 2 if config.engine.dtype == "bf16" else 4
     saved = 2 if config.engine.activation_checkpointing else 34
     return {
