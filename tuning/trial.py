@@ -63,9 +63,11 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
 
 
 def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
-    """`urg.train`, once the process that ran this trial before a kill is gone."""
+    """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end:
+    the sweep was not."""
     from data_pipeline.commit import locked
     from urg.train import train
+    from urg.training.state import Stopped
 
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -76,7 +78,12 @@ def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL)
-    train(config, tags)
+    while True:
+        try:
+            train(config, tags)
+            return
+        except Stopped:
+            continue
 
 
 def _watch(run: Path, objective: str, training: Future[None]) -> None:

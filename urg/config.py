@@ -214,7 +214,13 @@ class EngineConfig:
     """Workers, precision and DeepSpeed."""
 
     workers: int = 1
-    """Ray Train workers: one a GPU, or one a CPU slot."""
+    """Ray Train workers: one a GPU, or one a CPU slot. A run may go on with another number, if the global batch stays
+    the same: with the same rows a step and the same optimizer state, but other dropout masks."""
+    min_workers: int | None = None
+    """Fewest workers to train with where the cluster has room for no more than these; each then takes more
+    micro-batches, and the global batch stays the same. Null: wait for all `workers`."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks whether the cluster has room for more workers, where there are fewer than `workers`."""
     use_gpu: bool = False
     """Give each worker a GPU and use NCCL; otherwise CPU and gloo."""
     cpus_per_worker: int = 1
@@ -231,10 +237,16 @@ class EngineConfig:
     max_failures: int = 3
     """How often a run restarts by itself from its last checkpoint after a worker is lost; -1 for always."""
     timeout_s: int = 1800
-    """Seconds after which a collective that does not return fails the worker."""
+    """Seconds after which a worker in which nothing moves, as in a collective that never returns, is ended; all
+    workers then start anew from the last checkpoint. Longer than writing a checkpoint takes."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "engine.workers", self.workers, "at least one worker must train.")
+        fewest = self.min_workers
+        fits = fewest is None or 1 <= fewest <= self.workers
+        require(fits, "engine.min_workers", fewest, f"must be from 1 to engine.workers, which is {self.workers}.")
+        require(self.timeout_s > 0, "engine.timeout_s", self.timeout_s, "must be positive.")
+        require(self.resize_every_s > 0, "engine.resize_every_s", self.resize_every_s, "must be positive.")
         require(self.cpus_per_worker >= 1, "engine.cpus_per_worker", self.cpus_per_worker, "must be at least 1.")
 
 
@@ -276,7 +288,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
-    """Checkpoints kept: the newest, and the best ones by `eval.metric`."""
+    """Checkpoints kept: the newest, and of those before it the best by `eval.metric`."""
     dry_run: bool = False
     """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -336,6 +348,10 @@ class TrainConfig:
     def global_batch(self) -> int:
         """Rows of one optimizer step over all workers."""
         return self.batch.micro * self.batch.accumulation * self.engine.workers
+
+    def accumulation(self, workers: int) -> int:
+        """Micro-batches that each of `workers` takes for one optimizer step."""
+        return -(-self.global_batch // (self.batch.micro * workers))
 
 
 @dataclass(frozen=True)

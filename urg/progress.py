@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 
 class RunLog:
-    """Appends lines to a run's log; every line is on disk when the call returns."""
+    """Appends lines to a run's log; every line is on disk when the call returns, or lost where the disk is full."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def line(self, text: str) -> None:
         """Write one line."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
 

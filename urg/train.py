@@ -5,8 +5,8 @@ Reads prepared shards, runs one Ray Train worker a GPU or CPU slot under DeepSpe
     model/           the best model so far, a Hugging Face folder: URG's for `Ensemble.from_pretrained`
     checkpoint-…/    what a run resumes from
     config.yaml, train.log, mlflow-spool/
-The same command again continues the run where it stopped. With several nodes, storage and shards must be on a path that
-all share.
+The same command again continues the run where it stopped; on SIGTERM it writes a checkpoint first and ends with code
+75. With several nodes, storage and shards must be on a path that all share.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +28,16 @@ from urg.config import PRESETS, TrainConfig
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from urg.training.state import Job
+    from urg.training.state import Job, Outcome
 
 # What may differ when a run is resumed: where and how it runs, not what it computes.
 FREE_ON_RESUME = (
     "data.shards",  # compared by what it holds
     "dry_run",
+    "batch.",  # how the workers share the global batch, which is compared
+    "engine.workers",
+    "engine.min_workers",
+    "engine.resize_every_s",
     "engine.max_failures",
     "engine.timeout_s",
     "checkpoint_every",
@@ -50,7 +55,13 @@ def main(config: TrainConfig) -> None:
 
         print(describe(config))
         return
-    model = train(config)
+    from urg.training.state import RESUMES, Stopped
+
+    try:
+        model = train(config)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(RESUMES) from None
     print(f"model: {model}")
     shards, output = config.data.shards, model.with_name("evaluation")
     named = f"--model {model}"
@@ -62,7 +73,7 @@ def main(config: TrainConfig) -> None:
 def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     """Run or resume a training run; returns the folder of its best model. tags: more of them for its MLflow run.
 
-    Raises UserError for what the user can mend.
+    Raises UserError for what the user can mend, and Stopped where the run was told to stop.
     """
     from data_pipeline.commit import locked
     from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
@@ -81,7 +92,8 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
             print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
             return run / "model"
         print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
-        _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
+        outcome = _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
+    _require_finished(outcome, config, plan.steps)
     return run / "model"
 
 
@@ -116,11 +128,6 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
     resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
     if resume_from is not None:
         checkpoints.require_whole(resume_from)
-        state = checkpoints.load_state(resume_from)
-        if state["world"] != config.engine.workers:
-            raise UserError(
-                f"checkpoint {resume_from} was written by {state['world']} workers: set engine.workers to as many."
-            )
     stored = run / "run.json"
     if stored.exists() and any(run.glob(f"{checkpoints.PREFIX}*")):
         if config.resume == "never":
@@ -137,6 +144,7 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
     old, new = ({**side["config"]} for side in (stored, wanted))
     for side in (old, new):  # `auto` and `never` start a run alike
         side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
+        side["global batch"] = side["batch.micro"] * side["batch.accumulation"] * side["engine.workers"]
     keys = sorted(key for key in old.keys() | new.keys() if not key.startswith(FREE_ON_RESUME))
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
     if stored["data"] != wanted["data"]:
@@ -157,67 +165,70 @@ def _is_done(run: Path, steps: int) -> bool:
     return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
 
 
-def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> None:
+def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> Outcome:
     """Start Ray Train and wait, showing the workers' log."""
     from data_pipeline.ray_session import ray_session
     from urg.progress import follow
     from urg.tracking import absolute_uri
     from urg.training import checkpoints
-    from urg.training.state import REFUSAL, Job
+    from urg.training.notices import sigterm_stops
+    from urg.training.state import Job
 
-    (run / REFUSAL).unlink(missing_ok=True)
-    note = checkpoints.set_aside_broken_snapshot(run)
-    if note:
-        print(note)
+    checkpoints.forget_snapshot(run)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
     job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
+    # A process that is stopped has no watchdog that could end it: Ray asks each worker whether it lives.
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, config.engine.timeout_s)))
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
     with ray_session():
         _require_resources(config)
         follower.start()
         try:
-            _trainer(job).fit()
-        except Exception as error:
-            _raise_refusal(run, error)
-            raise
+            with sigterm_stops(run):
+                result: Any = _trainer(job).fit()
+            return result.return_value
         finally:
             finished.set()
             follower.join(timeout=5)
-    _raise_refusal(run)
 
 
-def _raise_refusal(run: Path, cause: Exception | None = None) -> None:
-    """Raise UserError with what the workers said, where they said why they cannot train."""
-    from urg.training.state import REFUSAL
+def _require_finished(outcome: Outcome, config: TrainConfig, steps: int) -> None:
+    """Raise UserError or Stopped where the workers ended before the last step."""
+    from urg.training.state import Stopped
 
-    if (run / REFUSAL).exists():
-        raise UserError((run / REFUSAL).read_text()) from cause
+    if outcome.refusal:
+        raise UserError(outcome.refusal)
+    if outcome.stopped_at is not None:
+        reached = f"checkpoint of step {outcome.stopped_at} of {steps}"
+        raise Stopped(f"stopped: run {config.name} has a {reached}; the same command resumes it.")
 
 
 def _trainer(job: Job) -> TorchTrainer:
     """The TorchTrainer of a run."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig  # ray.train's own, which its stub does not know
 
+    from urg.training.backend import HeedingTorchConfig
     from urg.training.loop import train_worker
 
     config, engine = job.config, job.config.engine
     resources = {"CPU": engine.cpus_per_worker} | ({"GPU": 1} if engine.use_gpu else {})
     return TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # their type knows no return value
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if engine.use_gpu else "gloo", timeout_s=engine.timeout_s),
+        torch_config=HeedingTorchConfig(backend="nccl" if engine.use_gpu else "gloo", timeout_s=engine.timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=engine.workers, use_gpu=engine.use_gpu, resources_per_worker=resources
+            num_workers=(engine.min_workers, engine.workers) if engine.min_workers else engine.workers,
+            use_gpu=engine.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=engine.resize_every_s,
         ),
         run_config=RunConfig(
             name=config.name,
             storage_path=config.storage,
             failure_config=FailureConfig(max_failures=engine.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="max"
-            ),
         ),
     )
 
@@ -229,11 +240,12 @@ def _require_resources(config: TrainConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return  # a cluster may scale up
     have, engine = ray.cluster_resources(), config.engine
-    wanted = {"CPU": engine.workers * engine.cpus_per_worker, "GPU": engine.workers if engine.use_gpu else 0}
+    workers = engine.min_workers or engine.workers
+    wanted = {"CPU": workers * engine.cpus_per_worker, "GPU": workers if engine.use_gpu else 0}
     for resource, amount in wanted.items():
         if have.get(resource, 0) < amount:
             raise UserError(
-                f"{engine.workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
+                f"{workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
                 "lower engine.workers or engine.cpus_per_worker, or start on a larger cluster."
             )
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.ports import free_ports
 from data_pipeline.errors import UserError
+from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.tuning.accounts import disagreements, history, study_of, tracked
 from tuning.config import SweepConfig
 from urg.tracking import default_uri
@@ -111,39 +110,15 @@ def _require_resumable_only_as_itself(config: SweepConfig, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def server(server_process: tuple[str, subprocess.Popen[bytes]]) -> str:
-    """The address of a real `mlflow server`."""
-    return server_process[0]
-
-
-@pytest.fixture
-def server_process(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real `mlflow server` on loopback: its address, and its process, which leads a group of its own."""
-    (port,) = free_ports(1)
-    store = f"sqlite:///{tmp_path / 'server.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(tmp_path / "artifacts")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield uri, process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    """A real `mlflow server` on loopback."""
+    with mlflow_server(tmp_path / "server") as running:
+        yield running
 
 
 @pytest.mark.exhaustive
 def test_a_server_holds_trials_of_two_lengths_and_the_champion(
-    make_sweep: Make, server: str, ray_started: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_sweep: Make, server: MlflowServer, ray_started: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each length's shards are prepared once; a trial whose worker fails says why, and the sweep goes on."""
     from mlflow.tracking import MlflowClient
@@ -153,7 +128,7 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     (tmp_path / "prepare.yaml").write_text("sample: {train: 24, dev: 4, test: 4}")
     lengths = {"choices": [16, 128], "when": {"eval.bertscore_model": None}}
     space = {"eval.bertscore_model": {"choices": [None, "/nowhere/bert"]}, "prepare.lengths.response": lengths}
-    overrides = {"tracking.uri": server}
+    overrides = {"tracking.uri": server.uri}
     given = {"searcher": "grid", "prepare": str(tmp_path / "prepare.yaml"), "retries": 0, "trials": 9}
     folder = sweep(make_sweep(space=space, overrides=overrides, **given))
 
@@ -163,7 +138,7 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     assert "/nowhere/bert" in trials[2].user_attrs["reason"]
     assert f"trial 2: failed: {trials[2].user_attrs['reason']}" in capsys.readouterr().out
     assert len(list((folder / "shards").glob("*/manifest.json"))) == 2
-    runs, client = tracked(server, "tiny"), MlflowClient(server)
+    runs, client = tracked(server.uri, "tiny"), MlflowClient(server.uri)
     assert [runs[f"trial-000{number}"].info.status for number in range(3)] == ["FINISHED", "FINISHED", "FAILED"]
     assert runs["trial-0002"].data.tags["trial.reason"] == trials[2].user_attrs["reason"]
     assert runs["trial-0002"].data.params["eval.bertscore_model"] == "/nowhere/bert"
@@ -179,22 +154,21 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
 
 @pytest.mark.exhaustive
 def test_a_server_that_hangs_costs_no_trial_and_loses_no_point(
-    make_sweep: Make, server_process: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+    make_sweep: Make, server: MlflowServer, tmp_path: Path
 ) -> None:
     """It stops answering in the first trial and comes back after the sweep; the same command sends what it missed."""
-    uri, server = server_process
-    config = make_sweep(trials=3, overrides={"tracking.uri": uri})
+    config = make_sweep(trials=3, overrides={"tracking.uri": server.uri})
     folder = Path(config.storage) / config.name
     process = subprocess.Popen(_command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL)
     while not (folder / "trials" / "trial-0000" / "evaluations.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    os.killpg(server.pid, signal.SIGSTOP)
+    server.signal(signal.SIGSTOP)
     assert process.wait(timeout=400) == 0
     assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE"] * 3
-    os.killpg(server.pid, signal.SIGCONT)
+    server.signal(signal.SIGCONT)
     subprocess.run(_command(config, tmp_path), env=_environment(), check=True, timeout=400)
-    assert disagreements(folder, uri, "tiny", 3) == []
+    assert disagreements(folder, server.uri, "tiny", 3) == []
 
 
 @pytest.mark.exhaustive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from urg.config import DataConfig
+from urg.config import DataConfig, EngineConfig
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,17 @@ def test_a_fold_needs_its_number_of_parts(folds: int | None, fold: int | None, s
     with pytest.raises(ValueError, match=sentence):
         DataConfig(folds=folds, fold=fold)
     assert DataConfig(folds=5, fold=4).fold == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"workers": 2, "min_workers": 3}, "engine.min_workers=3: must be from 1 to engine.workers, which is 2"),
+        ({"min_workers": 0}, "engine.min_workers=0"),
+        ({"timeout_s": 0}, "engine.timeout_s=0: must be positive"),
+        ({"resize_every_s": 0}, "engine.resize_every_s=0: must be positive"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(settings: dict[str, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        EngineConfig(**settings)  # type: ignore[arg-type]

@@ -30,3 +30,7 @@ def test_a_log_that_never_comes_is_no_error(tmp_path: Path, capsys: pytest.Captu
     finished.set()
     follow(tmp_path / "none", finished)
     assert capsys.readouterr().out == ""
+
+
+def test_a_line_that_finds_no_room_ends_nothing() -> None:
+    RunLog(Path("/dev/full")).line("step 1/9")

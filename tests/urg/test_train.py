@@ -62,6 +62,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, shards: Path, t
     assert "parameters  " in shown
     assert "GiB a worker" in shown
     assert "gamma: 5.0" in shown
+    main(make(dry_run="true", engine__workers=2, engine__min_workers=1))
+    assert "1 to 2 × 1 CPU" in capsys.readouterr().out
     assert sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")]) == before
 
 
@@ -165,6 +167,32 @@ def test_one_run_folder_is_held_by_one_driver(make: Make, tmp_path: Path) -> Non
 
     with locked(tmp_path / "runs" / "urg"), pytest.raises(UserError, match="Another process trains in"):
         train(make())
+
+
+def test_a_run_may_change_its_workers_but_not_its_global_batch(make: Make, tmp_path: Path) -> None:
+    from urg.train import _flat, _require_same_run
+
+    def identity(**overrides: Any) -> dict[str, Any]:
+        return {"config": _flat(make(**overrides)), "data": "key"}
+
+    two = identity(engine__workers=2, batch__micro=2)
+    for same in ({"batch__micro": 2, "batch__accumulation": 2}, {"engine__workers": 4, "batch__micro": 1}):
+        _require_same_run(tmp_path, two, identity(**same))
+    with pytest.raises(UserError, match=r"global batch \(was 4, now 2\)"):
+        _require_same_run(tmp_path, two, identity(batch__micro=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 5])
+def test_any_number_of_workers_takes_the_whole_global_batch(make: Make, workers: int) -> None:
+    from urg.batching import micro_batches
+
+    config = make(engine__workers=4, engine__min_workers=1, batch__micro=3, batch__accumulation=2)
+    rows, shares = np.arange(config.global_batch), []
+    for rank in range(workers):
+        shares += micro_batches(rows, rank, workers, config.batch.micro, config.accumulation(workers))
+    assert sorted(np.concatenate(shares)) == rows.tolist()
+    assert max(map(len, shares)) <= config.batch.micro
+    assert config.accumulation(4) == 2
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--dry_run", "--dry_run=true", "--dry-run=true"])

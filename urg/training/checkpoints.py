@@ -2,17 +2,21 @@
 
     <run>/checkpoint-00000100-<attempt>/
         state/            DeepSpeed's state, a part a worker (pickled: loaded only after verification, never from
-        elsewhere) model/            the model as a Hugging Face folder (safetensors, fp32) train_state.json  step,
-        cursor, best metric manifest.json     size and sha256 of every file above; written last
+                          elsewhere)
+        model/            the model as a Hugging Face folder (safetensors, fp32)
+        train_state.json  step, cursor, best metric, score, how many workers
+        manifest.json     size and sha256 of every file above; written last
 
 The attempt id keeps two attempts at the same step apart. A folder without a manifest is an interrupted write.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from data_pipeline.shard_writing import file_sha256
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
 PREFIX = "checkpoint-"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's errors where a disk, a quota or a limit is exhausted."""
 
 
 def new_folder(run: Path, step: int) -> Path:
@@ -32,24 +38,24 @@ def new_folder(run: Path, step: int) -> Path:
 
 def commit(folder: Path, train_state: dict[str, Any], world: int) -> None:
     """Write the training state and, last and atomically, the manifest of all files that are there."""
-    write_json(folder / STATE, train_state)
+    write_json(folder / STATE, {**train_state, "world": world})
     files = {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / MANIFEST, {"world": world, "step": train_state["step"], "files": files})
+    write_json(folder / MANIFEST, {"files": files})
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, naming the file, or None where it is whole."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
+        listed = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
     except FileNotFoundError:
         return f"{folder} has no {MANIFEST}: it was never finished."
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return f"{folder / MANIFEST} is unreadable."
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
+    for path, size, sha256 in listed:
+        if not path.is_file() or path.stat().st_size != size:
             return f"{path} is missing or has another size than its manifest says."
-        if file_sha256(path) != expected["sha256"]:
+        if file_sha256(path) != sha256:
             return f"{path} has been altered: its checksum differs from the manifest's."
     return None
 
@@ -73,6 +79,20 @@ def remove_unfinished(run: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_for_want_of_room(error: Exception, folder: Path) -> bool:
+    """Whether a write below `folder` failed because the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in FULL
+    try:  # torch and safetensors have errors of their own, without a number: what would the system say?
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refused:
+        return refused.errno in FULL
+    return False
+
+
 def require_whole(folder: Path) -> None:
     """Raise UserError where a checkpoint that the user named is damaged."""
     wrong = damage(folder)
@@ -86,8 +106,9 @@ def last_step(run: Path) -> int:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The training state of a checkpoint that has been verified, and the number of workers that wrote it."""
-    return {**json.loads((folder / STATE).read_text()), "world": json.loads((folder / MANIFEST).read_text())["world"]}
+    """The training state of a checkpoint that has been verified; `world`: the number of workers that wrote it."""
+    stored: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return stored
 
 
 def publish(source: Path, target: Path) -> None:
@@ -112,23 +133,29 @@ def write_json(path: Path, content: Any) -> None:
     staged.replace(path)
 
 
-def set_aside_broken_snapshot(run: Path) -> str | None:
-    """Rename Ray Train's snapshot where no run can start over it (cut short, or naming lost folders); a line about it.
+def retain(run: Path, newest: Path, keep: int) -> None:
+    """Delete a run's finished checkpoints but `newest`, which has just been written, and the `keep` - 1 with the best
+    scores of those before it; of equal ones the later.
 
-    Ray does not write it atomically. Nothing is lost: what to resume from is read from our manifests.
+    What stands at its step or beyond was passed over as damaged. Ray's own retention knows only what was reported to
+    it: a checkpoint that was finished when its worker was killed would stay for ever.
     """
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    try:
-        named = [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
-        if all((run / name).is_dir() for name in named):
-            return None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        pass
-    aside = snapshot.with_name(f"{snapshot.name}.broken-{uuid.uuid4().hex[:6]}")
-    snapshot.rename(aside)
-    return f"Ray's snapshot of this run was unusable and has been set aside as {aside.name}."
+    others = [folder for folder in run.glob(f"{PREFIX}*") if folder != newest and (folder / MANIFEST).is_file()]
+    before = [folder for folder in others if _recency(folder)[0] < _recency(newest)[0]]
+    kept = sorted(before, key=lambda folder: (_score(folder), _recency(folder)), reverse=True)[: keep - 1]
+    for folder in others:
+        if folder not in kept:
+            (folder / MANIFEST).unlink()  # first: killed in between, it is an unfinished one
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_snapshot(run: Path) -> None:
+    """Delete Ray Train's snapshot of earlier sessions: what to resume from is read from our manifests alone.
+
+    Ray writes it in place and without a checksum, and no run can start over one that is cut short, has a flipped bit in
+    a key, or names a folder that is gone.
+    """
+    (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -138,3 +165,11 @@ def _entry(path: Path) -> dict[str, Any]:
 def _recency(folder: Path) -> tuple[int, float]:
     step = folder.name.removeprefix(PREFIX).split("-")[0]
     return (int(step) if step.isdigit() else -1, folder.stat().st_mtime)
+
+
+def _score(folder: Path) -> float:
+    """The score that was written with a checkpoint; below all others where it cannot be read."""
+    try:
+        return float(json.loads((folder / STATE).read_text())["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("-inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ class DevSet:
         self.text_metrics = TextMetrics(config.eval.bertscore_model)
 
     @torch.inference_mode()
-    def evaluate(self, task: Task, device: torch.device) -> dict[str, float]:
+    def evaluate(self, task: Task, device: torch.device, moved: Callable[[], None]) -> dict[str, float]:
         """Means over the dev rows: text metrics of the answers, and the ranking's metrics against the label.
         Collective.
 
-        `label` is the mean label of the top pick. A metric that no row defines is absent.
+        moved: called after each batch. `label` is the mean label of the top pick. A metric that no row defines is
+        absent.
         """
         task.module.eval()
         judged: list[tuple[TokenizedExample, Judged]] = []
@@ -41,6 +43,7 @@ class DevSet:
             own = self.own[i * self.config.eval.batch : (i + 1) * self.config.eval.batch]
             examples = [self.split[row] for row in own or [0]]
             judged += list(zip(examples, task.judge(examples, device), strict=True))[: len(own)]
+            moved()
         task.module.train()
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, self._measure(judged))

@@ -6,8 +6,12 @@ batch (objective.py); `backward` undoes the averaging, so that what is applied i
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from urg.config import TrainConfig
 class Engine:
     """A model under DeepSpeed. Every method is collective: all workers must call it, in the same order."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, world: int) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, world: int, resized: bool = False) -> None:
+        """resized: `load` will read what another number of workers has saved."""
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.engine.use_gpu else "cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -31,9 +36,17 @@ class Engine:
                 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.init_distributed(dist_backend="nccl" if config.engine.use_gpu else "gloo", verbose=False)
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=model, model_parameters=list(model.parameters()), config=deepspeed_config(config)
+                model=model,
+                model_parameters=list(model.parameters()),
+                config=deepspeed_config(config, config.accumulation(world), resized),
             )
-        self._averaged_over = world * config.batch.accumulation
+            # It would copy scripts of its own into each checkpoint.
+            self._engine._copy_recovery_script = lambda _folder: None
+        self._averaged_over = world * config.accumulation(world)
+        self.resized = resized and config.engine.zero_stage > 0
+        self._is_plain = config.engine.zero_stage == 0 and config.engine.dtype == "fp32"
+        self._unwritten: Exception | None = None
+        self._write, self._engine.checkpoint_engine.save = self._engine.checkpoint_engine.save, self._try_to_write
 
     @property
     def module(self) -> Any:
@@ -63,7 +76,18 @@ class Engine:
         rate."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        if self._is_plain and self._engine.is_gradient_accumulation_boundary():
+            self._drop_non_finite()
         self._engine.step()
+
+    def _drop_non_finite(self) -> None:
+        """Leave gradients of which one is not finite out of the step, as DeepSpeed's own optimizers do."""
+        parameters = list(self.module.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            self._engine.skipped_steps += 1
+            for parameter in parameters:
+                parameter.grad = None
 
     def gradient_norm(self) -> float:
         """Norm of the last applied global gradient, before clipping."""
@@ -82,8 +106,19 @@ class Engine:
         return weights
 
     def save(self, folder: Path) -> None:
-        """Write model and optimizer state under `folder`; each worker writes its own part."""
+        """Write model and optimizer state under `folder`, which has a folder `state`; each worker writes its own part.
+        Raises what hindered this worker from it, but only when all workers are through."""
+        self._unwritten = None
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        if self._unwritten:
+            raise self._unwritten
+
+    def _try_to_write(self, state_dict: Any, path: str) -> None:
+        """Write a file, for DeepSpeed. An error is kept for later: the others wait for this worker."""
+        try:
+            self._write(state_dict, path)
+        except Exception as error:
+            self._unwritten = error
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. DeepSpeed unpickles: only ever a verified checkpoint of the user's own."""
@@ -102,15 +137,40 @@ def gradient_norms(model: nn.Module, terms: dict[str, Tensor]) -> dict[str, floa
     return norms
 
 
-def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration for a run."""
+@contextmanager
+def for_any_number_of_workers(folder: Path, scratch: Path) -> Iterator[Path]:
+    """While the block runs, `scratch` holds the state that `folder` has, as DeepSpeed's universal checkpoint: each
+    parameter and its optimizer state whole, in fp32, so that any number of workers can load it. Collective.
+
+    It is made by rank 0, which unpickles: only ever from a verified checkpoint of the user's own.
+    """
+    leads = torch.distributed.get_rank() == 0
+    if leads:
+        from deepspeed.checkpoint.ds_to_universal import main
+
+        shutil.rmtree(scratch, ignore_errors=True)
+        source, target = str(folder / "state"), str(scratch / "state")
+        options: dict[str, Any] = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+        # One process: more of them would be forks of a worker that has threads.
+        options |= {"num_extract_workers": 1, "num_merge_workers": 1}
+        main(argparse.Namespace(input_folder=source, output_folder=target, **options))
+    torch.distributed.barrier()
+    yield scratch
+    torch.distributed.barrier()
+    if leads:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def deepspeed_config(config: TrainConfig, accumulation: int, resized: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration for a run. accumulation: micro-batches a worker and step. resized: see Engine."""
     engine, optim = config.engine, config.optim
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": engine.use_gpu}
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro,
-        "gradient_accumulation_steps": config.batch.accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "checkpoint": {"load_universal": resized and engine.zero_stage > 0},
         "gradient_clipping": optim.clip,
         "bf16": {"enabled": engine.dtype == "bf16"},
         "zero_optimization": zero,

@@ -32,12 +32,13 @@ def describe(config: TrainConfig) -> str:
     lacking = model_line(config)
     data, tokens, vocab_size = _data(config)
     device = "GPU" if config.engine.use_gpu else f"{config.engine.cpus_per_worker} CPU"
+    workers = " to ".join(str(n) for n in (config.engine.min_workers, config.engine.workers) if n)
     lines = [
         yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).rstrip(),
         "",
         f"system      {config.system}",
         *data,
-        f"workers     {config.engine.workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
+        f"workers     {workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
         *machine_line(config),
         *(lacking or _size(config, tokens, vocab_size)),
         *storage_line(config),
@@ -158,7 +159,7 @@ def memory_per_worker(
     that ZeRO spreads them on. Activations: about 34 values a token, layer and width without checkpointing, 2 with it
     (Korthikanti et al. 2022).
     """
-    stage, workers = config.engine.zero_stage, config.engine.workers
+    stage, workers = config.engine.zero_stage, config.engine.min_workers or config.engine.workers
     size = 2 if config.engine.dtype == "bf16" else 4
     saved = 2 if config.engine.activation_checkpointing else 34
     return {

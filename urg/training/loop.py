@@ -7,10 +7,9 @@ dropout included.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
@@ -19,42 +18,51 @@ from urg.model_card import CARD_FILE
 from urg.objective import weighted_sum
 from urg.progress import RunLog
 from urg.tracking import Tracker, last_run, ray_metrics
-from urg.training import checkpoints
+from urg.training.checkpoints import load_state
 from urg.training.dev import DevSet
 from urg.training.engine import Engine
-from urg.training.evaluations import record_evaluation
 from urg.training.guard import NonFiniteGuard
+from urg.training.notices import Notice, Notices
 from urg.training.plan import Plan, open_data, training_and_dev, training_rows
 from urg.training.process import prepare_process, seed_everything
-from urg.training.state import REFUSAL, Job, TrainState
+from urg.training.saving import Saver, agree_to_go_on, find_checkpoint
+from urg.training.state import UNDEFINED, Job, Outcome, Refused, TrainState
 from urg.training.task import Share, Task, build_task
+from urg.training.watchdog import Watchdog, watching
 from urg.training.window import Window
 
-UNDEFINED = -1e30
-"""The score of a checkpoint that was not evaluated, or whose dev rows do not define the metric: never the best."""
 
-
-def train_worker(settings: dict[str, Job]) -> None:
-    """The function that Ray Train runs on each worker; `settings["job"]` says what to do."""
+def train_worker(settings: dict[Any, Any]) -> Outcome:
+    """The function that Ray Train runs on each worker; `settings["job"]` says what to do. The driver gets rank 0's
+    outcome."""
     import ray.train
 
-    job, context = settings["job"], ray.train.get_context()
+    job: Job = settings["job"]
+    context = ray.train.get_context()
     prepare_process(job.config)
+    rank, log = context.get_world_rank(), RunLog(job.run / "train.log")
+    hung = f"worker {rank} is ended, to start anew from the last checkpoint: "
+    with watching(job.config.engine.timeout_s, lambda reason: log.line(hung + reason)) as watchdog:
+        try:
+            return _train(job, rank, context.get_world_size(), watchdog)
+        except Refused as refused:
+            return Outcome(refusal=str(refused))
+
+
+def _train(job: Job, rank: int, world: int, watchdog: Watchdog) -> Outcome:
+    """A worker's part of a run, from opening the data to its end."""
     opened = _open(job)
-    refusals: list[str | None] = [None] * context.get_world_size()
-    dist.all_gather_object(refusals, opened if isinstance(opened, str) else None)
-    refusal = next(filter(None, refusals), None)  # of any worker: one that went on alone would wait for the others
-    if isinstance(opened, str) or refusal:
-        (job.run / REFUSAL).write_text(str(refusal))  # no retry would help
-        return
-    trainer = Trainer(job, context.get_world_rank(), context.get_world_size(), *opened)
+    agree_to_go_on(opened if isinstance(opened, str) else None)
+    assert not isinstance(opened, str)
+    trainer = Trainer(job, rank, world, *opened, watchdog)
     tracker = trainer.start_tracking()
     try:
-        trainer.fit(tracker)
-        tracker.close("FINISHED")
+        outcome = trainer.fit(tracker)
+        tracker.close("FINISHED" if outcome == Outcome() else "KILLED")
     except BaseException:
         tracker.close("FAILED")
         raise
+    return outcome
 
 
 def _open(job: Job) -> tuple[ShardSet, Task] | str:
@@ -69,39 +77,61 @@ def _open(job: Job) -> tuple[ShardSet, Task] | str:
 class Trainer:
     """A worker's part of a run."""
 
-    def __init__(self, job: Job, rank: int, world: int, shards: ShardSet, task: Task) -> None:
+    def __init__(self, job: Job, rank: int, world: int, shards: ShardSet, task: Task, watchdog: Watchdog) -> None:
         self.job, self.config, self.rank, self.world = job, job.config, rank, world
+        self.watchdog = watchdog
         self.log = RunLog(job.run / "train.log")
         self.shards, self.task = shards, task
         self.split, _ = training_and_dev(self.config, self.shards)
         self.plan = Plan.of(self.config, training_rows(self.config, self.split))
         self.batches = GlobalBatches(self.plan.rows, self.config.global_batch, self.config.seed)
-        self.engine = Engine(self.task.module, self.config, world)
+        found = find_checkpoint(job, rank, self.log)
+        stored = load_state(found) if found else {"world": world}
+        self.engine = Engine(self.task.module, self.config, world, resized=stored["world"] != world)
         self.dev = DevSet(self.config, self.shards, rank, world)
-        self.state = self._resume()
+        self.saver = Saver(job, rank, world, task, self.engine, self.log, watchdog.moved)
+        self.state = self.saver.load(found, stored) if found else TrainState()
         self.window = Window(self.engine.device)
-        self.non_finite = NonFiniteGuard(self.engine.skipped_steps)
+        self.non_finite = NonFiniteGuard(self.engine.skipped_steps, job.run)
+        self.notices = Notices(job.run, rank, self.config.engine.timeout_s)
 
-    def fit(self, tracker: Tracker) -> None:
-        """Train until the last step, evaluating and checkpointing on the way."""
+    def fit(self, tracker: Tracker) -> Outcome:
+        """Train until the last step or until told to stop, evaluating and checkpointing on the way."""
         self.tracker = tracker
+        notice, evaluates, saves = Notice.GO_ON, False, False
         while self.state.step < self.plan.steps:
             self._train_step()
-            step = self.state.step
-            if step % self.config.tracking.log_every == 0 or step == self.plan.steps:
+            step, last = self.state.step, self.state.step == self.plan.steps
+            if step % self.config.tracking.log_every == 0 or last:
                 self._log_window()
-            if step % self.config.eval.every == 0 or step == self.plan.steps:
-                self._checkpoint(self._evaluate())
-            elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
-                self._checkpoint({})
+            notice = max(notice, self.notices.after_step())
+            evaluates |= step % self.config.eval.every == 0 or last
+            saves |= evaluates or bool(notice) or self._is_due(step)
+            if saves and (last or not self.non_finite.in_a_row):  # else put off: the weights may be beyond repair
+                self.saver.write(self.state, self._evaluate() if evaluates else {})
+                if notice and not last and self._stops_on(notice):
+                    return Outcome(stopped_at=step)
+                notice, evaluates, saves = Notice.GO_ON, False, False
         self.tracker.log_artifact(self.job.run / "model" / CARD_FILE)
+        return Outcome()
+
+    def _is_due(self, step: int) -> bool:
+        return bool(self.config.checkpoint_every) and step % int(self.config.checkpoint_every or 1) == 0
+
+    def _stops_on(self, notice: Notice) -> bool:
+        """Say in the log what was heard; whether it was to stop."""
+        heard = "told to stop" if notice is Notice.STOP else "a node will be taken away"
+        if self.rank == 0:
+            self.log.line(f"{heard}: wrote a checkpoint at step {self.state.step}")
+        return notice is Notice.STOP
 
     def _train_step(self) -> None:
         """One optimizer step over one global batch."""
         started, step = time.perf_counter(), self.state.step + 1
         rows, after = self.batches.at(self.state.cursor)
         counts = self.task.counts(self.split, rows)
-        shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, self.config.batch.accumulation)
+        accumulation = self.config.accumulation(self.world)
+        shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, accumulation)
         for micro, own in enumerate(shares):
             asked = time.perf_counter()
             batch = self.task.batch(self._share(own, rows, step), self.engine.device)
@@ -116,7 +146,8 @@ class Trainer:
             self.engine.step(self.plan.lr(step, self.config.optim))
         self.state.step, self.state.cursor = step, after
         self.window.end_step(time.perf_counter() - started)
-        self.non_finite.check(self.engine.skipped_steps)
+        self.non_finite.check(step, self.engine.skipped_steps, last=step == self.plan.steps)
+        self.watchdog.moved()
 
     def _share(self, own: np.ndarray, rows: np.ndarray, step: int) -> Share:
         """These rows; one of the global batch, as a filler, where the worker has none left."""
@@ -145,76 +176,16 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Measure the dev split; note in the state where the model is the best so far."""
-        metrics, step = self.dev.evaluate(self.task, self.engine.device), self.state.step
+        metrics, step = self.dev.evaluate(self.task, self.engine.device, self.watchdog.moved), self.state.step
         score = metrics.get(self.config.eval.metric, UNDEFINED)
         if self.state.best_metric is None or score >= self.state.best_metric:  # where no metric is defined, the newest
             self.state.best_metric, self.state.best_step = score, step
         if self.rank == 0:
             self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, step)
-            record_evaluation(self.job.run, step, metrics)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             best = "  (best so far)" if self.state.best_step == step else ""
             self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")
         return metrics
-
-    def _checkpoint(self, metrics: dict[str, float]) -> None:
-        """Write a checkpoint, and publish its model where it is the best so far. metrics: of the dev split, or none."""
-        import ray.train
-        from ray.train import Checkpoint
-
-        folder = self._write_checkpoint(metrics)
-        if self.rank == 0 and self.state.best_step == self.state.step:
-            checkpoints.publish(folder / "model", self.job.run / "model")
-        ray.train.report(
-            {**metrics, "step": self.state.step, "score": metrics.get(self.config.eval.metric, UNDEFINED)},
-            checkpoint=Checkpoint.from_directory(str(folder)),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
-
-    def _write_checkpoint(self, metrics: dict[str, float]) -> Path:
-        """Write state and model of all workers; the manifest last. The same path on every worker."""
-        name = [str(checkpoints.new_folder(self.job.run, self.state.step))] if self.rank == 0 else [None]
-        dist.broadcast_object_list(name)
-        folder = Path(str(name[0]))
-        self.engine.save(folder)
-        weights = self.engine.full_weights()
-        if self.rank == 0:
-            (folder / "model").mkdir()
-            self.task.save(folder / "model", weights, self.state.step)
-            (folder / "model" / CARD_FILE).write_text(self.task.card(self.state.step, metrics))
-        dist.barrier()
-        if self.rank == 0:
-            checkpoints.commit(folder, self.state.to_json(), self.world)
-            ray_metrics.checkpoint_written(self.config.name)
-        dist.barrier()
-        return folder
-
-    def _resume(self) -> TrainState:
-        """Load the checkpoint that the driver named, or, after a restart within the run, the newest whole one."""
-        found: list[str | None] = [None]
-        if self.rank == 0:
-            checkpoints.remove_unfinished(self.job.run)
-            newest, passed_over = checkpoints.newest_whole(self.job.run)
-            for wrong in passed_over:
-                self.log.line(f"passing over a damaged checkpoint: {wrong}")
-            chosen = newest or self.job.resume_from
-            found = [str(chosen) if chosen else None]
-        dist.broadcast_object_list(found)
-        if found[0] is None:
-            return TrainState()
-        folder = Path(found[0])
-        stored = checkpoints.load_state(folder)
-        if stored["world"] != self.world:
-            raise UserError(f"{folder} was written by {stored['world']} workers and cannot be read by {self.world}.")
-        self.engine.load(folder)
-        state = TrainState.from_json(stored)
-        if folder.parent != self.job.run:  # another run's best is no model of this one
-            state.best_metric, state.best_step = None, 0
-        if self.rank == 0:
-            self.log.line(f"resuming from {folder} at step {state.step}")
-            if state.best_step == state.step:  # the run may have ended before this model was published
-                checkpoints.publish(folder / "model", self.job.run / "model")
-        return state
 
     def start_tracking(self) -> Tracker:
         """MLflow from rank 0; a tracker that is off elsewhere."""

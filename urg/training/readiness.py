@@ -50,7 +50,8 @@ def machine_line(config: TrainConfig) -> list[str]:
     import torch
 
     engine = config.engine
-    wanted = {"CPUs": engine.workers * engine.cpus_per_worker, "GPUs": engine.workers if engine.use_gpu else 0}
+    workers = engine.min_workers or engine.workers
+    wanted = {"CPUs": workers * engine.cpus_per_worker, "GPUs": workers if engine.use_gpu else 0}
     have = {"CPUs": os.cpu_count() or 1, "GPUs": torch.cuda.device_count()}
     if os.environ.get("RAY_ADDRESS") or all(wanted[kind] <= have[kind] for kind in wanted):
         return []

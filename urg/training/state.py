@@ -10,8 +10,29 @@ from typing import Any
 from urg.batching import Cursor
 from urg.config import TrainConfig
 
-REFUSAL = "refused.txt"
-"""File in the run folder where workers say why they cannot train, for the driver to show."""
+UNDEFINED = -1e30
+"""The score of a checkpoint that was not evaluated, or whose dev rows do not define the metric: never the best."""
+RESUMES = 75
+"""Exit code of a run that stopped on notice and that the same command resumes (EX_TEMPFAIL: try again)."""
+
+
+class Refused(Exception):
+    """The workers cannot go on and no retry would help. The message is a sentence for the user; raised on all of them
+    alike."""
+
+
+class Stopped(Exception):
+    """A run was told to stop, and did so with a checkpoint. The message says what resumes it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, as its workers tell the driver: with neither, at its last step."""
+
+    refusal: str | None = None
+    """Why it cannot go on and no retry would help: a sentence for the user."""
+    stopped_at: int | None = None
+    """The step of the checkpoint that it wrote when it was told to stop."""
 
 
 @dataclass

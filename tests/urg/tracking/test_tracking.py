@@ -1,18 +1,14 @@
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cluster.ports import free_ports
 from data_pipeline.errors import UserError
+from tests.mlflow_server import dead_uri, mlflow_server
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
 from urg.tracking.replay import ReplayConfig, replay
 
@@ -37,10 +33,6 @@ def steps(uri, run_id, key="loss"):
 
 def tracker(uri, spool, run_id=None, **options):
     return Tracker(uri, "test", "run", run_id, spool=spool, system_interval=None, **options)
-
-
-def dead_uri():
-    return f"http://127.0.0.1:{free_ports(1)[0]}"
 
 
 def test_import_loads_no_mlflow():
@@ -246,62 +238,6 @@ def test_replay_of_nothing_is_an_error(uri, tmp_path, monkeypatch):
         replay(ReplayConfig(tmp_path))
     with pytest.raises(UserError, match="holds nothing"):
         replay(ReplayConfig(tmp_path, uri))
-
-
-@dataclass
-class MlflowServer:
-    """A real `mlflow server` on a free port of loopback, in a process group of its own."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen | None = None
-
-    @property
-    def uri(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self, timeout=120):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True
-            )
-        deadline = time.monotonic() + timeout
-        while not self.answers():
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "mlflow server does not answer"
-            time.sleep(0.5)
-
-    def answers(self):
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def signal(self, number):
-        if self.process:
-            os.killpg(self.process.pid, number)
-
-    def kill(self):
-        self.signal(signal.SIGKILL)
-        self.process.wait(30)
-        self.process = None
-
-
-@contextmanager
-def mlflow_server(folder):
-    folder.mkdir()
-    server = MlflowServer(folder, int(dead_uri().rpartition(":")[2]))
-    try:
-        server.start()
-        yield server
-    finally:
-        if server.process:
-            server.kill()
 
 
 @pytest.mark.slow

@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+import json
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from urg.config import TrainConfig
+from urg.training.notices import UNTIL_STOPPED
+from urg.training.state import Job, Outcome
 
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory, ray_started: None) -> Path:
-    """Twenty-two rows of the sample to train on, prepared: a number that no batch size here divides."""
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-two rows of the sample to train on, a number that no batch size here divides; prepared without Ray."""
+    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
     from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("data")
-    with contextlib.redirect_stdout(io.StringIO()):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
+        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
         return prepare(
             PrepareConfig(output=str(root), tokenizer="train", vocab_size=600, sample=SampleSize(22, 6, 6, 0))
         )
 
 
-@pytest.fixture
-def make_config(shards: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """make_config(name, "a.b=c", …): a tiny run of six steps on `shards`, through the real command line."""
+@pytest.fixture(scope="session")
+def configure(shards: Path) -> Callable[..., TrainConfig]:
+    """configure(storage, name, a__b=c, …): a tiny run of six steps on `shards`, through the real command line."""
     from data_pipeline.cli import parse_config
 
-    def make(name: str = "run", **overrides: Any) -> TrainConfig:
+    def make(storage: Path, name: str = "run", **overrides: Any) -> TrainConfig:
         values = {
             "name": name,
-            "storage": tmp_path / "runs",
+            "storage": storage,
             "steps": 6,
             "data.shards": shards,
             "data.label": "rougeL",
@@ -61,3 +73,46 @@ def make_config(shards: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return parse_config(TrainConfig, argv=arguments)
 
     return make
+
+
+@pytest.fixture
+def make_config(configure: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """make_config(name, a__b=c, …): as `configure`, in a folder of the test's own."""
+    return partial(configure, tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
+    """run_workers(config, world, limit): train in `world` processes without Ray; each one's outcome, None where it
+    died. As Ray does, all are killed where one dies. limit: bytes that a worker may write to one file."""
+    workers: list[subprocess.Popen[str]] = []
+
+    def end() -> None:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+    def run(config: TrainConfig, world: int = 2, limit: int | None = None) -> list[Outcome | None]:
+        folder = Path(config.storage) / config.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNTIL_STOPPED).touch()
+        resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
+        (folder / "job.pickle").write_bytes(pickle.dumps(Job(config, folder, "off", resume_from, {})))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        limited = ["prlimit", f"--fsize={limit}"] if limit else []
+        command = [*limited, sys.executable, str(Path(__file__).with_name("worker_without_ray.py"))]
+        command += [str(folder / "job.pickle"), str(world), str(port)]
+        workers[:] = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True) for r in range(world)]
+        while not any(worker.poll() for worker in workers) and any(worker.poll() is None for worker in workers):
+            time.sleep(0.1)
+        end()
+        outputs = [worker.communicate()[0].splitlines() for worker in workers]
+        return [
+            Outcome(**json.loads(lines[-1])) if worker.returncode == 0 else None
+            for worker, lines in zip(workers, outputs, strict=True)
+        ]
+
+    yield run
+    end()

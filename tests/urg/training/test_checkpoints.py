@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -79,14 +78,38 @@ def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".model*"))
 
 
-def test_a_broken_ray_snapshot_is_set_aside_and_a_good_one_left(tmp_path: Path) -> None:
-    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
-    assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
-    _checkpoint(tmp_path, 5).rename(tmp_path / "checkpoint-5")
-    snapshot.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint-5"}]}))
-    assert checkpoints.set_aside_broken_snapshot(tmp_path) is None
-    assert snapshot.exists()
-    snapshot.write_text('{"a":')
-    assert "set aside" in str(checkpoints.set_aside_broken_snapshot(tmp_path))
-    assert not snapshot.exists()
-    assert [path.read_text() for path in tmp_path.glob("*.broken-*")] == ['{"a":']
+def _scored(run: Path, step: int, score: float) -> Path:
+    folder = checkpoints.new_folder(run, step)
+    folder.mkdir()
+    checkpoints.commit(folder, {"step": step, "score": score}, world=1)
+    return folder
+
+
+def test_the_newest_checkpoint_and_the_best_of_the_others_are_kept(tmp_path: Path) -> None:
+    first, best, other = (_scored(tmp_path, step, score) for step, score in ((1, 0.5), (2, 0.9), (3, 0.5)))
+    newest = _scored(tmp_path, 4, 0.1)
+    checkpoints.retain(tmp_path, newest, keep=3)
+    assert {best, other, newest} == set(tmp_path.iterdir())  # of equal scores the later one
+    (best / "train_state.json").write_text("{")
+    checkpoints.retain(tmp_path, newest, keep=2)
+    assert {other, newest} == set(tmp_path.iterdir())
+    checkpoints.retain(tmp_path, newest, keep=1)
+    assert {newest} == set(tmp_path.iterdir())
+    assert not first.exists()
+
+
+def test_what_was_passed_over_as_damaged_does_not_outlive_its_successor(tmp_path: Path) -> None:
+    """Steps 5 and 7 were damaged; the run went back to 4 and has come to 5 again."""
+    before, damaged, later = (_scored(tmp_path, step, 1.0) for step in (4, 5, 7))
+    again = _scored(tmp_path, 5, 0.0)
+    checkpoints.retain(tmp_path, again, keep=2)
+    assert {before, again} == set(tmp_path.iterdir())
+    assert not damaged.exists()
+    assert not later.exists()
+
+
+def test_an_unfinished_checkpoint_is_no_matter_of_retention(tmp_path: Path) -> None:
+    partial, newest = tmp_path / "checkpoint-00000001-abcdef", _scored(tmp_path, 2, 0.0)
+    partial.mkdir()
+    checkpoints.retain(tmp_path, newest, keep=1)
+    assert partial.is_dir()

@@ -1,0 +1,144 @@
+"""A tiny `python -m urg.train` as a process of its own, to be hurt and started again; and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+OPTIONS: dict[str, Any] = {
+    "steps": STEPS,
+    "data.label": "rougeL",
+    "model.chunk_tokens": 512,
+    "batch.micro": 2,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 4,
+    "eval.every": 30,
+    "eval.rows": 3,
+    "eval.metric": "label",
+    "eval.max_new_tokens": 4,
+    "engine.workers": 2,
+    "engine.dtype": "bf16",
+    "engine.max_failures": 100,
+    "tracking.uri": "off",
+    "tracking.log_every": 1,
+    "optim.lr": 0.01,
+    **{f"model.scratch.{key}": value for key, value in {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}.items()},
+}
+"""Two workers, dropout on, a checkpoint a step; all runs with these end with the same weights, whatever befell them."""
+_STEP = re.compile(r"^step (\d+)/\d+  loss")
+
+
+class Run:
+    """A run of `urg.train` on `shards`. environment: over this process's own, a cluster's for one."""
+
+    def __init__(
+        self, shards: Path, storage: Path, name: str, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        values = OPTIONS | {"name": name, "storage": storage, "data.shards": shards}
+        values |= {key.replace("__", "."): value for key, value in options.items()}
+        self.arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        self.folder, self.said = storage / name, storage / f"{name}.out"
+        own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+        self.environment = own | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
+        self.process: subprocess.Popen[bytes]
+        storage.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start the command, or start it again."""
+        with self.said.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "urg.train", *self.arguments],
+                env=self.environment,
+                stdout=stream,
+                stderr=stream,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL to the driver and, where it has a Ray of its own, to that."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self, timeout: float = 300) -> None:
+        """Wait for the end, which must be a good one."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = None
+        assert code == 0, f"{code}: {self.said.read_text()[-3000:]}\n{self.log()[-1500:]}"
+
+    def whole(self) -> None:
+        """From start to end."""
+        self.start()
+        self.finish()
+
+    def log(self) -> str:
+        """What the run has said of itself, all attempts together."""
+        path = self.folder / "train.log"
+        return path.read_text() if path.exists() else ""
+
+    def steps(self) -> list[int]:
+        """The steps that were logged, in order, repeated ones again."""
+        return [int(found[1]) for found in map(_STEP.match, self.log().splitlines()) if found]
+
+    def wait(self, condition: Callable[[], Any], timeout: float = 120) -> None:
+        """Return when the condition holds; fails where the run ends first, or it takes too long."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, f"the run has ended: {self.said.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"it takes too long: {self.log()[-1500:]}"
+            time.sleep(0.02)
+
+    def wait_for_steps(self, count: int) -> None:
+        """Return when `count` steps more have been logged than now."""
+        before = len(self.steps())
+        self.wait(lambda: len(self.steps()) >= before + count)
+
+    def checkpoints(self) -> list[Path]:
+        """The finished ones, in the order of their steps."""
+        return sorted(path.parent for path in self.folder.glob("checkpoint-*/manifest.json"))
+
+    def newest(self) -> Path:
+        """The checkpoint that was finished last."""
+        while True:
+            try:
+                return max(self.folder.glob("checkpoint-*/manifest.json"), key=lambda path: path.stat().st_mtime).parent
+            except FileNotFoundError:  # one has just been removed, as too old
+                continue
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of the last checkpoint."""
+        return load_file(self.newest() / "model" / "model.safetensors")
+
+
+def require_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """The same weights, bit for bit."""
+    assert ours.keys() == theirs.keys()
+    assert [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])] == []
+
+
+def training_workers(ancestor: int | None = None) -> list[psutil.Process]:
+    """Ray Train's workers among the descendants of a process (default: this one)."""
+    found = []
+    for process in psutil.Process(ancestor).children(recursive=True):
+        try:
+            if "TrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return found

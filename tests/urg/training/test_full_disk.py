@@ -1,0 +1,86 @@
+"""A disk that is full when a checkpoint is written: said in one sentence, nothing lost; with room the run goes on."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.errors import UserError
+from urg.config import TrainConfig
+from urg.train import train
+from urg.training import checkpoints
+from urg.training.state import Outcome
+
+Make = Callable[..., TrainConfig]
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_errors_of_a_full_disk_are_told_from_others(tmp_path: Path) -> None:
+    assert checkpoints.is_for_want_of_room(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert not checkpoints.is_for_want_of_room(OSError(errno.EIO, "I/O error"), tmp_path)
+    assert not checkpoints.is_for_want_of_room(RuntimeError("file write failed"), tmp_path)  # there is room
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it_and_the_run_goes_on_from_there(
+    make_config: Make, run_workers: Callable[..., list[Outcome | None]]
+) -> None:
+    """The limit is on the size of a file: the system refuses the very writes that it refuses on a full disk."""
+    config = make_config(engine__workers=2, engine__dtype="bf16")
+    run = Path(config.storage) / config.name
+    assert run_workers(config) == [Outcome()] * 2
+    [third, sixth] = sorted(run.glob("checkpoint-*"))
+    expected = _weights(sixth)
+    shutil.rmtree(sixth)
+    first, second = run_workers(config, limit=100_000)
+    assert first == second
+    assert first is not None
+    assert "no room for" in str(first.refusal)
+    assert "checkpoint-00000006" in str(first.refusal)
+    assert list(run.glob("checkpoint-*")) == [third]
+    assert checkpoints.damage(third) is None
+    assert run_workers(config) == [Outcome()] * 2
+    found = _weights(max(run.glob("checkpoint-*")))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes; the test is skipped where this user may not mount one."""
+    (tmp_path / "runs").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path / "runs")], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield tmp_path / "runs"
+    subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_a_small_disk_fills_up_under_ray_and_is_made_larger(
+    configure: Make, ray_started: None, small_disk: Path
+) -> None:
+    config = configure(small_disk, engine__workers=2, engine__dtype="bf16", steps=12, keep_checkpoints=12)
+    with pytest.raises(UserError, match=r"no room for .*the same command goes on from there"):
+        train(config)
+    kept = sorted((small_disk / config.name).glob("checkpoint-*"))
+    assert kept
+    assert all(checkpoints.damage(folder) is None for folder in kept)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    train(config)
+    assert f"resuming from {kept[-1]}" in (small_disk / config.name / "train.log").read_text()
+    assert len(list((small_disk / config.name).glob("checkpoint-*"))) > len(kept)

@@ -1,0 +1,131 @@
+"""Writing and loading checkpoints, by all workers of a run together; checkpoints.py says what one is made of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from urg.model_card import CARD_FILE
+from urg.progress import RunLog
+from urg.tracking import ray_metrics
+from urg.training import checkpoints
+from urg.training.engine import Engine, for_any_number_of_workers
+from urg.training.evaluations import record_evaluation
+from urg.training.state import UNDEFINED, Job, Refused, TrainState
+from urg.training.task import Task
+
+
+def agree_to_go_on(refusal: str | None) -> None:
+    """Raise Refused on all workers where any has a reason: one that went on alone would wait for the others."""
+    refusals: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(refusals, refusal)
+    for found in filter(None, refusals):
+        raise Refused(found)
+
+
+def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
+    """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers."""
+    found: list[str | None] = [None]
+    if rank == 0:
+        checkpoints.remove_unfinished(job.run)
+        newest, passed_over = checkpoints.newest_whole(job.run)
+        for wrong in passed_over:
+            log.line(f"passing over a damaged checkpoint: {wrong}")
+        chosen = newest or job.resume_from
+        found = [str(chosen) if chosen else None]
+    dist.broadcast_object_list(found)
+    return Path(found[0]) if found[0] else None
+
+
+class Saver:
+    """A worker's part in the checkpoints of a run. Every method is collective. moved: called after each part."""
+
+    def __init__(
+        self, job: Job, rank: int, world: int, task: Task, engine: Engine, log: RunLog, moved: Callable[[], None]
+    ) -> None:
+        self.job, self.rank, self.world, self.task = job, rank, world, task
+        self.engine, self.log, self.moved = engine, log, moved
+
+    def write(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Write state and model of all workers, the manifest last; publish the model where it is the best so far, and
+        delete what need not be kept. metrics: of the dev split, or none. Raises Refused where a disk is full; the
+        checkpoint before is then as it was."""
+        import ray.train
+        from ray.train import Checkpoint
+
+        name = [str(checkpoints.new_folder(self.job.run, state.step))] if self.rank == 0 else [None]
+        dist.broadcast_object_list(name)
+        folder = Path(str(name[0]))
+        self._together(folder, lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
+        self._together(folder, lambda: self.engine.save(folder))
+        weights = self.engine.full_weights()
+        self._together(folder, lambda: self._write_model(folder, weights, state, metrics))
+        self._together(folder, lambda: self._finish(folder, state, metrics))
+        ray.train.report(
+            {**metrics, "step": state.step},
+            checkpoint=Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+        if self.rank == 0:
+            checkpoints.retain(self.job.run, folder, self.job.config.keep_checkpoints)
+
+    def _write_model(
+        self, folder: Path, weights: dict[str, Tensor], state: TrainState, metrics: dict[str, float]
+    ) -> None:
+        if self.rank == 0:
+            (folder / "model").mkdir()
+            self.task.save(folder / "model", weights, state.step)
+            (folder / "model" / CARD_FILE).write_text(self.task.card(state.step, metrics))
+
+    def _finish(self, folder: Path, state: TrainState, metrics: dict[str, float]) -> None:
+        if self.rank == 0:
+            score = metrics.get(self.job.config.eval.metric, UNDEFINED)
+            checkpoints.commit(folder, {**state.to_json(), "score": score}, self.world)
+            ray_metrics.checkpoint_written(self.job.config.name)
+            if metrics:
+                record_evaluation(self.job.run, state.step, metrics)
+            if state.best_step == state.step:
+                checkpoints.publish(folder / "model", self.job.run / "model")
+
+    def _together(self, folder: Path, write: Callable[[], object]) -> None:
+        """Call `write` on every worker. Where the disk of any is full, delete the unfinished checkpoint and raise
+        Refused on all."""
+        refusal = None
+        try:
+            write()
+        except Exception as error:
+            if not checkpoints.is_for_want_of_room(error, self.job.run):
+                raise
+            refusal = (
+                f"no room for {folder}: {error}. The checkpoint before it is whole: make room, and the same command "
+                "goes on from there."
+            )
+        try:
+            agree_to_go_on(refusal)
+        except Refused:
+            if self.rank == 0 and not (folder / checkpoints.MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.moved()
+
+    def load(self, folder: Path, stored: dict[str, Any]) -> TrainState:
+        """Load a checkpoint, whatever the number of workers that wrote it. stored: its state."""
+        if self.engine.resized:
+            with for_any_number_of_workers(folder, self.job.run / ".resized") as universal:
+                self.engine.load(universal)
+        else:
+            self.engine.load(folder)
+        state = TrainState.from_json(stored)
+        if folder.parent != self.job.run:  # another run's best is no model of this one
+            state.best_metric, state.best_step = None, 0
+        if self.rank == 0:
+            workers = f"{stored['world']} workers" + (f", now {self.world}" if stored["world"] != self.world else "")
+            self.log.line(f"resuming from {folder} at step {state.step}, written by {workers}")
+            if state.best_step == state.step:  # the run may have ended before this model was published
+                checkpoints.publish(folder / "model", self.job.run / "model")
+        return state
