@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ class _Task:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], loop.Trainer]]:
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], loop.Trainer]:
     """trainer(): rank 0 of the training loop with its real saving and resuming, but no model and no other worker."""
     import ray.train
     from torch import distributed
@@ -71,7 +71,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         trainer.engine = _Engine(trainer.state)  # type: ignore[assignment]
         return trainer
 
-    yield make
+    return make
 
 
 def _save(trainer: loop.Trainer, step: int) -> None:
