@@ -152,6 +152,6 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "weak_scaling": part["weak_scaling"],
             "safety_overhead": part["overhead"],
             "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
-            "recovery_seconds": part["recovery"]["step"],
+            "recovery_seconds": part["recovery"]["next_step"],
         }
     return {"n_exponent": part["n_exponent"]}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {
         "bare": {},
         "two_workers": {"engine.workers": 2},
-        "kept": {"tracking.uri": f"sqlite:///{work / 'mlflow.db'}", "checkpoint_every": steps // 2},  # one before the last step
+        "kept": {
+            "tracking.uri": f"sqlite:///{work / 'mlflow.db'}",
+            "checkpoint_every": steps // 2,
+        },  # one before the last step
     }
     seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for repeat in range(repeats):
@@ -149,34 +152,32 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _recovery(work: Path, steps: int) -> dict[str, float]:
-    """Seconds from SIGKILL of one of two workers to each stage of the recovery, by the moments that can be seen."""
+    """Seconds from SIGKILL of one of two workers to what can be seen of the recovery."""
+    run = _Run(work, "recovery", steps, {"engine.workers": 2, "checkpoint_every": 5})
     seen: dict[str, float] = {}
 
     def kill(driver: subprocess.Popen[bytes]) -> None:
-        old = _workers(driver.pid)
-        seen["killed"] = time.perf_counter()
+        old, killed = _workers(driver.pid), time.perf_counter()
+        stages: dict[str, Callable[[str], bool]] = {
+            "old_workers_ended": lambda log: not any(worker.is_running() for worker in old),
+            "new_worker_started": lambda log: bool(set(_workers(driver.pid)) - set(old)),
+            "checkpoint_loaded": lambda log: "resuming from" in log,
+            "next_step": lambda log: bool(_STEP.search(log.partition("resuming from")[2])),
+        }
         old[-1].kill()
-        while "resumed" not in seen:
-            now = time.perf_counter()
-            if "all_ended" not in seen and not any(worker.is_running() for worker in old):
-                seen["all_ended"] = now
-            if "started" not in seen and set(_workers(driver.pid)) - set(old):
-                seen["started"] = now
-            if "resuming from" in run.log.read_text():
-                seen["resumed"] = now
+        while len(seen) < len(stages):
             if driver.poll() is not None:
                 raise RuntimeError("urg.train ended instead of recovering.")
+            log = run.log.read_text()
+            new = [name for name, holds in stages.items() if name not in seen and holds(log)]
+            seen.update(dict.fromkeys(new, time.perf_counter() - killed))
             time.sleep(0.01)
 
-    run = _Run(work, "recovery", steps, {"engine.workers": 2, "checkpoint_every": 5})
-    moments = _train(run, {12: kill})
-    seen["step"] = next(when for _, when in moments if when > seen["resumed"])
-    stages = [name for name in ("killed", "all_ended", "started", "resumed", "step") if name in seen]
-    stages.sort(key=seen.__getitem__)
-    return {name: seen[name] - seen["killed"] for name in stages[1:]}
+    _train(run, {12: kill})
+    return seen
 
 
-def _workers(driver: int) -> Sequence[psutil.Process]:
+def _workers(driver: int) -> list[psutil.Process]:
     """Ray Train's workers among the descendants of a process."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
