@@ -25,7 +25,7 @@ def _without_hub(cache: Path) -> dict[str, str]:
     ("module", "options"),
     [
         ("urg.train", ["--model.base", "org/absent", "--eval.metric", "rougeL"]),
-        ("data_pipeline.prepare", ["--tokenizer", "org/absent"]),
+        ("data_pipeline.prepare", ["--tokenizer", "org/absent", "--sample.train", "1", "--sample.dev", "1"]),
     ],
 )
 def test_what_is_not_cached_is_one_line(module: str, options: list[str], shards: Path, tmp_path: Path) -> None:
