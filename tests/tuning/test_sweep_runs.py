@@ -69,6 +69,7 @@ def _steps(uri: str, run: Any, metric: str) -> list[int]:
     return [point.step for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
 
 
+@pytest.mark.faults
 def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
     """SIGKILL while two trials train; afterwards Optuna, Tune and MLflow each have every trial once."""
     overrides = {"steps": 40, "eval.every": 10, "tracking.uri": None}
