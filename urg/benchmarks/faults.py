@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-ROWS = 16
+ROWS = 8
 """Rows of a step and worker."""
 WARM = 5
 """First steps of a run that do not count."""
