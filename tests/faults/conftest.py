@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cluster.local_cluster import LocalCluster
-from tests.faults.training import STEPS, Run
+from tests.faults.training import NODES, STEPS, Run
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def make_run(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Three nodes of one core; who kills one adds another."""
-    with LocalCluster(3, cpus=1) as started:
+    with LocalCluster(3, cpus=1, environment=NODES) as started:
         yield started
 
 

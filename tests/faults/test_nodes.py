@@ -13,12 +13,9 @@ import pytest
 import torch
 
 from cluster.local_cluster import LocalCluster, Node
-from tests.faults.training import ROOT, Run, require_same, training_workers, wait_until
+from tests.faults.training import NODES, ROOT, Run, require_same, training_workers, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(600)]
-
-QUICK = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "4", "initial_delay_ms": "500"}
-NODES = {f"RAY_health_check_{name}": value for name, value in QUICK.items()}
 
 
 def _busy(cluster: LocalCluster) -> Node:
@@ -63,8 +60,8 @@ def test_the_head_is_started_anew_and_submitting_again_resumes(
         assert run.process.wait(240) == 2
         said = run.said.read_text()  # it may also have lost patience: a head needs its time on a busy machine
         assert "no longer knows job train-head: its head was restarted" in said or "has not answered for 60 s" in said
-        wait_until(lambda: old.process.poll() is not None, "the node of the old head ends")
-        assert training_workers() == []
+        wait_until(lambda: old.process.poll() is not None, "the node of the old head ends", timeout=180)
+        wait_until(lambda: training_workers() == [], "the old attempt's workers end")
         cluster.add_node()
         environment = cluster.environment()
         headers = {"Authorization": f"Bearer {Path(environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}

@@ -39,6 +39,9 @@ OPTIONS: dict[str, Any] = {
     **{f"model.scratch.{key}": value for key, value in {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}.items()},
 }
 """Two workers, dropout on, a checkpoint a step; all runs with these end with the same weights, whatever befell them."""
+_HEALTH = {"period_ms": "500", "timeout_ms": "2000", "failure_threshold": "5", "initial_delay_ms": "500"}
+NODES = {f"RAY_health_check_{name}": value for name, value in _HEALTH.items()}
+"""The environment of nodes whose loss is noticed within 13 seconds, not within a minute."""
 _STEP = re.compile(r"^step (\d+)/\d+  loss")
 
 
