@@ -26,6 +26,7 @@ MODULES = {
     "train": "urg.train",
     "evaluate": "urg.evaluate",
     "sweep": "tuning.sweep",
+    "reproduce": "tuning.reproduce",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 
-EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity")
+EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "faults")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class BenchmarkConfig:
 
     output: str = "runs/benchmark"
     """Folder for benchmark.json."""
-    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity"] = "all"
+    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity", "faults"] = "all"
     """One experiment, or all of them: rank (ours and the obvious code), rankers (Tables 4 and 7), fuse, train, stack
-    (`urg.train` and a bare loop), complexity (§3.5)."""
+    (`urg.train` and a bare loop), complexity (§3.5), faults (weak scaling, what safety costs, recovery)."""
     rank_shape: str = "t5-base"
     """Shape for ranking (tiny, t5-small, t5-base, t5-large, t5-xl; random weights), or a model folder."""
     train_shape: str = "t5-small"
@@ -39,6 +39,8 @@ class BenchmarkConfig:
     """Tokens that fusing writes."""
     stack_steps: int = 160
     """Steps of `urg.train` and of the bare loop."""
+    fault_steps: int = 40
+    """Steps of each run of `faults`, an even number."""
     batches: tuple[int, ...] = (8, 16, 32)
     """Rows of a batch in ranking; the ratios are those of the first."""
     n: int = 12
@@ -57,6 +59,8 @@ class BenchmarkConfig:
             raise UserError("batches, n, train_rows, repeats and new_tokens must be 1 or more.")
         if self.stack_steps < 16:
             raise UserError(f"stack_steps={self.stack_steps}: give 16 or more, for the first ones do not count.")
+        if self.fault_steps < 24 or self.fault_steps % 2:
+            raise UserError(f"fault_steps={self.fault_steps}: give an even number from 24 on.")
         if self.n <= 4:
             raise UserError(f"n={self.n}: give more than four candidates, for training takes K=3 and a last one.")
 
@@ -95,6 +99,7 @@ def _quick(config: BenchmarkConfig) -> BenchmarkConfig:
         repeats=3,
         new_tokens=16,
         stack_steps=48,
+        fault_steps=24,
     )
 
 

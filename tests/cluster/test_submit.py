@@ -20,7 +20,7 @@ from cluster import jobs
 from cluster.errors import UserError
 from cluster.local_cluster import LocalCluster
 from cluster.ports import free_ports
-from cluster.submit import default_name, entrypoint, parse
+from cluster.submit import MODULES, default_name, entrypoint, parse
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(400)
@@ -248,6 +248,13 @@ def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
     found = runtime_environment(ROOT, ["TOKENIZERS_PARALLELISM=false", "A=b=c"], [], "urg.train")
     assert found["env_vars"] == {"TOKENIZERS_PARALLELISM": "false", "A": "b=c", "PYTHONUNBUFFERED": "1"}
     assert "worker_process_setup_hook" not in found
+
+
+def test_every_command_is_a_module_of_the_project() -> None:
+    from cluster.runtime_environment import module_file
+
+    assert set(MODULES) == {"prepare", "train", "evaluate", "sweep", "reproduce"}
+    assert [module for module in MODULES.values() if not module_file(ROOT, module).is_file()] == []
 
 
 def test_the_same_command_has_the_same_name() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.faults.training import Run
+from cluster.local_cluster import LocalCluster
+from tests.faults.training import NODES, STEPS, Run
 
 
 @pytest.fixture(scope="session")
@@ -29,19 +30,36 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_run(shards: Path, tmp_path: Path) -> Callable[..., Run]:
-    """make_run(name, environment, option=value, …): a run that is not started yet."""
+def make_run(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """make_run(name, environment, option=value, …): a run that is not started yet, and is ended with the test."""
+    made: list[Run] = []
 
     def make(name: str, environment: dict[str, str] | None = None, **options: Any) -> Run:
-        return Run(shards, tmp_path / "runs", name, environment, **options)
+        made.append(Run(shards, tmp_path / "runs", name, environment, **options))
+        return made[-1]
 
-    return make
+    yield make
+    for run in made:
+        run.kill()
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The final weights of a run that nothing befell, in a Ray of its own."""
-    calm = Run(shards, tmp_path_factory.mktemp("faults-runs"), "calm")
-    calm.whole()
-    assert calm.steps() == list(range(1, 61))
+def cluster() -> Iterator[LocalCluster]:
+    """Three nodes of one core; who kills one adds another."""
+    with LocalCluster(3, cpus=1, environment=NODES) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def calm(shards: Path, cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing befell, done."""
+    run = Run(shards, tmp_path_factory.mktemp("faults-runs"), "calm", cluster.environment())
+    run.whole()
+    assert run.steps() == list(range(1, STEPS + 1))
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(calm: Run) -> dict[str, torch.Tensor]:
+    """The final weights of a run that nothing befell."""
     return calm.weights()

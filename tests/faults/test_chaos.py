@@ -13,7 +13,8 @@ import torch
 
 from cluster.local_cluster import LocalCluster
 from tests.faults.damage import DAMAGES, break_snapshot, damage
-from tests.faults.training import STEPS, Run, require_same, training_workers
+from tests.faults.test_tracking_outage import require_tracked
+from tests.faults.training import Run, require_same, training_workers
 from tests.mlflow_server import MlflowServer, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(1200)]
@@ -79,34 +80,20 @@ def _drawn(random: Random) -> list[list[str]]:
 
 
 def test_thirty_faults_leave_no_trace(
-    make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+    make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     random = Random(SEED)
-    with mlflow_server(tmp_path / "server") as server, LocalCluster(3, cpus=1) as cluster:
+    with mlflow_server(tmp_path / "server") as server:
         run = make_run("chaos", cluster.environment(), tracking__uri=server.uri)
         stage = Stage(run, cluster, server, random)
         run.start()
         run.wait(lambda: len(run.checkpoints()) >= 2)
         for blow in _drawn(random):
-            resumed = run.log().count("resuming from")
-            for fault in blow:
-                FAULTS[fault](stage)
-            run.wait(lambda resumed=resumed: run.log().count("resuming from") > resumed)  # type: ignore[misc]
-            run.wait_for_steps(random.choice((1, 1, 2, 3)))
+            with run.resumed(random.choice((1, 1, 2, 3))):
+                for fault in blow:
+                    FAULTS[fault](stage)
         run.finish()
         require_same(run.weights(), undisturbed)
         assert "passing over a damaged checkpoint" in run.log()
         assert len(list(run.folder.glob("checkpoint-*"))) == 4 == len(run.checkpoints())
-        _require_tracked(server)
-
-
-def _require_tracked(server: MlflowServer) -> None:
-    """One run, with every point once."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(server.store)
-    (tracked,) = client.search_runs([client.get_experiment_by_name("urg").experiment_id])
-    assert tracked.info.status == "FINISHED"
-    for metric in ("train/loss", "train/rank"):
-        steps = [point.step for point in client.get_metric_history(tracked.info.run_id, metric)]
-        assert sorted(steps) == list(range(1, STEPS + 1))
+        require_tracked(server.store)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ OPTIONS: dict[str, Any] = {
     **{f"model.scratch.{key}": value for key, value in {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}.items()},
 }
 """Two workers, dropout on, a checkpoint a step; all runs with these end with the same weights, whatever befell them."""
+_HEALTH = {"period_ms": "500", "timeout_ms": "2000", "failure_threshold": "5", "initial_delay_ms": "500"}
+NODES = {f"RAY_health_check_{name}": value for name, value in _HEALTH.items()}
+"""The environment of nodes whose loss is noticed within 13 seconds, not within a minute."""
 _STEP = re.compile(r"^step (\d+)/\d+  loss")
 
 
@@ -50,17 +54,18 @@ class Run:
         values = OPTIONS | {"name": name, "storage": storage, "data.shards": shards}
         values |= {key.replace("__", "."): value for key, value in options.items()}
         self.arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        self.command = [sys.executable, "-m", "urg.train", *self.arguments]
         self.folder, self.said = storage / name, storage / f"{name}.out"
         own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
         self.environment = own | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
-        self.process: subprocess.Popen[bytes]
+        self.process: subprocess.Popen[bytes] | None = None
         storage.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
         """Start the command, or start it again."""
         with self.said.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "urg.train", *self.arguments],
+                self.command,
                 env=self.environment,
                 stdout=stream,
                 stderr=stream,
@@ -70,11 +75,13 @@ class Run:
 
     def kill(self) -> None:
         """SIGKILL to the driver and, where it has a Ray of its own, to that."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
-    def finish(self, timeout: float = 300) -> None:
+    def finish(self, timeout: float = 400) -> None:
         """Wait for the end, which must be a good one."""
+        assert self.process
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -96,18 +103,23 @@ class Run:
         """The steps that were logged, in order, repeated ones again."""
         return [int(found[1]) for found in map(_STEP.match, self.log().splitlines()) if found]
 
-    def wait(self, condition: Callable[[], Any], timeout: float = 120) -> None:
+    def wait(self, condition: Callable[[], Any], timeout: float = 240) -> None:
         """Return when the condition holds; fails where the run ends first, or it takes too long."""
         deadline = time.monotonic() + timeout
         while not condition():
+            assert self.process, "it was not started"
             assert self.process.poll() is None, f"the run has ended: {self.said.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"it takes too long: {self.log()[-1500:]}"
             time.sleep(0.02)
 
-    def wait_for_steps(self, count: int) -> None:
-        """Return when `count` steps more have been logged than now."""
-        before = len(self.steps())
-        self.wait(lambda: len(self.steps()) >= before + count)
+    @contextmanager
+    def resumed(self, steps: int = 2) -> Iterator[None]:
+        """For the block that hurts the run: afterwards, wait until it has resumed and gone on by so many steps."""
+        before = self.log().count("resuming from")
+        yield
+        self.wait(lambda: self.log().count("resuming from") > before)
+        position = len(self.steps())
+        self.wait(lambda: len(self.steps()) >= position + steps)
 
     def checkpoints(self) -> list[Path]:
         """The finished ones, in the order of their steps."""
@@ -130,6 +142,14 @@ def require_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     """The same weights, bit for bit."""
     assert ours.keys() == theirs.keys()
     assert [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])] == []
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 90) -> None:
+    """Return when the condition holds; fails, saying what was awaited, after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"awaited in vain: {what}"
+        time.sleep(0.05)
 
 
 def training_workers(ancestor: int | None = None) -> list[psutil.Process]:

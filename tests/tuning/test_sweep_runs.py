@@ -38,6 +38,7 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.faults
 def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
     """SIGKILL while two trials train; afterwards Optuna, Tune and MLflow each have every trial once."""
     overrides = {"steps": 40, "eval.every": 10, "tracking.uri": None}

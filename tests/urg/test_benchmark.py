@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from urg.benchmark import BenchmarkConfig, main
+from urg.benchmarks import faults
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
@@ -139,12 +140,37 @@ def test_the_peak_is_what_a_call_holds() -> None:
     assert 180 << 20 < peak_bytes(hold, CPU) < 260 << 20
 
 
+def test_what_keeping_costs_is_that_of_whole_runs_and_of_the_step_with_a_checkpoint() -> None:
+    """Runs of 40 steps from the fifth on: a second each, 1.01 with tracking, and 0.5 more for a checkpoint at 20."""
+    moments = [(step, step * 2.0) for step in range(1, 41)]
+    assert faults._intervals(moments) == [2.0] * 35
+    kept = [1.01] * 35
+    kept[20 - faults.WARM] += 0.5
+    told = faults._cost_of_keeping({"bare": [[1.0] * 35] * 3, "kept": [kept] * 3}, 40)
+    assert told == pytest.approx({"overhead": 0.01 + 0.5 / 35, "checkpoint_seconds": 0.5})
+
+
+def test_the_moments_are_those_of_the_log_and_what_is_due_is_done_once(tmp_path: Path) -> None:
+    run, done = faults._Run(tmp_path, "x", 3, {}), []
+    run.log.parent.mkdir(parents=True)
+    line = f"print('step %d/3  loss 0.1', file=open({str(run.log)!r}, 'a'))"
+    body = "; ".join(f"{line % step}; time.sleep(0.1)" for step in (1, 2, 2, 3))
+    run.command = [sys.executable, "-c", f"import time; {body}"]
+    moments = faults._train(run, {2: lambda process: done.append(process.pid)})
+    assert [step for step, _ in moments] == [1, 2, 2, 3]
+    assert all(0.05 < seconds < 5 for seconds in np.diff([when for _, when in moments]))
+    assert len(done) == 1
+    run.command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    with pytest.raises(RuntimeError, match="code 3"):
+        faults._train(run)
+
+
 @pytest.mark.slow
 @pytest.mark.benchmark
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
     shapes = {"rank_shape": "tiny", "train_shape": "tiny", "ranker_shape": "tiny"}
-    small = {"batches": (2,), "repeats": 1, "train_rows": 2, "new_tokens": 3, "stack_steps": 16}
+    small = {"batches": (2,), "repeats": 1, "train_rows": 2, "new_tokens": 3, "stack_steps": 16, "fault_steps": 24}
     main(BenchmarkConfig(str(tmp_path), **shapes, **small))
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(result["ratios"]) == set(RATIOS)

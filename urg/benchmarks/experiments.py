@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from urg.benchmark import EXPERIMENTS, BenchmarkConfig
+from urg.benchmarks.faults import measure_faults
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
 from urg.benchmarks.rankers import OTHERS, measure_rankers
@@ -82,6 +83,12 @@ def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
         return measure_stack(Path(work).absolute(), config.stack_steps, torch.get_num_threads())
 
 
+def _faults(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.output) as work:
+        return measure_faults(Path(work).absolute(), config.fault_steps, min(3, config.repeats))
+
+
 _EXPERIMENTS = {
     "rank": _rank,
     "rankers": _rankers,
@@ -89,6 +96,7 @@ _EXPERIMENTS = {
     "train": _train,
     "stack": _stack,
     "complexity": _complexity,
+    "faults": _faults,
 }
 RATIOS = (
     "rank_vs_naive",
@@ -105,6 +113,10 @@ RATIOS = (
     "train_memory_vs_naive3",
     "stack_vs_bare",
     "n_exponent",
+    "weak_scaling",
+    "safety_overhead",
+    "outage_step",
+    "recovery_seconds",
 )
 
 
@@ -135,4 +147,11 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
         return {"fuse_vs_genfuser": part["seconds"]["gen_fuser"] / part["seconds"]["ours"]}
     if experiment == "stack":
         return {"stack_vs_bare": part["bare_seconds"] / part["stack_seconds"]}
+    if experiment == "faults":
+        return {
+            "weak_scaling": part["weak_scaling"],
+            "safety_overhead": part["overhead"],
+            "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
+            "recovery_seconds": part["recovery"]["next_step"],
+        }
     return {"n_exponent": part["n_exponent"]}

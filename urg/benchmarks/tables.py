@@ -100,6 +100,16 @@ def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     return [_sheet("Ranking time by the number of candidates", ("candidates", "seconds"), lines, told)]
 
 
+def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    lines = [Line((name, f"{value:.4f}")) for name, value in part["seconds"].items()]
+    lines += [Line((f"outage: {when.split('_')[0]}", f"{value:.4f}")) for when, value in part["outage"].items()]
+    told = f"Checkpoints and tracking: {part['overhead']:+.1%} a step, with a checkpoint in {part['steps']} steps"
+    told += f" ({part['checkpoint_seconds']:.2f} s each)."
+    made = [_sheet("Median seconds a step, 8 rows a worker", ("run", "seconds"), lines, told)]
+    stages = [Line((name.replace("_", " "), f"{value:.1f}")) for name, value in part["recovery"].items()]
+    return [*made, _sheet("After SIGKILL of one of two workers", ("stage", "seconds since"), stages)]
+
+
 def _ratios(result: dict[str, Any]) -> Sheet:
     lines = [Line((name, f"{value:.3f}")) for name, value in result["ratios"].items()]
     lines += [Line((name, f"missing: {reason}")) for name, reason in result["missing"].items()]
@@ -111,4 +121,12 @@ def _sheet(title: str, head: Sequence[str], lines: Sequence[Line], *notes: str) 
     return Sheet(title, tuple(head), (Group("", tuple(lines)),), notes=notes)
 
 
-_MADE = {"rank": _rank, "rankers": _rankers, "fuse": _fuse, "train": _train, "stack": _stack, "complexity": _complexity}
+_MADE = {
+    "rank": _rank,
+    "rankers": _rankers,
+    "fuse": _fuse,
+    "train": _train,
+    "stack": _stack,
+    "complexity": _complexity,
+    "faults": _faults,
+}

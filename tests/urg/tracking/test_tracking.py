@@ -241,6 +241,7 @@ def test_replay_of_nothing_is_an_error(uri, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(420)
 def test_a_real_server_killed_hung_and_restarted_has_every_point_once(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")

@@ -86,6 +86,7 @@ def test_two_workers_equal_one_with_twice_the_accumulation_and_a_plain_loop(
             torch.testing.assert_close(final[name], weight, atol=2e-4, rtol=2e-3)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_leaves_no_trace_in_the_weights(make_config: Make, ray_started: None) -> None:
     """SIGKILL in the middle of an epoch, dropout on: the final weights are those of an undisturbed run, bit for bit."""
     calm, hit = (make_config(name, engine__workers=2, engine__dtype="bf16", steps=9) for name in ("calm", "hit"))
@@ -181,6 +182,7 @@ def test_every_zero_stage_learns_and_exports_a_model_that_loads(
     assert sum(fused.ranking.scores) > 0
 
 
+@pytest.mark.faults
 def test_the_driver_is_killed_and_the_same_command_goes_on(make_config: Make, shards: Path, tmp_path: Path) -> None:
     """kill -9 of the whole `python -m urg.train`; run again, it ends with the weights of an undisturbed run."""
     import dataclasses

@@ -1,0 +1,59 @@
+"""MLflow is away for the middle of a run, or all the time: the run ends as ever, and every point is there, once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.local_cluster import LocalCluster
+from tests.faults.training import ROOT, STEPS, Run, require_same
+from tests.mlflow_server import dead_uri, mlflow_server
+from urg.tracking import default_uri
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(600)]
+
+
+def require_tracked(store: str) -> None:
+    """The store has one run, finished, with every point of it once."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(store)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("urg").experiment_id])
+    assert tracked.info.status == "FINISHED"
+    for metric, expected in {"train/loss": range(1, STEPS + 1), "dev/label": (30, 60)}.items():
+        steps = [point.step for point in client.get_metric_history(tracked.info.run_id, metric)]
+        assert sorted(steps) == list(expected), metric
+
+
+def test_away_in_the_middle_of_a_run(
+    make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with mlflow_server(tmp_path / "server") as server:
+        run = make_run("middle", cluster.environment(), tracking__uri=server.uri)
+        run.start()
+        run.wait(lambda: 8 in run.steps())
+        server.kill()
+        run.wait(lambda: STEPS - 15 in run.steps())
+        server.launch()
+        run.finish()
+        assert run.steps() == list(range(1, STEPS + 1))
+        require_tracked(server.store)
+    require_same(run.weights(), undisturbed)
+
+
+def test_away_all_the_time(
+    make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    run = make_run("away", cluster.environment(), tracking__uri=dead_uri())
+    run.whole()
+    require_same(run.weights(), undisturbed)
+    store = default_uri(tmp_path)
+    replay = [sys.executable, "-m", "urg.tracking.replay", "--spool", str(run.folder / "mlflow-spool"), "--uri", store]
+    for _ in range(2):
+        subprocess.run(replay, check=True, cwd=ROOT, env=run.environment, timeout=200)
+        require_tracked(store)
