@@ -40,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def configure(shards: Path) -> Callable[..., TrainConfig]:
     """configure(storage, name, a__b=c, …): a tiny run of six steps on `shards`, through the real command line."""
     from data_pipeline.cli import parse_config

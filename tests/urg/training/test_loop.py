@@ -23,7 +23,8 @@ def test_the_best_model_has_the_highest_metric_the_newest_of_equals(found: list[
     trainer.config = TrainConfig(eval=EvalConfig(metric="label"))
     trainer.state, trainer.rank, trainer.task = TrainState(), 1, SimpleNamespace()  # type: ignore[assignment]
     trainer.engine = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
-    trainer.dev = SimpleNamespace(evaluate=lambda task, device: next(answers))  # type: ignore[assignment]
+    trainer.dev = SimpleNamespace(evaluate=lambda *_: next(answers))  # type: ignore[assignment]
+    trainer.watchdog = SimpleNamespace(moved=None)  # type: ignore[assignment]
     for step in range(1, len(found) + 1):
         trainer.state.step = step
         trainer._evaluate()
