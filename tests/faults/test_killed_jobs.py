@@ -67,7 +67,8 @@ def test_an_evaluation_is_killed_after_each_of_its_first_systems(calm: Run, shar
         _kill(process)
     assert "kept from an earlier run" in _finish(command(hurt))
     for name in ("metrics.json", "predictions.parquet", "tables.md"):
-        assert (hurt / name).read_bytes() == (undisturbed / name).read_bytes(), name
+        written = (hurt / name).read_bytes().replace(str(hurt).encode(), str(undisturbed).encode())
+        assert written == (undisturbed / name).read_bytes(), name
 
 
 def test_labelling_is_killed_at_random_moments(tmp_path: Path) -> None:
