@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from urg.training.evaluations import read_evaluations
+
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 LAG = 5.0
@@ -75,15 +77,13 @@ def disagreements(folder: Path, uri: str, experiment: str, trials: int) -> list[
 
 
 def _of_files(run: Path, trial: Any) -> Iterator[str]:
-    """The outcome file, and evaluations each of which was made once."""
+    """The outcome file, and values of steps that were evaluated."""
     outcome = json.loads((run / "outcome.json").read_text())
     if STATES.get(trial.state.name) != outcome["state"]:
         yield f"Optuna says {trial.state.name}, its outcome {outcome['state']}"
     if (trial.values or outcome["values"]) != outcome["values"]:
         yield f"Optuna has {trial.values}, its outcome {outcome['values']}"
     steps = [step for step, _ in _evaluated(run)]
-    if steps != sorted(set(steps)):
-        yield f"evaluations at {steps}"
     later = [step for step in trial.intermediate_values if step not in steps]
     if later:
         yield f"Optuna has values of the steps {later}, which were never evaluated"
@@ -119,8 +119,8 @@ def _of_mlflow(uri: str, run: Any, trial: Any, folder: Path) -> Iterator[str]:
 
 
 def _evaluated(run: Path) -> list[tuple[int, dict[str, float]]]:
-    lines = (run / "evaluations.jsonl").read_text().splitlines() if (run / "evaluations.jsonl").exists() else []
-    return [(line["step"], line["metrics"]) for line in map(json.loads, lines)]
+    """As everybody reads them: a step that a resumed run repeated counts once."""
+    return [(evaluation.step, evaluation.metrics) for evaluation in read_evaluations(run)]
 
 
 def cost(folder: Path) -> str:
