@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from urg.benchmark import BenchmarkConfig, main
+from urg.benchmark import main
 from urg.benchmarks import faults
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
+from urg.benchmarks.config import BenchmarkConfig
 from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.fusing import fusings

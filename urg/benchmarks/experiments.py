@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from urg.benchmark import EXPERIMENTS, BenchmarkConfig
+from urg.benchmarks.config import EXPERIMENTS, BenchmarkConfig
 from urg.benchmarks.faults import measure_faults
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
