@@ -50,8 +50,9 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     if output.p_logits_BTV is not None:
         terms["ce"] = _sum(token_cross_entropy(output.p_logits_BTV, batch.target_BT), mask_BT) / counts.tokens
     if config.gamma > 0:
-        options = config.rank_loss, config.rank_scale, config.rank_temperature
-        rank_B = rank_loss(output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, *options)
+        rank_B = rank_loss(
+            output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
+        )
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
     if output.p_logits_BTV is None or output.q_logits_BTV is None:
         return terms
