@@ -85,9 +85,6 @@ class LossConfig:
     """The ranking loss; `hinge` is the paper's."""
     rank_scale: Literal["attention", "mass", "unit", "log"] = "attention"
     """What the ranking loss sees of the scores; `attention` is the paper's."""
-    rank_temperature: float = 1.0
-    """What those are divided by. Below 1, small differences in attention make large ones in the ranking: for a model
-    whose attention is spread over many layers and heads, so that it can hardly be sharp."""
     kl_teacher: Literal["detached", "joint"] = "detached"
     """Whether the KL term's gradient stops at p."""
     kl_tau_squared: bool = False
@@ -104,7 +101,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         for key in ("gamma", "beta"):
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
-        require(self.rank_temperature > 0, "loss.rank_temperature", self.rank_temperature, "must be positive.")
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")

@@ -126,21 +126,15 @@ RANK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def rank_loss(
-    scores_BN: Tensor,
-    tokens_BN: Tensor,
-    quality_BN: Tensor,
-    loss: str = "hinge",
-    scale: str = "attention",
-    temperature: float = 1.0,
+    scores_BN: Tensor, tokens_BN: Tensor, quality_BN: Tensor, loss: str = "hinge", scale: str = "attention"
 ) -> Tensor:
     """A ranking loss of attention scores under a scale, a query: [B]. `hinge` and `attention` are the paper's.
 
     tokens: real tokens of each candidate, 0 for padding. quality: higher is better; NaN = no label: that candidate is
-    left out of the loss. temperature: what the scaled scores are divided by. A query with fewer than two labelled
-    candidates gives 0. Raises KeyError for an unknown name.
+    left out of the loss. A query with fewer than two labelled candidates gives 0. Raises KeyError for an unknown name.
     """
     mask_BN = (tokens_BN > 0) & ~quality_BN.isnan()
-    scaled_BN = RANK_SCALES[scale](scores_BN, tokens_BN.to(scores_BN.dtype)) / temperature
+    scaled_BN = RANK_SCALES[scale](scores_BN, tokens_BN.to(scores_BN.dtype))
     quality_BN = quality_BN.to(scores_BN.dtype).masked_fill(~mask_BN, 0.0)
     return RANK_LOSSES[loss](scaled_BN, quality_BN, mask_BN)
 

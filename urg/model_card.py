@@ -15,7 +15,7 @@ def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev:
     base, loss = config.model.base or "random weights", config.loss
     use = "rank_and_fuse" if loss.generation else "rank"
     then = f"and writes one answer from the best {config.model.k}" if loss.generation else "and was not taught to write"
-    terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale at temperature {loss.rank_temperature}"
+    terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale"
     terms += f", β={loss.beta}, m={loss.m}, τ={loss.tau}" if loss.generation else ", alone"
     return f"""---
 library_name: urg

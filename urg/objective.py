@@ -50,8 +50,9 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     values = token_losses(output, batch.real_targets, config)
     terms = {"ce": values["ce"].sum() / counts.tokens} if "ce" in values else {}
     if config.gamma > 0:
-        options = config.rank_loss, config.rank_scale, config.rank_temperature
-        rank_B = rank_loss(output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, *options)
+        rank_B = rank_loss(
+            output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
+        )
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
     has_last_P = output.has_last_B[batch.target_P // batch.target_BT.shape[1]]
     factors = {"ce_last": 1.0, "kl": config.tau**2 if config.kl_tau_squared else 1.0}

@@ -256,20 +256,6 @@ def test_scales_agree_with_one_another(rows: list[Row]) -> None:
     assert log.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_temperature_divides_what_the_loss_sees(loss: str) -> None:
-    scores, tokens, quality = padded(FIXED)
-    hot = rank_loss(scores, tokens, quality, loss, "attention", temperature=0.25)
-    torch.testing.assert_close(hot, rank_loss(4 * scores, tokens, quality, loss), rtol=1e-12, atol=1e-12)
-    assert not torch.equal(hot, rank_loss(scores, tokens, quality, loss))
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_hinge_is_proportional_to_one_over_the_temperature_on_every_scale(scale: str) -> None:
-    plain = rank_loss(*padded(FIXED), "hinge", scale)
-    torch.testing.assert_close(rank_loss(*padded(FIXED), "hinge", scale, 0.5), 2 * plain, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("names", [("hinges", "attention"), ("hinge", "sqrt")])
 def test_unknown_names_are_refused(names: tuple[str, str]) -> None:
     with pytest.raises(KeyError):

@@ -93,16 +93,6 @@ def test_a_loss_without_any_term_is_refused() -> None:
         LossConfig(gamma=0, generation=False)
 
 
-def test_the_temperature_reaches_the_rank_loss_alone() -> None:
-    batch, output, counts = _batch([[0.1, 0.9, 0.5]], [1.0]), _output(1, 3), Counts(1, 3, 3)
-    plain = loss_terms(output, batch, LossConfig(), counts)
-    cool = loss_terms(output, batch, LossConfig(rank_temperature=0.5), counts)
-    torch.testing.assert_close(cool["rank"], 2 * plain["rank"])  # the hinge
-    assert all(torch.equal(cool[name], plain[name]) for name in ("ce", "ce_last", "kl"))
-    with pytest.raises(ValueError, match=r"loss\.rank_temperature=0: must be positive"):
-        LossConfig(rank_temperature=0)
-
-
 def test_tau_squared_multiplies_the_kl_alone() -> None:
     batch, output, counts = _batch([[0.1, 0.9, 0.5]], [1.0]), _output(1, 3), Counts(1, 3, 3)
     plain = loss_terms(output, batch, LossConfig(tau=3.0), counts)
