@@ -46,15 +46,15 @@ def _finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, output[-2000:]
 
 
-def _kill_all(process: subprocess.Popen[str]) -> bool:
-    """SIGKILL the process and all that it has started; whether it was still running."""
+def _kill_all(process: subprocess.Popen[str]) -> str | None:
+    """SIGKILL the process and all that it has started; where it had ended before, what it has printed."""
     running = process.poll() is None
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if running else []
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    process.communicate()
-    return running
+    output, _ = process.communicate()
+    return None if running else output
 
 
 def _content(root: Path) -> dict[str, bytes]:
@@ -81,10 +81,11 @@ def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     while kills:
         process = start(hit)
         time.sleep(rng.uniform(0.0, whole_run))
-        if _kill_all(process):
+        output = _kill_all(process)
+        if output is None:
             kills -= 1
         else:  # it was faster than the first: again, from where the kills before this one have left it
-            assert process.returncode == 0
+            assert process.returncode == 0, output[-2000:]
             for manifest in hit.glob("*/manifest.json"):
                 manifest.unlink()
     _finish(start(hit))

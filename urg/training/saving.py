@@ -61,11 +61,15 @@ class Saver:
         name = [str(checkpoints.new_folder(self.job.run, state.step))] if self.rank == 0 else [None]
         dist.broadcast_object_list(name)
         folder = Path(str(name[0]))
-        self._together(folder, lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
-        self._together(folder, lambda: self.engine.save(folder))
-        weights = self.engine.full_weights()
-        self._together(folder, lambda: self._write_model(folder, weights, state, metrics))
-        self._together(folder, lambda: self._finish(folder, state, metrics))
+        try:
+            self._together(folder, lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
+            self._together(folder, lambda: self.engine.save(folder))
+            weights = self.engine.full_weights()
+            self._together(folder, lambda: self._write_model(folder, weights, state, metrics))
+            self._together(folder, lambda: self._finish(folder, state, metrics))
+        except Refused:
+            self._delete_unfinished(folder)
+            raise
         ray.train.report(
             {**metrics, "step": state.step},
             checkpoint=Checkpoint.from_directory(str(folder)),
@@ -92,9 +96,9 @@ class Saver:
             if state.best_step == state.step:
                 checkpoints.publish(folder / "model", self.job.run / "model")
 
-    def _together(self, folder: Path, write: Callable[[], object]) -> None:
-        """Call `write` on every worker. Where the disk of any is full, delete the unfinished checkpoint and raise
-        Refused on all."""
+    def _together(self, target: Path, write: Callable[[], object]) -> None:
+        """Call `write`, which writes to `target`, on every worker. Where the disk of any is full, raise Refused on
+        all."""
         refusal = None
         try:
             write()
@@ -102,16 +106,15 @@ class Saver:
             if not checkpoints.is_for_want_of_room(error, self.job.run):
                 raise
             refusal = (
-                f"no room for {folder}: {error}. The checkpoint before it is whole: make room, and the same command "
+                f"no room for {target}: {error}. The checkpoint before it is whole: make room, and the same command "
                 "goes on from there."
             )
-        try:
-            agree_to_go_on(refusal)
-        except Refused:
-            if self.rank == 0 and not (folder / checkpoints.MANIFEST).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        agree_to_go_on(refusal)
         self.moved()
+
+    def _delete_unfinished(self, folder: Path) -> None:
+        if self.rank == 0 and not (folder / checkpoints.MANIFEST).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def load(self, folder: Path, stored: dict[str, Any]) -> TrainState:
         """Load a checkpoint, whatever the number of workers that wrote it. stored: its state."""
@@ -126,6 +129,10 @@ class Saver:
         if self.rank == 0:
             workers = f"{stored['world']} workers" + (f", now {self.world}" if stored["world"] != self.world else "")
             self.log.line(f"resuming from {folder} at step {state.step}, written by {workers}")
-            if state.best_step == state.step:  # the run may have ended before this model was published
-                checkpoints.publish(folder / "model", self.job.run / "model")
+        self._together(self.job.run / "model", lambda: self._publish_again(folder, state))
         return state
+
+    def _publish_again(self, folder: Path, state: TrainState) -> None:
+        """The run may have ended before its best model was published."""
+        if self.rank == 0 and state.best_step == state.step:
+            checkpoints.publish(folder / "model", self.job.run / "model")

@@ -37,18 +37,20 @@ def test_the_errors_of_a_full_disk_are_told_from_others(tmp_path: Path) -> None:
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it_and_the_run_goes_on_from_there(
     make_config: Make, run_workers: Callable[..., list[Outcome | None]]
 ) -> None:
-    """The limit is on the size of a file: the system refuses the very writes that it refuses on a full disk."""
+    """The limit is on the size of a file: the system refuses the very writes that it refuses on a full disk. The first
+    lets a model pass, and no optimizer's state; the second not even the model that is published on resuming."""
     config = make_config(engine__workers=2, engine__dtype="bf16")
     run = Path(config.storage) / config.name
     assert run_workers(config) == [Outcome()] * 2
     [third, sixth] = sorted(run.glob("checkpoint-*"))
     expected = _weights(sixth)
     shutil.rmtree(sixth)
-    first, second = run_workers(config, limit=100_000)
-    assert first == second
-    assert first is not None
-    assert "no room for" in str(first.refusal)
-    assert "checkpoint-00000006" in str(first.refusal)
+    for limit, target in ((300_000, "checkpoint-00000006"), (100_000, "run/model")):
+        first, second = run_workers(config, limit=limit)
+        assert first == second
+        assert first is not None
+        assert f"no room for {run.parent}" in str(first.refusal)
+        assert target in str(first.refusal)
     assert list(run.glob("checkpoint-*")) == [third]
     assert checkpoints.damage(third) is None
     assert run_workers(config) == [Outcome()] * 2
