@@ -118,7 +118,7 @@ class EvaluateConfig:
     """Rows that the model ranks and fuses at once."""
     device: str | None = None
     """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights and activations of every system's model; URG's ranking step is in float32 always."""
     seed: int = 0
     """Seeds the random system, the resampling, and what experiments draw."""

@@ -48,7 +48,7 @@ def test_two_workers_then_one_then_two_learn_as_two_throughout(
     """Three runs, each from a checkpoint of the one before, with 2, 1 and 2 workers; without dropout, which is keyed by
     the worker."""
     common = {"steps": 9, "eval__every": 9, "checkpoint_every": 3, "model__dropout": 0.0, "optim__lr": 0.002, **options}
-    common |= {"engine__workers": 2, "engine__min_workers": 1}
+    common |= {"engine__workers": 2, "engine__min_workers": 1, "keep_checkpoints": 3}
     whole = make_config("whole", **common)
     assert run_workers(whole) == [Outcome()] * 2
     runs = Path(whole.storage)
