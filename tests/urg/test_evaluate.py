@@ -475,7 +475,8 @@ def test_command_on_prepared_shards_and_a_real_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GENERATED DATA — UNTRAINED MODEL" in done.stdout
     written = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
-    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", "oracle", *ORACLES}
+    oracles = {"oracle", "oracle_judge", *ORACLES}
+    assert set(written["systems"]) == {*shards.models, "random", "longest", "urg_rank", "urg", *oracles}
     assert written["systems"]["oracle"]["label"] == max(
         means["label"] for means in written["systems"].values() if "label" in means
     )
