@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.preparing import prepare_without_ray
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("urg", "tuning", "data_pipeline", "cluster")
@@ -102,23 +103,19 @@ def test_nothing_that_looks_like_a_secret_is_tracked() -> None:
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "..", "a/../../escaped", "nul\0"])
-def test_what_a_row_says_names_no_file_outside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_row_says_names_no_file_outside(name: str, tmp_path: Path) -> None:
     """A row whose id and models are paths: prepared, answered and kept, all files are where they always are."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig
-    from data_pipeline.prepare import prepare
     from data_pipeline.shards import ShardSet
     from urg.evaluation.answer_store import Answered, AnswerStore
     from urg.evaluation.config import EvaluateConfig
 
-    monkeypatch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-    monkeypatch.setattr(ray_session, "ray_session", contextlib.nullcontext)
     texts = [{"model": f"{name}{i}", "text": f"text {i}", "scores": {name: 0.5 + i}} for i in range(3)]
     row = {"id": name, "instruction": "ask", "input": "", "output": "say", "candidates": texts}
     (tmp_path / "deep").mkdir()
     source = tmp_path / "deep" / "rows.jsonl"
     source.write_text(json.dumps(row) + "\n")
-    folder = prepare(PrepareConfig(input={"train": str(source)}, output=str(tmp_path / "deep" / "data")))
+    folder = prepare_without_ray(PrepareConfig(input={"train": str(source)}, output=str(tmp_path / "deep" / "data")))
     rows = list(ShardSet.open(folder).split("train"))
     assert rows[0].models[0] == f"{name}0"
     config = EvaluateConfig(shards=str(folder), output=str(tmp_path / "deep" / "out"))

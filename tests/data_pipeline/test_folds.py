@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -13,20 +11,16 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.folds import fold_of, fold_split
 from data_pipeline.shards import ShardSet, Split
+from tests.preparing import prepare_without_ray
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     """Forty training rows in several shards."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
     root: Path = tmp_path_factory.mktemp("folds")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        folder = prepare(PrepareConfig(output=str(root), sample=SampleSize(40, 4, 4, 0), rows_per_shard=16))
+    folder = prepare_without_ray(PrepareConfig(output=str(root), sample=SampleSize(40, 4, 4, 0), rows_per_shard=16))
     return ShardSet.open(folder).split("train")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,16 @@ import torch
 
 from cluster.local_cluster import LocalCluster
 from tests.faults.training import NODES, STEPS, Run
+from tests.preparing import prepare_without_ray
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-two rows of the sample to train on: a number that no batch size here divides."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("faults-data")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        return prepare(PrepareConfig(output=str(root), sample=SampleSize(22, 6, 6, 0)))
+    return prepare_without_ray(PrepareConfig(output=str(root), sample=SampleSize(22, 6, 6, 0)))
 
 
 @pytest.fixture

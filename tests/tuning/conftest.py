@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.preparing import prepare_without_ray
 from tuning.config import SchedulerConfig, SweepConfig
 
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
@@ -19,15 +18,10 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.k": {"low"
 @pytest.fixture(scope="session")
 def prepared_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four rows of the sample to train on, twelve candidates each."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("sweep-data")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        return prepare(PrepareConfig(output=str(root), sample=SampleSize(24, 4, 4, 0)))
+    return prepare_without_ray(PrepareConfig(output=str(root), sample=SampleSize(24, 4, 4, 0)))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
+from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.system_config import SystemName
 from urg.train import main, train
@@ -27,15 +27,10 @@ SYSTEM_NAMES = get_args(SystemName)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared set of the sample, made without Ray."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        return prepare(PrepareConfig(output=str(root), sample=SampleSize(24, 4, 4, 0)))
+    return prepare_without_ray(PrepareConfig(output=str(root), sample=SampleSize(24, 4, 4, 0)))
 
 
 @pytest.fixture

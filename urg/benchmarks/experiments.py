@@ -6,6 +6,8 @@ import functools
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,15 +80,21 @@ def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
-    Path(config.output).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.output) as work:
-        return measure_stack(Path(work).absolute(), config.stack_steps, torch.get_num_threads())
+    with _scratch(config) as work:
+        return measure_stack(work, config.stack_steps, torch.get_num_threads())
 
 
 def _faults(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    with _scratch(config) as work:
+        return measure_faults(work, config.fault_steps, min(3, config.repeats))
+
+
+@contextmanager
+def _scratch(config: BenchmarkConfig) -> Iterator[Path]:
+    """A folder below the output, for runs that are deleted with it."""
     Path(config.output).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.output) as work:
-        return measure_faults(Path(work).absolute(), config.fault_steps, min(3, config.repeats))
+        yield Path(work).absolute()
 
 
 _EXPERIMENTS = {

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import pickle
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from cluster.ports import free_ports
+from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import Job, Outcome
@@ -27,17 +26,12 @@ SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-two rows of the sample to train on, a number that no batch size here divides; prepared without Ray."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
     root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        return prepare(
-            PrepareConfig(output=str(root), tokenizer="train", vocab_size=600, sample=SampleSize(22, 6, 6, 0))
-        )
+    return prepare_without_ray(
+        PrepareConfig(output=str(root), tokenizer="train", vocab_size=600, sample=SampleSize(22, 6, 6, 0))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +92,7 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         (folder / UNTIL_STOPPED).touch()
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
         (folder / "job.pickle").write_bytes(pickle.dumps(Job(config, folder, "off", resume_from, {})))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         limited = ["prlimit", f"--fsize={limit}"] if limit else []
         command = [*limited, sys.executable, str(Path(__file__).with_name("worker_without_ray.py"))]
         command += [str(folder / "job.pickle"), str(world), str(port)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
+from tests.preparing import prepare_without_ray
 from tests.urg.backbones.tiny import bart, save_bert
 from urg.config import TrainConfig
 from urg.ensemble import Ensemble
@@ -39,15 +39,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight rows of the sample in the BERT's tokens, made without Ray."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        output = str(tmp_path_factory.mktemp("data"))
-        return prepare(PrepareConfig(output=output, tokenizer=str(bert), sample=SampleSize(8, 2, 2, 0)))
+    output = str(tmp_path_factory.mktemp("data"))
+    return prepare_without_ray(PrepareConfig(output=output, tokenizer=str(bert), sample=SampleSize(8, 2, 2, 0)))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ports import free_ports
 from urg.training.notices import UNTIL_STOPPED, sigterm_stops
 
 WORKER = """
@@ -47,9 +47,7 @@ dist.barrier()
 def _heard(run: Path, act: Callable[[list[subprocess.Popen[str]]], object], drained: bool = False) -> list[str]:
     """What both workers heard, after `act` on the two that run; they must agree."""
     (run / UNTIL_STOPPED).touch()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-c", WORKER, str(run), str(port)]
     workers = [
         subprocess.Popen([*command, str(rank), str(int(drained))], stdout=subprocess.PIPE, text=True) for rank in (0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
+from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.objective import weighted_sum
 from urg.training.task import TASKS, Share, Task, build_task
@@ -25,14 +25,11 @@ RANK_ONLY = "urg, rank loss alone"
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight rows of the sample, made without Ray."""
-    from data_pipeline import plan, ray_session
     from data_pipeline.config import PrepareConfig, SampleSize
-    from data_pipeline.prepare import prepare
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_in_order", lambda tasks, work: map(work, tasks))
-        patch.setattr(ray_session, "ray_session", contextlib.nullcontext)
-        return prepare(PrepareConfig(output=str(tmp_path_factory.mktemp("data")), sample=SampleSize(8, 2, 2, 0)))
+    return prepare_without_ray(
+        PrepareConfig(output=str(tmp_path_factory.mktemp("data")), sample=SampleSize(8, 2, 2, 0))
+    )
 
 
 @pytest.fixture(params=[*TASKS, RANK_ONLY])
