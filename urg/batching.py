@@ -7,6 +7,7 @@ smaller, nothing is dropped), and any number of workers sees the same global bat
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -53,13 +54,22 @@ class GlobalBatches:
         return self._order[cursor.offset : end], after
 
 
-def micro_batches(rows: np.ndarray, rank: int, world: int, micro: int, accumulation: int) -> list[np.ndarray]:
-    """This worker's share of a global batch: `accumulation` arrays of at most `micro` rows; some may be empty.
+def micro_batches(rows: np.ndarray, tokens: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
+    """This worker's share of a global batch: `accumulation` arrays of rows; some may be empty.
 
-    Rows are dealt out in turn, so that a short batch is spread evenly. Over all ranks each row is there exactly once.
+    The longest row first, each goes where the fewest tokens are (Graham's longest-processing-time rule): workers wait
+    for one another after each micro-batch, and its memory is that of its tokens. So the fullest micro-batch has at most
+    the tokens of a longest row more than any other. Over all ranks each row is there exactly once.
+
+    tokens: what each of `rows` costs, [rows].
     """
-    own = rows[rank::world]
-    return [own[i * micro : (i + 1) * micro] for i in range(accumulation)]
+    places = [(0, 0, place) for place in range(world * accumulation)]  # (tokens, rows, where): a heap
+    place_R = np.empty(len(rows), dtype=np.int64)
+    for index in np.argsort(-tokens, kind="stable"):
+        held, count, place = places[0]
+        heapq.heapreplace(places, (held + int(tokens[index]), count + 1, place))
+        place_R[index] = place
+    return [rows[place_R == micro * world + rank] for micro in range(accumulation)]
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class BatchConfig:
     """How many rows make a step."""
 
     micro: int = 4
-    """Rows a worker takes at once."""
+    """Rows a worker takes at once, on average: a step's micro-batches are made equal in tokens, not in rows."""
     accumulation: int = 1
     """Micro-batches a worker takes for one step. The global batch is micro × accumulation × workers."""
 

@@ -46,14 +46,30 @@ def test_a_cursor_continues_where_it_was_taken(rows: int, batch: int, before: in
     assert _run(GlobalBatches(rows, batch, 0), cursor, 5) == whole[before:]
 
 
-@given(st.integers(1, 24), st.sampled_from([(1, 6), (2, 3), (3, 2), (6, 1)]), st.integers(1, 4))
-def test_workers_and_micro_batches_share_each_row_once(rows: int, split: tuple[int, int], micro: int) -> None:
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=24)
+
+
+@given(LENGTHS, st.sampled_from([(1, 1), (1, 6), (2, 3), (3, 2), (6, 1)]))
+def test_workers_and_micro_batches_share_each_row_once(lengths: list[int], split: tuple[int, int]) -> None:
     world, accumulation = split
-    batch = np.arange(min(rows, world * accumulation * micro))
-    shares = [micro_batches(batch, rank, world, micro, accumulation) for rank in range(world)]
+    rows, tokens = np.arange(len(lengths)) + 100, np.array(lengths)
+    shares = [micro_batches(rows, tokens, rank, world, accumulation) for rank in range(world)]
     assert all(len(share) == accumulation for share in shares)
-    assert all(len(part) <= micro for share in shares for part in share)
-    assert sorted(int(row) for share in shares for part in share for row in part) == batch.tolist()
+    assert sorted(int(row) for share in shares for part in share for row in part) == rows.tolist()
+
+
+@given(LENGTHS, st.integers(1, 6))
+def test_micro_batches_differ_by_a_longest_row_at_most(lengths: list[int], world: int) -> None:
+    tokens = np.array(lengths)
+    shares = [micro_batches(np.arange(len(lengths)), tokens, rank, world, 1)[0] for rank in range(world)]
+    held = [int(tokens[share].sum()) for share in shares]
+    assert max(held) - min(held) <= max(lengths)
+    assert max(held) <= sum(lengths) / world + max(lengths) * (1 - 1 / world)
+
+
+def test_rows_of_one_length_are_spread_evenly() -> None:
+    shares = [micro_batches(np.arange(7), np.zeros(7), rank, 3, 1)[0] for rank in range(3)]
+    assert sorted(map(len, shares)) == [2, 2, 3]
 
 
 def test_rows_and_batch_must_be_positive() -> None:

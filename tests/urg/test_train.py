@@ -184,7 +184,7 @@ def test_any_number_of_workers_takes_the_whole_global_batch(make: Make, workers:
     config = make(engine__workers=4, engine__min_workers=1, batch__micro=3, batch__accumulation=2)
     rows, shares = np.arange(config.global_batch), []
     for rank in range(workers):
-        shares += micro_batches(rows, rank, workers, config.batch.micro, config.accumulation(workers))
+        shares += micro_batches(rows, np.full(len(rows), 7), rank, workers, config.accumulation(workers))
     assert sorted(np.concatenate(shares)) == rows.tolist()
     assert max(map(len, shares)) <= config.batch.micro
     assert config.accumulation(4) == 2

@@ -130,8 +130,8 @@ class Trainer:
         started, step = time.perf_counter(), self.state.step + 1
         rows, after = self.batches.at(self.state.cursor)
         counts = self.task.counts(self.split, rows)
-        accumulation = self.config.accumulation(self.world)
-        shares = micro_batches(rows, self.rank, self.world, self.config.batch.micro, accumulation)
+        tokens, accumulation = self.split.encoder_tokens[rows], self.config.accumulation(self.world)
+        shares = micro_batches(rows, tokens, self.rank, self.world, accumulation)
         for micro, own in enumerate(shares):
             asked = time.perf_counter()
             batch = self.task.batch(self._share(own, rows, step), self.engine.device)
