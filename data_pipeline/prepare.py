@@ -70,13 +70,19 @@ def prepare(config: PrepareConfig) -> Path:
 
 def _find_job(config: PrepareConfig, root: Path) -> Job:
     """Find, or make, the files and the tokenizer that `config` names."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from data_pipeline.inputs import input_files, tokenizer_source
     from data_pipeline.manifest import Job
     from data_pipeline.shard_writing import file_sha256
     from data_pipeline.tokenization import load_tokenizer, tokenizer_fingerprint
 
     files = input_files(config, root)
-    digests = [file_sha256(file.path) for file in files]
+    with ThreadPoolExecutor() as threads:  # hashing leaves a core to Python, whose slowest import is this one
+        hashing = threads.map(file_sha256, [file.path for file in files])
+        from transformers import AutoTokenizer  # noqa: F401
+
+        digests = list(hashing)
     name = tokenizer_source(config, root, files, digests)
     tokenizer = load_tokenizer(name)
     return Job(config, files, digests, name, tokenizer, tokenizer_fingerprint(tokenizer))
