@@ -15,6 +15,11 @@ from urg.encoder import ROWS, chunks, position_bias
 from urg.t5_layers import Runs, attend, filled_up
 
 
+CHUNK_TOKENS = 3072
+"""Tokens that are encoded at once at most: what a layer makes of more of them leaves the caches, and is so large that
+each product's result is new memory from the system."""
+
+
 class FrozenEncoder:
     """A frozen copy of a T5 encoder stack (gated or plain feed-forward), for inference on a CPU.
 
@@ -26,7 +31,7 @@ class FrozenEncoder:
 
     def __init__(self, stack: Any, budget: int) -> None:
         """budget: real tokens that are encoded at once; bounds memory, changes no result."""
-        self._stack, self._budget = stack, budget
+        self._stack, self._budget = stack, min(budget, CHUNK_TOKENS)
         self._blocks = [_FrozenBlock(block) for block in stack.block]
         self._last_weight = stack.final_layer_norm.weight.detach().float()
         self._epsilon = stack.final_layer_norm.variance_epsilon
