@@ -214,7 +214,7 @@ class EngineConfig:
     the same: with the same rows a step and the same optimizer state, but other dropout masks."""
     min_workers: int | None = None
     """Fewest workers to train with where the cluster has room for no more than these; each then takes more
-    micro-batches, and the global batch stays the same. Null: wait for all `workers`."""
+    micro-batches, and the global batch stays the same. Null: wait for all `workers`. Needs `checkpoint_every`."""
     resize_every_s: float = 60.0
     """Seconds between two looks whether the cluster has room for more workers, where there are fewer than `workers`."""
     use_gpu: bool = False
@@ -284,7 +284,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
-    """Checkpoints kept: the newest, and of those before it the best by `eval.metric`."""
+    """Checkpoints kept, the newest ones. The best model by `eval.metric` is kept beside them, in the run's `model`."""
     dry_run: bool = False
     """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -337,6 +337,12 @@ class TrainConfig:
             "checkpoint_every",
             self.checkpoint_every,
             "must be at least 1, or null for one at each evaluation.",
+        )
+        require(
+            self.engine.min_workers is None or self.checkpoint_every is not None,
+            "engine.min_workers",
+            self.engine.min_workers,
+            "needs checkpoint_every: a worker that comes or goes costs the steps since the last checkpoint.",
         )
         require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "must be at least 1.")
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from urg.encoder import ROWS, chunks, position_bias
 from urg.t5_layers import Runs, attend, filled_up
 
-
 CHUNK_TOKENS = 3072
 """Tokens that are encoded at once at most: what a layer makes of more of them leaves the caches, and is so large that
 each product's result is new memory from the system."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from urg.config import DataConfig, EngineConfig
+from urg.config import DataConfig, EngineConfig, EvalConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,10 @@ def test_a_fold_needs_its_number_of_parts(folds: int | None, fold: int | None, s
 def test_an_engine_that_cannot_be_is_refused(settings: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EngineConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_workers_that_come_and_go_need_checkpoints() -> None:
+    engine, evaluation = EngineConfig(workers=2, min_workers=1), EvalConfig(metric="rougeL")
+    with pytest.raises(ValueError, match=r"engine\.min_workers=1: needs checkpoint_every"):
+        TrainConfig(engine=engine, eval=evaluation)
+    assert TrainConfig(engine=engine, eval=evaluation, checkpoint_every=50).engine.min_workers == 1

@@ -57,7 +57,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(make: Make, shards: Path, t
     assert "parameters  " in shown
     assert "GiB a worker" in shown
     assert "gamma: 5.0" in shown
-    main(make(dry_run="true", engine__workers=2, engine__min_workers=1))
+    main(make(dry_run="true", engine__workers=2, engine__min_workers=1, checkpoint_every=5))
     assert "1 to 2 × 1 CPU" in capsys.readouterr().out
     assert sorted([*tmp_path.rglob("*"), *shards.parent.rglob("*")]) == before
 
@@ -181,7 +181,7 @@ def test_a_run_may_change_its_workers_but_not_its_global_batch(make: Make, tmp_p
 def test_any_number_of_workers_takes_the_whole_global_batch(make: Make, workers: int) -> None:
     from urg.batching import micro_batches
 
-    config = make(engine__workers=4, engine__min_workers=1, batch__micro=3, batch__accumulation=2)
+    config = make(engine__workers=4, engine__min_workers=1, checkpoint_every=5, batch__micro=3, batch__accumulation=2)
     rows, shares = np.arange(config.global_batch), []
     for rank in range(workers):
         shares += micro_batches(rows, np.full(len(rows), 7), rank, workers, config.accumulation(workers))

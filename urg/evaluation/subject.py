@@ -34,7 +34,9 @@ def open_subject(config: EvaluateConfig) -> Subject:
     from data_pipeline.shards import ShardSet
     from urg.ensemble import resolve_device
 
-    config = replace(config, device=str(resolve_device(config.device)))
+    # Actors have the device that was asked for; this process's machine, a cluster's head, may not.
+    asked = config.device if config.workers else None
+    config = replace(config, device=asked or str(resolve_device(config.device)))
     shards = ShardSet.open(config.shards)
     config = config.parts[0] if config.fold is not None else config
     model = _models_facts(config)

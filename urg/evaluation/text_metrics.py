@@ -102,10 +102,12 @@ class TextMetrics:
     @classmethod
     def of(cls, config: EvaluateConfig, output: Path, progress: Callable[[str, int, int], None]) -> TextMetrics:
         """The metrics that an evaluation asks for; their values are kept in its output folder."""
+        from urg.ensemble import resolve_device
         from urg.evaluation.value_store import ValueStore
 
+        device = str(resolve_device(None if config.workers else config.device))  # this process scores, not the actors
         store = ValueStore(output, config.fresh)
-        own = (config.bertscore_model, str(config.device), progress, config.bartscore_model, config.bleurt_model)
+        own = (config.bertscore_model, device, progress, config.bartscore_model, config.bleurt_model)
         return cls(*own, store)
 
     @property

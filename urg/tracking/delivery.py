@@ -64,11 +64,14 @@ class Sender:
     """Starts the thread and waits up to `connect_timeout` seconds for its first attempt.
 
     Raises UserError where that attempt shows that there is no hope; any other failure is retried for ever, with one
-    warning.
+    warning. trusted: it has worked before, so that nothing is hopeless: a training that goes on is not ended.
     """
 
-    def __init__(self, journal: Journal, destination: Destination, connect_timeout: float) -> None:
+    def __init__(
+        self, journal: Journal, destination: Destination, connect_timeout: float, trusted: bool = False
+    ) -> None:
         self._journal, self._destination = journal, destination
+        self._trusted = trusted
         self._wake, self._closing, self._tried = threading.Event(), threading.Event(), threading.Event()
         self._moved = threading.Condition()
         self._deadline = float("inf")
@@ -139,7 +142,7 @@ class Sender:
 
     def _report(self, error: Exception) -> None:
         name, why, path = self._destination.name, self._destination.explain(error), self._journal.path
-        if not self._tried.is_set() and self._destination.is_hopeless(error):
+        if not (self._tried.is_set() or self._trusted) and self._destination.is_hopeless(error):
             self._fatal = UserError(f"{name} cannot be used ({why}): check the tracking uri, or turn tracking off.")
         elif not self._away:
             _log.warning("%s does not answer (%s): what is logged is kept in %s until it does.", name, why, path)

@@ -4,7 +4,7 @@
         state/            DeepSpeed's state, a part a worker (pickled: loaded only after verification, never from
                           elsewhere)
         model/            the model as a Hugging Face folder (safetensors, fp32)
-        train_state.json  step, cursor, best metric, score, how many workers
+        train_state.json  step, cursor, best metric, how many workers
         manifest.json     size and sha256 of every file above; written last
 
 The attempt id keeps two attempts at the same step apart. A folder without a manifest is an interrupted write.
@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ def new_folder(run: Path, step: int) -> Path:
 
 
 def commit(folder: Path, train_state: dict[str, Any], world: int) -> None:
-    """Write the training state and, last and atomically, the manifest of all files that are there."""
+    """Write the training state and, last and atomically, the manifest of all files that are there, each of them on
+    disk."""
     write_json(folder / STATE, {**train_state, "world": world})
-    files = {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / MANIFEST, {"files": files})
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as threads:  # a file's checksum leaves the other cores idle
+        entries = dict(zip((str(path.relative_to(folder)) for path in paths), threads.map(_entry, paths), strict=True))
+    write_json(folder / MANIFEST, {"files": entries})
+    for directory in (*{path.parent for path in paths}, folder.parent):
+        _sync(directory)
 
 
 def damage(folder: Path) -> str | None:
@@ -134,15 +140,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def retain(run: Path, newest: Path, keep: int) -> None:
-    """Delete a run's finished checkpoints but `newest`, which has just been written, and the `keep` - 1 with the best
-    scores of those before it; of equal ones the later.
+    """Delete a run's finished checkpoints but `newest`, which has just been written, and the `keep` - 1 last ones
+    before it: what a run that finds the newest damaged goes back to. (The best model is in the run's `model`.)
 
     What stands at its step or beyond was passed over as damaged. Ray's own retention knows only what was reported to
     it: a checkpoint that was finished when its worker was killed would stay for ever.
     """
     others = [folder for folder in run.glob(f"{PREFIX}*") if folder != newest and (folder / MANIFEST).is_file()]
     before = [folder for folder in others if _recency(folder)[0] < _recency(newest)[0]]
-    kept = sorted(before, key=lambda folder: (_score(folder), _recency(folder)), reverse=True)[: keep - 1]
+    kept = sorted(before, key=_recency, reverse=True)[: keep - 1]
     for folder in others:
         if folder not in kept:
             (folder / MANIFEST).unlink()  # first: killed in between, it is an unfinished one
@@ -159,17 +165,19 @@ def forget_snapshot(run: Path) -> None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
+    _sync(path)
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _sync(path: Path) -> None:
+    """Have what is written of a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _recency(folder: Path) -> tuple[int, float]:
     step = folder.name.removeprefix(PREFIX).split("-")[0]
     return (int(step) if step.isdigit() else -1, folder.stat().st_mtime)
-
-
-def _score(folder: Path) -> float:
-    """The score that was written with a checkpoint; below all others where it cannot be read."""
-    try:
-        return float(json.loads((folder / STATE).read_text())["score"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return float("-inf")

@@ -56,6 +56,8 @@ def _train(job: Job, rank: int, world: int, watchdog: Watchdog) -> Outcome:
     assert not isinstance(opened, str)
     trainer = Trainer(job, rank, world, *opened, watchdog)
     tracker = trainer.start_tracking()
+    agree_to_go_on(tracker if isinstance(tracker, str) else None)
+    assert not isinstance(tracker, str)
     try:
         outcome = trainer.fit(tracker)
         tracker.close("FINISHED" if outcome == Outcome() else "KILLED")
@@ -187,17 +189,14 @@ class Trainer:
             self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")
         return metrics
 
-    def start_tracking(self) -> Tracker:
-        """MLflow from rank 0; a tracker that is off elsewhere."""
+    def start_tracking(self) -> Tracker | str:
+        """MLflow from rank 0, a tracker that is off elsewhere; or why there can be none."""
         uri, spool = self.job.tracking_uri if self.rank == 0 else "off", self.job.run / "mlflow-spool"
-        tracker = Tracker(
-            uri,
-            self.config.tracking.experiment,
-            self.config.name,
-            run_id=last_run(spool),
-            tags=self.job.tags,
-            spool=spool,
-        )
+        experiment, name, tags = self.config.tracking.experiment, self.config.name, self.job.tags
+        try:
+            tracker = Tracker(uri, experiment, name, run_id=last_run(spool), tags=tags, spool=spool)
+        except UserError as error:
+            return str(error)
         for artifact in (self.job.run / "config.yaml", self.shards.folder / "manifest.json"):
             tracker.log_artifact(artifact)
         tracker.log_params(self.config)

@@ -16,7 +16,7 @@ from urg.tracking import ray_metrics
 from urg.training import checkpoints
 from urg.training.engine import Engine, for_any_number_of_workers
 from urg.training.evaluations import record_evaluation
-from urg.training.state import UNDEFINED, Job, Refused, TrainState
+from urg.training.state import Job, Refused, TrainState
 from urg.training.task import Task
 
 
@@ -88,8 +88,7 @@ class Saver:
 
     def _finish(self, folder: Path, state: TrainState, metrics: dict[str, float]) -> None:
         if self.rank == 0:
-            score = metrics.get(self.job.config.eval.metric, UNDEFINED)
-            checkpoints.commit(folder, {**state.to_json(), "score": score}, self.world)
+            checkpoints.commit(folder, state.to_json(), self.world)
             ray_metrics.checkpoint_written(self.job.config.name)
             if metrics:
                 record_evaluation(self.job.run, state.step, metrics)

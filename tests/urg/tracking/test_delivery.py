@@ -103,6 +103,17 @@ def test_a_hopeless_first_attempt_is_an_error(tmp_path):
         Sender(Journal(tmp_path, "key"), server, 10)
 
 
+def test_what_has_worked_before_is_not_hopeless(tmp_path, caplog):
+    server = FakeServer(up=False)
+    server.hopeless = True
+    sender = Sender(Journal(tmp_path, "key"), server, 10, trusted=True)
+    sender.add([point(0)])
+    server.up.set()
+    assert sender.close(20)
+    assert server.got == [point(0)]
+    assert "does not answer" in caplog.text
+
+
 def test_a_full_disk_does_not_raise(tmp_path, monkeypatch, caplog):
     journal = Journal(tmp_path, "key")
     sender = Sender(journal, FakeServer(), 10)

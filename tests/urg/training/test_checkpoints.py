@@ -78,30 +78,43 @@ def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".model*"))
 
 
-def _scored(run: Path, step: int, score: float) -> Path:
+def _committed(run: Path, step: int) -> Path:
     folder = checkpoints.new_folder(run, step)
     folder.mkdir()
-    checkpoints.commit(folder, {"step": step, "score": score}, world=1)
+    checkpoints.commit(folder, {"step": step}, world=1)
     return folder
 
 
-def test_the_newest_checkpoint_and_the_best_of_the_others_are_kept(tmp_path: Path) -> None:
-    first, best, other = (_scored(tmp_path, step, score) for step, score in ((1, 0.5), (2, 0.9), (3, 0.5)))
-    newest = _scored(tmp_path, 4, 0.1)
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    _first, second, third, newest = (_committed(tmp_path, step) for step in (1, 2, 3, 4))
     checkpoints.retain(tmp_path, newest, keep=3)
-    assert {best, other, newest} == set(tmp_path.iterdir())  # of equal scores the later one
-    (best / "train_state.json").write_text("{")
-    checkpoints.retain(tmp_path, newest, keep=2)
-    assert {other, newest} == set(tmp_path.iterdir())
+    assert {second, third, newest} == set(tmp_path.iterdir())
     checkpoints.retain(tmp_path, newest, keep=1)
     assert {newest} == set(tmp_path.iterdir())
-    assert not first.exists()
+
+
+def test_all_of_a_checkpoint_is_on_disk_before_the_manifest_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    folder = checkpoints.new_folder(tmp_path, 1)
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "part.pt").write_bytes(b"weights")
+    checkpoints.commit(folder, {"step": 1}, world=1)
+    manifest = synced.index("manifest.json.tmp")
+    assert {"part.pt", "train_state.json"} <= set(synced[:manifest])
+    assert {"state", folder.name, tmp_path.name} <= set(synced[manifest:])
 
 
 def test_what_was_passed_over_as_damaged_does_not_outlive_its_successor(tmp_path: Path) -> None:
     """Steps 5 and 7 were damaged; the run went back to 4 and has come to 5 again."""
-    before, damaged, later = (_scored(tmp_path, step, 1.0) for step in (4, 5, 7))
-    again = _scored(tmp_path, 5, 0.0)
+    before, damaged, later = (_committed(tmp_path, step) for step in (4, 5, 7))
+    again = _committed(tmp_path, 5)
     checkpoints.retain(tmp_path, again, keep=2)
     assert {before, again} == set(tmp_path.iterdir())
     assert not damaged.exists()
@@ -109,7 +122,7 @@ def test_what_was_passed_over_as_damaged_does_not_outlive_its_successor(tmp_path
 
 
 def test_an_unfinished_checkpoint_is_no_matter_of_retention(tmp_path: Path) -> None:
-    partial, newest = tmp_path / "checkpoint-00000001-abcdef", _scored(tmp_path, 2, 0.0)
+    partial, newest = tmp_path / "checkpoint-00000001-abcdef", _committed(tmp_path, 2)
     partial.mkdir()
     checkpoints.retain(tmp_path, newest, keep=1)
     assert partial.is_dir()
