@@ -165,6 +165,83 @@ def test_labels_live_beside_each_other_and_are_not_computed_twice(
     assert manifest(anew)["labels"]["bleu"]["computed"] == 15
 
 
+def test_overwriting_takes_away_a_score_that_cannot_be_computed(
+    without_ray: None, config: Callable[..., LabelConfig], make_rows: Rows, write_rows: Write
+):
+    rows = make_rows(2)
+    rows[0]["output"] = ""
+    for row in rows:
+        for candidate in row["candidates"]:
+            candidate["scores"] = {"bleu": 50.0, "own": 1.0}
+    folder = label(config(write_rows("a.jsonl", rows), "bleu", overwrite=True))
+    labelled, told = read(folder), manifest(folder)["labels"]["bleu"]
+    assert scores(labelled[:1], "bleu") == [None] * 3
+    assert set(scores(labelled, "own")) == {1.0}
+    assert (told["computed"], told["no_reference"]) == (3, 3)
+    assert [of["values"] for of in told["models"].values()] == [1, 1, 1]
+    assert told["mean"] == pytest.approx(sum(scores(labelled[1:], "bleu")) / 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nSee …"), IndexError("index out of range in self")],
+)
+def test_a_metric_that_fails_says_so_and_what_is_done_is_kept(
+    error: Exception,
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    calls: list[int] = []
+
+    def load(model: MetricModel) -> Scorer:
+        def score(items: Any) -> Any:
+            calls.append(len(items))
+            if len(calls) == 2:
+                raise error
+            return {"reward": [1.0] * len(items)}
+
+        return score
+
+    monkeypatch.setitem(METRICS, "reward", replace(METRICS["reward"], load=load))
+    path = write_rows("a.jsonl", make_rows(9))
+    with pytest.raises(UserError) as told:
+        label(config(path, "reward", models=models))
+    first = str(error).split("\n")[0].rstrip(".")
+    assert f"reward fails on shard rows-00001-of-00003 ({type(error).__name__}: {first}); " in str(told.value)
+    assert str(told.value).endswith("finished shards are kept, and the same command goes on from there.")
+    label(config(path, "reward", models=models, batch_tokens=16))
+    assert "reward: 9 rows, 4 of them done before" in capsys.readouterr().out
+
+
+def test_actors_that_die_are_told_and_a_bug_keeps_its_traceback(
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def on_actors(*_: Any) -> Any:
+            raise error
+
+        return on_actors
+
+    path, bug = write_rows("a.jsonl", make_rows(2)), RayTaskError("work", "Traceback …", ValueError("a bug"))
+    monkeypatch.setattr(stages, "on_actors", failing(ActorDiedError()))
+    with pytest.raises(UserError, match=r"bleu has lost its actors \(.*\); lower batch_tokens or actors"):
+        label(config(path, "bleu"))
+    monkeypatch.setattr(stages, "on_actors", failing(bug))
+    with pytest.raises(RayTaskError):
+        label(config(path, "bleu"))
+
+
 def test_a_model_is_loaded_once_in_an_actor_and_only_where_a_row_needs_it(
     without_ray: None,
     config: Callable[..., LabelConfig],
