@@ -7,23 +7,43 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data_pipeline.errors import UserError, first_line
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray, quiet: the one that runs, the cluster that RAY_ADDRESS names, or a local one that ends with the block."""
+    """Ray, quiet: the one that runs, the cluster that RAY_ADDRESS names, or a local one that ends with the block.
+
+    Raises `UserError` where that cluster does not answer.
+    """
     import ray
 
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        _start(os.environ.get("RAY_ADDRESS", "local"))
     try:
         yield
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(address: str) -> None:
+    """Join the cluster at `address`, or start a local one."""
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "local":
+            raise
+        raise UserError(
+            f"RAY_ADDRESS {address} does not answer ({first_line(error)[:200]}); start that cluster, or unset "
+            "RAY_ADDRESS to run on this machine."
+        ) from error
