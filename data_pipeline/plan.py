@@ -43,6 +43,7 @@ def survey_input(files: Sequence[InputFile], config: PrepareConfig, folder: Path
     with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
         for answer in _in_order(parts, check):
             survey.add(answer, quarantine)
+        survey.drop_repeated_ids(quarantine)
         survey.find_leaks(config.near_duplicates)
         if config.leaks == "drop":
             survey.drop_leaks(quarantine)

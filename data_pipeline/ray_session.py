@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data_pipeline.errors import UserError, first_line
+
+_PATIENCE_S = 15.0
+"""How long a cluster may take until it accepts a connection; Ray itself would try for minutes."""
 
 
 @contextmanager
@@ -33,6 +39,7 @@ def _start(address: str) -> None:
     import ray
 
     try:
+        _connect(address)
         ray.init(
             address=address,
             include_dashboard=False,
@@ -40,10 +47,24 @@ def _start(address: str) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if address == "local":
             raise
         raise UserError(
             f"RAY_ADDRESS {address} does not answer ({first_line(error)[:200]}); start that cluster, or unset "
             "RAY_ADDRESS to run on this machine."
         ) from error
+
+
+def _connect(address: str) -> None:
+    """Raise OSError where nobody accepts a connection at host:port or ray://host:port; other addresses are Ray's."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d+)", address)
+    end = time.monotonic() + _PATIENCE_S
+    while found:
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE_S).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)

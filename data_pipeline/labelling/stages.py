@@ -48,7 +48,8 @@ def _fill(job: LabelJob, staged: Path) -> dict[str, Any]:
         for each in job.passes():
             counts |= score(job, each, tasks)
         pairs = judge(job, tasks) if job.judge_folder else Counter()
-        reports = list(on_actors(tasks, _labeller(job, staged), _actors(job.config, tasks)))
+        with _actors_alive("the writing of rows"):
+            reports = list(on_actors(tasks, _labeller(job, staged), _actors(job.config, tasks)))
     manifest = build_manifest(job, survey, counts, pairs, reports)
     if job.judge_folder:
         shutil.copyfile(job.config.work / JOURNAL, staged / RECORDS / JOURNAL)
@@ -77,7 +78,7 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
 
 
 @contextmanager
-def _actors_alive(metric: str) -> Iterator[None]:
+def _actors_alive(what: str) -> Iterator[None]:
     """Turn the end of a pool whose actors die, as where memory does not hold them, into a `UserError`."""
     from ray.exceptions import RayError, RayTaskError
 
@@ -87,7 +88,7 @@ def _actors_alive(metric: str) -> Iterator[None]:
         if isinstance(error, RayTaskError):  # our own code: a bug, which keeps its traceback
             raise
         raise UserError(
-            f"{metric} has lost its actors ({first_line(error)[:200]}); lower batch_tokens or actors, or give them "
+            f"{what} has lost its actors ({first_line(error)[:200]}); lower batch_tokens or actors, or give them "
             f"more memory: {GOES_ON}."
         ) from error
 

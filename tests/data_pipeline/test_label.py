@@ -21,6 +21,7 @@ from data_pipeline.labelling import scoring, stages
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.labelling.judge import A_BETTER, B_BETTER, SAME_GOOD
 from data_pipeline.models import Endpoint
+from data_pipeline.plan import Actors
 from data_pipeline.prepare import prepare
 from data_pipeline.quality.metrics import METRICS, Scorer
 from data_pipeline.quality.model_folder import MetricModel
@@ -263,6 +264,31 @@ def test_a_model_is_loaded_once_in_an_actor_and_only_where_a_row_needs_it(
     assert loaded == [models["reward"]]
     label(config(first, "reward", models=models, output=str(tmp_path / "again")))
     assert len(loaded) == 1
+
+
+def test_only_metrics_with_a_model_get_the_actors_share_of_a_gpu(
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pools: list[Actors] = []
+
+    def on_actors(tasks: Any, work: Any, actors: Actors) -> Any:
+        pools.append(actors)
+        return map(work, tasks)
+
+    def load(model: MetricModel) -> Scorer:
+        assert model.device == "cuda"
+        return lambda items: {"reward": [1.0] * len(items)}
+
+    monkeypatch.setattr(stages, "on_actors", on_actors)
+    monkeypatch.setitem(METRICS, "reward", replace(METRICS["reward"], load=load))
+    settings = {"actors": 2, "num_gpus": 0.5, "cpus_per_actor": 0.25}
+    label(config(write_rows("a.jsonl", make_rows(9)), "bleu,reward", models=models, **settings))
+    assert pools == [Actors(2, 0.25, 0.0), Actors(2, 0.25, 0.5), Actors(2, 0.25, 0.0)]  # the last writes the rows
 
 
 def test_prepare_reads_the_labelled_rows_as_they_are(

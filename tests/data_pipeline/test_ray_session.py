@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,15 +23,34 @@ def test_a_cluster_that_does_not_answer_is_named(error: Exception, monkeypatch: 
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with (
-        pytest.raises(UserError, match=r"^RAY_ADDRESS 10\.0\.0\.1:6379 does not answer \(nobody\); start"),
-        ray_session(),
-    ):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS auto does not answer \(nobody\); start"), ray_session():
         pass
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(type(error)), ray_session():
         pass
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_port_is_tried_before_ray_does_which_takes_minutes(scheme: str, monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    joined: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("data_pipeline.ray_session._PATIENCE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with ray_session():
+            assert joined == [address]
+    with (
+        pytest.raises(UserError, match=rf"RAY_ADDRESS {address} does not answer \(.*Connection refused"),
+        ray_session(),
+    ):
+        pass
+    assert joined == [address]
 
 
 @pytest.mark.slow
