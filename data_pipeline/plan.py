@@ -186,9 +186,18 @@ def _require_room(actors: Actors) -> None:
 
 
 def _quieten() -> None:
-    """Keep Ray Data's progress notes off the terminal; its warnings stay. It sets the levels of loggers above these."""
+    """Keep Ray Data's progress notes off the terminal, and its account of an error that is raised here anyway; its
+    warnings stay. It sets the levels of loggers above these."""
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).addFilter(_only_to_its_file)
+
+
+def _only_to_its_file(record: logging.LogRecord) -> bool:
+    """A filter of loggers: Ray Data's log file gets an error, the terminal does not."""
+    record.hide = getattr(record, "hide", False) or record.levelno >= logging.ERROR
+    return True
 
 
 class _OnJson:

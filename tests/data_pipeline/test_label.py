@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -520,15 +522,30 @@ def test_on_ray_actors_as_without_them(
     assert manifest(tmp_path / "ray")["labels"] == manifest(plain)["labels"]
 
 
+class Deadly:
+    """A scorer whose process is killed, as where the memory of a machine ends."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, task: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_model_that_breaks_in_an_actor_is_told_as_itself(
-    ray_started: None, make_rows: Rows, write_rows: Write, config: Callable[..., LabelConfig], tmp_path: Path
-):
+def test_what_breaks_in_an_actor_is_told_as_itself(
+    ray_started: None, make_rows: Rows, write_rows: Write, config: Callable[..., LabelConfig], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+):  # fmt: skip
     broken = Path(save_regressor(tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"no weights")
     path, models = write_rows("a.jsonl", make_rows(2)), {"reward": str(broken)}
     with pytest.raises(UserError, match=r"The reward model .*broken cannot be loaded"):
         label(config(path, "reward", models=models))
+    monkeypatch.setattr(stages, "ShardScorer", Deadly)
+    with pytest.raises(UserError, match=r"bleu has lost its actors \(The actor died unexpectedly .*are kept"):
+        label(config(path, "bleu"))
+    assert "Traceback" not in capfd.readouterr().err
     with pytest.raises(UserError, match=r"One actor asks for 0\.5 GPU, but there are 0; ask for less"):
         label(config(path, "reward", models=models, num_gpus=0.5))
