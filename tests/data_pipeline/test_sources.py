@@ -286,10 +286,10 @@ def test_main_is_resolved_to_a_commit_and_downloaded_once(fake_hub: str, hub_cac
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_s3_over_its_real_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     import s3fs
+    from moto.server import ThreadedMotoServer
 
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()
