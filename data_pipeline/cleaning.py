@@ -165,17 +165,18 @@ def remarks_on_candidates(
     most: how many models are named.
     """
     scores = [
-        f"{name} {sum(found.values()):,} ({_listed(found) if len(found) > 1 else next(iter(found))})"
+        f"{name} {sum(found.values()):,} ({listed(found) if len(found) > 1 else next(iter(found))})"
         for name, found in sorted(unusable.items())
     ]
     lines = [f"scores that are no numbers, taken as missing: {', '.join(scores)}"] if scores else []
     if repeated:
-        named = _listed(dict(Counter(repeated).most_common(most))) + (", …" if len(repeated) > most else "")
+        named = listed(dict(Counter(repeated).most_common(most))) + (", …" if len(repeated) > most else "")
         lines.append(f"candidates whose model has answered before in the same row: {named} (kept)")
     return lines
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts for a sentence: name and count, name and count."""
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 

@@ -28,6 +28,9 @@ _TYPES = {
 _UNION = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
 _NO_GROUP = r"""Parser key "([\w.]+)": Unable to load config ['"](.*?)['"](?: - .*)?"""
 _WRONG = r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)'
+_WITHIN = r"Problem with given class_path '[\w.]+': (.*)"
+# A whole group of settings as jsonargparse prints it: keys and passwords may be in it.
+_GROUP = r"\b(?:Namespace|NestedArg)\(.*"
 
 
 def setting_names(config_class: type) -> Iterator[str]:
@@ -41,19 +44,46 @@ def setting_names(config_class: type) -> Iterator[str]:
 
 
 def explained(error: Exception, arguments: Sequence[str], known: Collection[str]) -> str:
-    """The message of `error`, which parsing `arguments` raised, in one line. known: of `setting_names`."""
-    text = " ".join(str(error).split())
+    """The message of `error`, which parsing `arguments` raised, in one line. known: of `setting_names`.
+
+    Of a group of settings only the one that is wrong is shown: keys and passwords may stand in the others.
+    """
+    chain = list(_causes(error))
+    for each in chain:
+        if isinstance(each, UserError):  # what a group within a Union refuses arrives wrapped
+            return _one_line(each)
+    text = _one_line(error)
     if text.startswith("unrecognized arguments: "):
         return text + _near_ones(re.findall(r"--([\w.-]+)", text), known)
     text = re.sub(_UNION, r"Expected a \1. Got value: ", text)
+    within = [found[1] for each in chain if (found := re.fullmatch(_WITHIN, _one_line(each)))]
     if wrong := re.fullmatch(_WRONG, text):
         name, wanted, value = wrong[1], _plain(wrong[2]), wrong[3]
+        if within and (inner := re.fullmatch(_WRONG, within[-1])):
+            name, wanted, value = f"{name}.{inner[1]}", _plain(inner[2]), inner[3]
+        elif within:
+            return f"{_where(name, arguments)}{name}: {within[-1]}"
     elif group := re.fullmatch(_NO_GROUP, text):
         name, wanted, value = group[1], f"its settings one by one, as --{group[1]}.NAME VALUE", group[2]
     else:
-        return text
-    where = "" if _is_given(name, arguments) else "".join(f"--config {file}: " for file in _configs(arguments))
-    return f"{where}{name} is {value[:200]}; give {wanted}."
+        return _one_line(chain[-1]) if text.startswith("Expected a ") else text
+    return f"{_where(name, arguments)}{name} is {value[:200]}; give {wanted}."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    return re.sub(_GROUP, "…", " ".join(str(error).split()))
+
+
+def _where(name: str, arguments: Sequence[str]) -> str:
+    """The config files that a setting can come from, to stand before its name; "" where the command line has it."""
+    return "" if _is_given(name, arguments) else "".join(f"--config {file}: " for file in _configs(arguments))
 
 
 def _plain(types: str) -> str:

@@ -23,7 +23,7 @@ from data_pipeline.shard_writing import file_sha256
 from data_pipeline.sources import SourceFile
 
 # Raised when the lines that a format becomes change.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Tokens:
 
     def ended(self, eos_id: int, where: np.ndarray) -> Tokens:
         """The same with `eos_id` behind each text of `where`, bool [N]."""
-        offsets = _offsets(self.lengths + where)
+        offsets = run_offsets(self.lengths + where)
         ids = np.full(offsets[-1], eos_id, dtype=np.int32)
         own = np.ones(len(ids), dtype=bool)
         own[offsets[1:][where] - 1] = False
@@ -140,7 +140,7 @@ class Encoder:
         if cut_too_short:
             runs = runs.replaced(cut_too_short, self._runs([texts[index] for index in cut_too_short]))
         kept = np.minimum(runs.lengths, limit)
-        return Tokens(_Runs(runs.ids, runs.starts, kept).joined(), _offsets(kept), runs.lengths > limit)
+        return Tokens(_Runs(runs.ids, runs.starts, kept).joined(), run_offsets(kept), runs.lengths > limit)
 
     def _runs(self, texts: Sequence[str]) -> _Runs:
         """All tokens of each text."""
@@ -167,7 +167,7 @@ class Encoder:
         each[offsets[:-1]] = len(distinct) + place
         known = self._known([*(f" {word}" for word in distinct), *(distinct[word] for word in opening)])
         lengths = known.lengths[each]
-        ends = _offsets(lengths)[offsets]
+        ends = run_offsets(lengths)[offsets]
         return _Runs(_Runs(known.ids, known.starts[each], lengths).joined(), ends[:-1], np.diff(ends))
 
     def _known(self, words: list[str]) -> _Runs:
@@ -179,7 +179,7 @@ class Encoder:
         self._words |= {word: ids for word, ids in learnt.items() if len(word) <= _LONGEST_WORD}
         found = [learnt[word] if word in learnt else self._words[word] for word in words]
         lengths = np.array([len(ids) for ids in found], dtype=np.int32) // 4
-        return _Runs(np.frombuffer(b"".join(found), np.int32), _offsets(lengths)[:-1], lengths)
+        return _Runs(np.frombuffer(b"".join(found), np.int32), run_offsets(lengths)[:-1], lengths)
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, specials in it read as plain text."""
@@ -202,11 +202,11 @@ class _Runs:
     def of(cls, lists: Sequence[Sequence[int]]) -> _Runs:
         lengths = np.array([len(ids) for ids in lists], dtype=np.int32)
         ids = np.fromiter((token for ids in lists for token in ids), np.int32, int(lengths.sum()))
-        return cls(ids, _offsets(lengths)[:-1], lengths)
+        return cls(ids, run_offsets(lengths)[:-1], lengths)
 
     def joined(self) -> np.ndarray:
         """The ids of all runs, one after the other."""
-        offsets = _offsets(self.lengths)
+        offsets = run_offsets(self.lengths)
         return self.ids[np.repeat(self.starts - offsets[:-1], self.lengths) + np.arange(offsets[-1])]
 
     def replaced(self, rows: list[int], others: _Runs) -> _Runs:
@@ -216,7 +216,7 @@ class _Runs:
         return _Runs(np.concatenate([self.ids, others.ids]), starts, lengths)
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def run_offsets(lengths: np.ndarray) -> np.ndarray:
     """Where runs of these lengths start when they lie one after the other, and the end: int32 [N + 1]."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 

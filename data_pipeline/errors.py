@@ -6,6 +6,8 @@
 Everything else that is raised is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something the user gave is unusable. The message is one sentence that names the thing and how to mend it."""
@@ -17,3 +19,9 @@ class RowError(UserError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for use within a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -28,7 +28,7 @@ def folder_files(system: Any, folder: str) -> list[tuple[str | None, str]]:
     entries = sorted(system.ls(folder, detail=True), key=lambda entry: entry["name"])
     by_split: dict[str, list[str]] = {}
     for entry in entries:
-        if split := _split_named(entry["name"]):
+        if split := split_named(entry["name"]):
             by_split.setdefault(split, []).extend(_data_files(system, entry))
     if by_split.get("train"):
         return [(split, path) for split in _SPLITS for path in by_split.get(split, [])]
@@ -76,6 +76,6 @@ def _last_part(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _split_named(path: str) -> str | None:
+def split_named(path: str) -> str | None:
     """The split that the name of a file or folder tells."""
     return _SPLIT_NAMES.get(re.split(r"[^a-z]", _last_part(path).lower())[0])

@@ -30,6 +30,10 @@ class Subset(Split):
             return [self._split[int(row)] for row in self._rows[index]]
         return self._split[int(self._rows[index])]
 
+    def same_as(self, index: int) -> np.ndarray:
+        """As `Split.same_as`, int32 [N]."""
+        return self._split.same_as(int(self._rows[index]))
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of each row."""

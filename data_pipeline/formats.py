@@ -150,9 +150,22 @@ def _row(batch: pyarrow.RecordBatch, index: int) -> object:
     try:
         return batch.slice(index, 1).to_pylist(maps_as_pydicts="lossy")[0]
     except ValueError as error:
-        return f"unreadable row: {error}"
+        return _unreadable(error)
 
 
 def _line(row: object) -> bytes:
-    """A row as a JSON line; what JSON has no type for (dates, bytes) as text."""
-    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
+    """A row as a JSON line; what JSON has no type for as text: bytes as UTF-8, dates and such as Python writes them."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=_text)
+    except (TypeError, ValueError) as error:  # bytes that are no UTF-8; a map whose keys are no text
+        text = json.dumps(_unreadable(error))
+    return text.encode("utf-8") + b"\n"
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _unreadable(error: Exception) -> str:
+    """What stands in the place of a row that cannot be read."""
+    return f"unreadable row: {error}"

@@ -105,7 +105,7 @@ def find_leaks(
     read: the normalized prompt of a row, given split and row.
     """
     found: dict[str, dict[str, Rows]] = {}
-    for name, later in _pairs(list(splits)):
+    for name, later in by_use(list(splits)):
         shared = np.isin(_numbers(splits[name]), _numbers(splits[later]))
         rows = np.flatnonzero(shared)
         if threshold is not None:
@@ -116,9 +116,9 @@ def find_leaks(
     return found
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(split, later split) of all that are kept for different uses."""
-    order = sorted(names, key=lambda name: _USE.get(name, 1))
+def by_use(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(split, later split) of all pairs: train < others, by name < test."""
+    order = sorted(names, key=lambda name: (_USE.get(name, 1), name))
     return [(name, later) for i, name in enumerate(order) for later in order[i + 1 :]]
 
 

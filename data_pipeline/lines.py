@@ -7,7 +7,9 @@ nothing but itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +38,9 @@ def byte_ranges(files: Sequence[Path], size: int) -> list[ByteRange]:
     """The files in ranges of `size` bytes, in order. Raises `UserError` for a file that is empty or cannot be read."""
     ranges = []
     for path in files:
-        try:
+        with _reading(path):
             total = path.stat().st_size
             path.open("rb").close()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
         if not total:
             raise UserError(f"{path} is empty; give files with one JSON object a line.")
         ranges += [ByteRange(str(path), start, min(start + size, total)) for start in range(0, total, size)]
@@ -48,8 +48,11 @@ def byte_ranges(files: Sequence[Path], size: int) -> list[ByteRange]:
 
 
 def read_lines(part: ByteRange) -> Iterator[Line]:
-    """The lines that begin in `part`, without their line ends; blank lines too, since they count in line numbers."""
-    with open(part.path, "rb") as file:
+    """The lines that begin in `part`, without their line ends; blank lines too, since they count in line numbers.
+
+    Raises `UserError` where the file cannot be read.
+    """
+    with _reading(part.path), open(part.path, "rb") as file:
         if part.start:
             file.seek(part.start - 1)
             file.readline()  # the line that the range before this one owns, or just its line end
@@ -65,17 +68,26 @@ def read_lines(part: ByteRange) -> Iterator[Line]:
 def read_places(
     paths: Sequence[str], files: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
 ) -> list[bytes]:
-    """The lines at the places (paths[files[i]], offsets[i], sizes[i] bytes), in the order given."""
-    lines, current, file = [], None, None
-    try:
-        for index, offset, size in zip(files, offsets, sizes, strict=True):
-            if file is None or index != current:
-                if file is not None:
-                    file.close()
-                current, file = index, open(paths[index], "rb")  # noqa: SIM115
-            file.seek(offset)
-            lines.append(file.read(size))
-    finally:
-        if file is not None:
-            file.close()
+    """The lines at the places (paths[files[i]], offsets[i], sizes[i] bytes), in the order given.
+
+    Raises `UserError` where a file cannot be read.
+    """
+    lines: list[bytes] = []
+    for index, run in itertools.groupby(zip(files, offsets, sizes, strict=True), key=lambda place: place[0]):
+        with _reading(paths[index]), open(paths[index], "rb") as file:
+            for _, offset, size in run:
+                file.seek(offset)
+                lines.append(file.read(size))
     return lines
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError within into a `UserError` that names the file, so that none is taken for one of writing."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be read ({reason}); check its permissions, and that every node has it."
+        ) from error

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.cleaning import Repairs, remarks_on_candidates
+from data_pipeline.cleaning import Repairs, listed, remarks_on_candidates
 from data_pipeline.shard_writing import SCHEMA_VERSION, STAGED, file_sha256, merge_statistics
 from data_pipeline.shards import MANIFEST, TOKENIZER
 from data_pipeline.sources import shown_input
@@ -98,11 +98,15 @@ def build_manifest(
 def counts_and_totals(survey: Survey, splits: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """input, kept and rejected by reason: of each split, and of all. splits: by name {rows: how many were written}.
 
-    Raises RuntimeError where input is not kept + rejected, or what was kept is not what was written.
+    Raises RuntimeError where input is not kept + rejected, or not what the workers counted before they looked into any
+    row, or where what was kept is not what was written.
     """
     counts = {name: survey.counts(name) for name in [*survey.places, UNASSIGNED] if survey.input[name]}
+    totals = _totals(counts)
     _require_complete(counts, splits)
-    return counts, _totals(counts)
+    if totals["input"] != survey.rows:
+        raise RuntimeError(f"Rows were lost: {survey.rows} are in the input, {totals} came out of the survey.")
+    return counts, totals
 
 
 def _source_entry(file: InputFile, digest: str) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
             f"{tokens['mean']:.0f} tokens a candidate ({tokens['truncated']} cut), {shards} shard{'s' * (shards > 1)}"
         )
     totals = manifest["totals"]
-    rejected = ", ".join(f"{reason} {count}" for reason, count in totals["rejected"].items())
+    rejected = listed(totals["rejected"])
     lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
     if rejected:
         lines.append(f"rejected rows, with reasons: {folder / QUARANTINE}")
@@ -221,10 +225,10 @@ def _remarks(manifest: Mapping[str, Any]) -> list[str]:
         for split, count in prompts["leaks"].items()
     ]
     identical = sum(split["identical_candidates"]["candidates"] for split in manifest["splits"].values())
-    lines += [f"identical candidates: {identical}, kept"] if identical else []
+    lines += [f"identical candidates: {identical}, kept and marked"] if identical else []
     lines += remarks_on_candidates(manifest["repairs"]["unusable_scores"], manifest["repairs"]["repeated_models"])
     if odd["texts"]:
-        found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in odd["texts"].items())
+        found = listed(odd["texts"]).replace("_", " ")
         done = "kept; --characters clean takes them out" if odd["rule"] == "keep" else "cleaned"
         lines.append(f"texts with odd characters: {found} ({done})")
     return lines

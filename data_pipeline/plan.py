@@ -43,6 +43,7 @@ def survey_input(files: Sequence[InputFile], config: PrepareConfig, folder: Path
     with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
         for answer in _in_order(parts, check):
             survey.add(answer, quarantine)
+        survey.drop_repeated_ids(quarantine)
         survey.find_leaks(config.near_duplicates)
         if config.leaks == "drop":
             survey.drop_leaks(quarantine)
@@ -185,9 +186,18 @@ def _require_room(actors: Actors) -> None:
 
 
 def _quieten() -> None:
-    """Keep Ray Data's progress notes off the terminal; its warnings stay. It sets the levels of loggers above these."""
+    """Keep Ray Data's progress notes off the terminal, and its account of an error that is raised here anyway; its
+    warnings stay. It sets the levels of loggers above these."""
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).addFilter(_only_to_its_file)
+
+
+def _only_to_its_file(record: logging.LogRecord) -> bool:
+    """A filter of loggers: Ray Data's log file gets an error, the terminal does not."""
+    record.hide = getattr(record, "hide", False) or record.levelno >= logging.ERROR
+    return True
 
 
 class _OnJson:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.encoding import EncodedRows, Tokens
+from data_pipeline.encoding import EncodedRows, Tokens, run_offsets
 from data_pipeline.schema import Example
 from data_pipeline.tokenization import Template
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 # Raised when columns or manifest change: part of the configuration's hash, so old sets are never mistaken for new.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no column same_as."""
 SCORE_PREFIX = "score:"
 STAGED = ".staged"
 """How the name of a file ends that a worker is still writing."""
@@ -71,7 +73,7 @@ def _table(
     import pyarrow as pa
 
     candidates = [candidate for row in examples for candidate in row.candidates]
-    rows, text = _offsets(encoded.n_candidates), pa.string()
+    rows, text = run_offsets(encoded.n_candidates), pa.string()
     columns = {
         "id": pa.array([row.id for row in examples], text),
         "instruction": pa.array([row.instruction for row in examples], text),
@@ -79,6 +81,7 @@ def _table(
         "output": pa.array([row.output for row in examples], text),
         "models": _lists(rows, pa.array([each.model for each in candidates], text)),
         "texts": _lists(rows, pa.array([each.text for each in candidates], text)),
+        "same_as": _lists(rows, pa.array(_same_as(examples), pa.int32())),
         "cmp_results": pa.array([_comparisons_json(row) for row in examples], text),
         "question_ids": _token_lists(encoded.questions),
         "response_ids": _lists(rows, _token_lists(encoded.responses)),
@@ -92,6 +95,17 @@ def _table(
     return pa.table(columns)
 
 
+def _same_as(examples: Sequence[Example]) -> list[int]:
+    """`first_alike` of each row, one row after the other."""
+    return [first for row in examples for first in first_alike([candidate.text for candidate in row.candidates])]
+
+
+def first_alike(texts: Sequence[str]) -> list[int]:
+    """For each text the index of the first that is the same: its own where none is before it."""
+    first: dict[str, int] = {}
+    return [first.setdefault(text, index) for index, text in enumerate(texts)]
+
+
 def _comparisons_json(example: Example) -> str | None:
     """`cmp_results` as JSON text; null where there is none."""
     return None if example.cmp_results is None else json.dumps(example.cmp_results, ensure_ascii=False)
@@ -102,11 +116,6 @@ def _encoder_tokens(encoded: EncodedRows, rows: np.ndarray, template: Template) 
     responses = np.diff(encoded.responses.offsets[rows])
     own = encoded.n_candidates * template.candidate_length(0, 0)
     return (responses + encoded.n_candidates * encoded.questions.lengths + own).astype(np.int32)
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """Where each list starts, and the end: int32 [R + 1]."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def _lists(offsets: np.ndarray, values: pyarrow.Array) -> pyarrow.ListArray:

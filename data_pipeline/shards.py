@@ -2,7 +2,7 @@
 
     shards = ShardSet.open("data/prepared")      # one prepared set, or the root whose CURRENT names the newest
     train = shards.split("train")
-    train[0].response_ids, train.encoder_tokens
+    train[0].response_ids, train.encoder_tokens, train.same_as(0)
 
 The Parquet shards are checked against the manifest and then read through a cache of memory-mapped Arrow files: a row is
 read in microseconds, all processes of a machine share the memory, and nothing is held that was not asked for.
@@ -25,7 +25,7 @@ from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
 from data_pipeline.paths import absolute
 from data_pipeline.shard_cache import damaged, map_shard
-from data_pipeline.shard_writing import SCHEMA_VERSION, SCORE_PREFIX, file_sha256
+from data_pipeline.shard_writing import READABLE_VERSIONS, SCHEMA_VERSION, SCORE_PREFIX, file_sha256, first_alike
 from data_pipeline.tokenization import Template, load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -125,12 +125,23 @@ class Split(Sequence[TokenizedExample]):
     def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        shard, row = self._place(index)
+        return shard.read(row)
+
+    def same_as(self, index: int) -> np.ndarray:
+        """Of each candidate of a row, the index of the first with the same text: its own where none is before it, int32
+        [N]. Identical candidates are all kept."""
+        shard, row = self._place(index)
+        return shard.same_as(row)
+
+    def _place(self, index: int) -> tuple[_Shard, int]:
+        """The shard of a row, and the row's number there."""
         row = operator.index(index)
         row += len(self) if row < 0 else 0
         if not 0 <= row < len(self):
             raise IndexError(f"row {index} of split {self.name}, which has {len(self)}")
         shard = int(np.searchsorted(self._ends, row, side="right"))
-        return self._shards[shard].read(row - (int(self._ends[shard - 1]) if shard else 0))
+        return self._shards[shard], row - (int(self._ends[shard - 1]) if shard else 0)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -180,7 +191,8 @@ class _Shard:
         self.rows: int = entry["rows"]
         self._score_names = shards.score_names
         self._columns = map_shard(shards.folder, entry)
-        names = ("question_ids", "target_ids", *(SCORE_PREFIX + name for name in self._score_names))
+        names = ["question_ids", "target_ids", *(SCORE_PREFIX + name for name in self._score_names)]
+        names += ["same_as"] if "same_as" in self._columns else []
         self._lists = {name: _offsets_and_values(self._columns[name]) for name in names}
         nested = self._columns["response_ids"]
         self._responses = (nested.offsets.to_numpy(), *_offsets_and_values(nested.values))
@@ -211,6 +223,12 @@ class _Shard:
             response_ids=tuple(tokens[start:end] for start, end in itertools.pairwise(bounds)),
             target_ids=self._slice("target_ids", row),
         )
+
+    def same_as(self, row: int) -> np.ndarray:
+        """`Split.same_as`; found from the texts in sets of version 1."""
+        if "same_as" in self._lists:
+            return self._slice("same_as", row)
+        return np.array(first_alike(self._columns["texts"][row].as_py()), dtype=np.int32)
 
     def _text(self, column: str, row: int) -> Any:
         return self._columns[column][row].as_py()
@@ -248,7 +266,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder / MANIFEST, f"{type(error).__name__}") from error
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise UserError(
             f"{folder} was prepared in version {version} of the format, this is {SCHEMA_VERSION}; prepare it again."
         )

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.folders import folder_files
 from data_pipeline.formats import FORMATS, format_of
+from data_pipeline.hub_snapshot import hub_snapshot
 from data_pipeline.paths import absolute
 
 _HUB = re.compile(r"hf:(?!/)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -99,7 +100,7 @@ class Hub:
         if not found:
             raise UserError(f"{name} is no hub dataset; write hf:owner/name or hf:owner/name@revision.")
         repository = found["repository"]
-        snapshot = _hub_snapshot(repository, found["revision"] or DEFAULT_REVISION)
+        snapshot = hub_snapshot(repository, found["revision"] or DEFAULT_REVISION)
         commit = snapshot.name
         return [
             replace(file, name=f"hf:{repository}@{commit}/{Path(file.path).relative_to(snapshot)}", revision=commit)
@@ -129,7 +130,7 @@ class Url:
             raise
         except Exception as error:  # every client has exceptions of its own: no access, no such host, no bucket
             shown = without_secrets(name)
-            problem = _first_line(error).replace(name, shown)
+            problem = first_line(error).replace(name, shown)
             raise UserError(f"Cannot list {shown} ({problem}); check it and access.") from error
 
 
@@ -246,52 +247,10 @@ def _file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        mend = f"pip install 'urg[{extra}]'" if extra else f"pip install what it names ({_first_line(error)})"
+        mend = f"pip install 'urg[{extra}]'" if extra else f"pip install what it names ({first_line(error)})"
         raise UserError(f"{scheme}:// needs a package that is not installed; {mend}.") from error
     except ValueError as error:
         raise UserError(
             f"{without_secrets(url)}: there is no scheme {scheme}://; give a path, hf:owner/name, s3://, gs:// or "
             "https://."
         ) from error
-
-
-def _hub_snapshot(repository: str, revision: str) -> Path:
-    """The local folder of a dataset repository at a revision; its name is the commit.
-
-    From the hub where it can be reached, else from the cache. Raises `UserError` where neither has it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
-    from data_pipeline.tokenization import hub_problem, require_hub
-
-    disable_progress_bars()
-    patterns = [f"*{ending}" for each in FORMATS for ending in each.endings] + ["*dataset_dict.json", "*state.json"]
-    offline = hub_problem() is not None
-    if not offline:
-        print(f"fetching {repository} at {revision} from the hub, what is not cached of it", flush=True)
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=offline,
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        require_hub(f"the dataset {repository} at revision {revision}")
-        raise UserError(f"The hub does not give {repository} ({_first_line(error)}); check name and access.") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"The hub has no dataset {repository} at revision {revision} that can be read ({_first_line(error)}); "
-            "check the name, or log in."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, for use within a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

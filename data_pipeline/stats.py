@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules, remarks_on_candidates
+from data_pipeline.cleaning import LOG_SCALE_SCORES, MIXINSTRUCT_ALIASES, Rules, listed, remarks_on_candidates
 from data_pipeline.cli import run_command
 from data_pipeline.config import Lengths
 from data_pipeline.errors import UserError
@@ -144,19 +144,21 @@ def _remarks(told: Mapping[str, Any], reading: Reading) -> list[str]:
     """What a reader should know before the tables."""
     remarks = []
     if told["rejected"]:
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in told["rejected"].items())
-        remarks.append(f"rejected rows: {counts}" + (f"; {reading.first_rejected}" if reading.first_rejected else ""))
+        remarks.append(
+            f"rejected rows: {listed(told['rejected'])}"
+            + (f"; {reading.first_rejected}" if reading.first_rejected else "")
+        )
     for split, by_later in told["duplicates"]["leaks"].items():
         remarks += [f"leak: {count:,} rows of {split} have a prompt of {later}" for later, count in by_later.items()]
     if told["duplicates"]["ids"]:
-        remarks.append(f"ids that came before: {told['duplicates']['ids']:,} (preparing keeps the first row of each)")
+        remarks.append(f"ids that came before: {told['duplicates']['ids']:,} (preparing keeps one row of each)")
     zeros = _zeros(told)
     if zeros:
         remarks.append(f"exact zeros of log-scale scores, taken as missing: {zeros}")
-    aliased = ", ".join(f"{name} {count:,}" for name, count in told["repairs"]["aliased"].items())
+    aliased = listed(told["repairs"]["aliased"])
     remarks += [f"renamed models: {aliased}"] if aliased else []
     remarks += remarks_on_candidates(told["repairs"]["unusable_scores"], told["repairs"]["repeated_models"])
-    odd = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in told["repairs"]["characters"].items())
+    odd = listed(told["repairs"]["characters"]).replace("_", " ")
     remarks += [f"texts with odd characters: {odd}"] if odd else []
     return remarks + ([f"published card: {told['published']['verdict']}"] if "published" in told else [])
 
@@ -167,7 +169,7 @@ def _zeros(told: Mapping[str, Any]) -> str:
     for split in told["splits"].values():
         for label, entry in split["labels"].items():
             counts[label] = counts.get(label, 0) + entry["zeros_taken_as_missing"]
-    return ", ".join(f"{label} {count:,}" for label, count in sorted(counts.items()) if count)
+    return listed({label: count for label, count in sorted(counts.items()) if count})
 
 
 if __name__ == "__main__":

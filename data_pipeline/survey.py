@@ -2,7 +2,8 @@
 
 Workers check byte ranges (`survey_range`); the driver takes their answers in order (`Survey.add`), since only there all
 ids come together. It keeps 16 bytes of each id, 8 of each prompt and four numbers of each place, so millions of rows
-fit in memory.
+fit in memory. Of rows with one id the first of a split stays, and of several splits the one that is kept for the later
+use (`leaks.by_use`), whatever the order of the files.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from data_pipeline.cleaning import Rules, clean_line, id_digest, split_of
+from data_pipeline.cleaning import Rules, clean_line, id_digest, listed, split_of
 from data_pipeline.conversion import InputFile
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.leaks import (
     SIGNATURE_BYTES,
     Prompts,
     Rows,
+    by_use,
     find_leaks,
     normalized_prompt,
     prompt_digest,
@@ -39,18 +41,20 @@ _DIGEST_BYTES = 16
 def survey_range(part: Mapping[str, Any], rules: Rules, with_signatures: bool = False) -> dict[str, Any]:
     """Check the lines of one byte range (path, start, end, file: its index), on a worker.
 
-    Returns file, lines (how many, blank ones too); of the good rows numbers (line within the range), offsets, sizes,
+    Returns file, lines (how many, blank ones too), rows (how many are not blank: counted before any is looked into, so
+    that none can be lost unseen); of the good rows numbers (line within the range), offsets, sizes,
     digests (16 bytes each, joined, in hex), prompts (the digest of each), signatures (of prompts, joined, in hex; where
     asked for), generated (how many); rejected (line, reason, message, text); score_names.
     """
     numbers, offsets, sizes, digests, rejected = [], [], [], bytearray(), []
     prompts, signatures = [], bytearray()
     score_names: set[str] = set()
-    lines = generated = 0
+    lines = filled = generated = 0
     for line in read_lines(ByteRange(part["path"], part["start"], part["end"])):
         lines += 1
         if not line.raw.strip():
             continue
+        filled += 1
         try:
             example = clean_line(line.raw, rules)
         except RowError as error:
@@ -68,6 +72,7 @@ def survey_range(part: Mapping[str, Any], rules: Rules, with_signatures: bool = 
     return {
         "file": part["file"],
         "lines": lines,
+        "rows": filled,
         "numbers": numbers,
         "offsets": offsets,
         "sizes": sizes,
@@ -123,6 +128,7 @@ class Survey:
     """What the first pass found, filled by `add` in the order of the input.
 
     places: the rows to keep, by split. input, rejected: counts by split, of rejected rows also by reason.
+    rows: all that are not blank, as the workers counted them.
     leaks: by split, by later split: the rows (of `places` before any was dropped) whose prompt stands there too.
     repeated_prompts: by split, how many rows have the prompt of an earlier row.
     """
@@ -134,6 +140,7 @@ class Survey:
         self.rules = rules
         names = dict.fromkeys(file.split for file in files if file.split) or dict.fromkeys(fractions)
         self.places = {name: Places() for name in names}
+        self.rows = 0
         self.input: Counter[str] = Counter()
         self.rejected: dict[str, Counter[str]] = {}
         self.score_names: set[str] = set()
@@ -141,7 +148,7 @@ class Survey:
         self.examples: dict[str, str] = {}
         self.leaks: dict[str, dict[str, Rows]] = {}
         self.repeated_prompts: dict[str, int] = {}
-        self._seen: set[bytes] = set()
+        self._ids: dict[str, dict[bytes, None]] = {name: {} for name in names}  # in the order of the rows
         self._lines = [0] * len(self.files)
 
     def add(self, answer: Mapping[str, Any], quarantine: IO[str]) -> None:
@@ -150,6 +157,7 @@ class Survey:
         for number, *problem in self._problems(answer):
             self._reject(file, first + number, *problem, quarantine=quarantine)
         self._lines[file] += answer["lines"]
+        self.rows += answer["rows"]
         self.score_names.update(answer["score_names"])
         self.generated += answer["generated"]
 
@@ -165,11 +173,11 @@ class Survey:
         for row, (number, offset, size, prompt) in enumerate(rows):
             digest = digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES]
             name = source.split or split_of(digest, self.fractions)
-            if digest in self._seen:
+            if digest in self._ids[name]:
                 raw = _excerpt(read_places([str(source.path)], [0], [offset], [size])[0])
                 problems.append((number, name, "duplicate_id", "a row with this id came before; it was kept", raw))
                 continue
-            self._seen.add(digest)
+            self._ids[name][digest] = None
             self._keep(name, answer["file"], first + number, offset, size)
             prompts = self.places[name].prompts
             prompts.digests.append(prompt)
@@ -184,6 +192,18 @@ class Survey:
         places.sizes.append(size)
         self.input[split] += 1
 
+    def drop_repeated_ids(self, quarantine: IO[str]) -> None:
+        """Reject the rows whose id stands in a split of a later use too, with a reason of their own."""
+        later: dict[str, dict[int, str]] = {name: {} for name in self.places}
+        for name, other in by_use(list(self.places)):
+            shared = self._ids[name].keys() & self._ids[other].keys()
+            if shared:
+                later[name] |= {row: other for row, digest in enumerate(self._ids[name]) if digest in shared}
+        for name, rows in later.items():
+            message = "a row with this id stands in the {} split too; that one was kept"
+            self._drop(name, rows, "duplicate_id_across_splits", message, quarantine)
+        self._ids.clear()
+
     def find_leaks(self, threshold: float | None) -> None:
         """Fill `leaks`. threshold: see `leaks.find_leaks`; with one, `add` must have had signatures."""
         prompts = {name: places.prompts for name, places in self.places.items()}
@@ -194,13 +214,16 @@ class Survey:
         """Reject the rows that leak, with the reason `leak`."""
         for split, by_later in self.leaks.items():
             later = {int(row): name for name, rows in by_later.items() for row in rows}
-            places = self.places[split]
-            self.places[split] = places.without(set(later))
-            for row, name in sorted(later.items()):
-                self.input[split] -= 1  # it was counted when it was kept
-                message = f"its prompt, or nearly the same, stands in the {name} split too"
-                raw = _excerpt(self._raw(places, row))
-                self._reject(places.files[row], places.lines[row], split, "leak", message, raw, quarantine=quarantine)
+            self._drop(split, later, "leak", "its prompt, or nearly the same, stands in the {} split too", quarantine)
+
+    def _drop(self, split: str, later: Mapping[int, str], reason: str, message: str, quarantine: IO[str]) -> None:
+        """Reject rows that were kept. later: by row, the split that `message` names."""
+        places = self.places[split]
+        self.places[split] = places.without(set(later)) if later else places
+        for row, name in sorted(later.items()):
+            self.input[split] -= 1  # it was counted when it was kept
+            file, line, raw = places.files[row], places.lines[row], _excerpt(self._raw(places, row))
+            self._reject(file, line, split, reason, message.format(name), raw, quarantine=quarantine)
 
     def _raw(self, places: Places, row: int) -> bytes:
         path = str(self.files[places.files[row]].path)
@@ -252,5 +275,5 @@ def no_valid_row(where: str, rejected: Mapping[str, int], example: str = "") -> 
     """The error for input of which nothing is left. rejected: rows by reason; example: of one, where and why."""
     if not rejected:
         return UserError(f"There is no valid row in {where}: it holds blank lines only; give one JSON object a line.")
-    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
-    return UserError(f"There is no valid row in {where} (rejected: {listed}); for example {example}.")
+    counts = listed(dict(sorted(rejected.items())))
+    return UserError(f"There is no valid row in {where} (rejected: {counts}); for example {example}.")

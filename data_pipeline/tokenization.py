@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers do: the folder is the user's to mend
-        raise UserError(f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); save it again.") from error
+        raise UserError(f"The tokenizer in {folder} cannot be loaded ({first_line(error)}); save it again.") from error
 
 
 def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
@@ -128,7 +128,7 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"The hub has no usable tokenizer {name} ({_first_line(error)}); check the name.") from error
+        raise UserError(f"The hub has no usable tokenizer {name} ({first_line(error)}); check the name.") from error
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -166,9 +166,9 @@ def _connection_problem(url: str) -> str | None:
     except urllib.error.HTTPError:
         return None
     except urllib.error.URLError as error:
-        return _first_line(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
+        return first_line(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
     except (OSError, ValueError) as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -182,9 +182,3 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = {"class": type(tokenizer).__name__, "vocab": sorted(tokenizer.get_vocab().items())}
     rules["specials"] = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, for use within a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.cleaning import listed
 from data_pipeline.labelling.config import UNSPLIT
 from data_pipeline.labelling.job import LabelJob, settings
 from data_pipeline.labelling.scoring import COMPUTED, KEPT
@@ -104,11 +105,11 @@ def summary(manifest: Mapping[str, Any], job: LabelJob) -> list[str]:
     lines = [_counted(name, label) for name, label in labels.items()]
     if judge:
         lines.append(_counted("pairs by " + judge["name"], judge["pairs"]))
-        lines.append("verdicts: " + (_listed(judge["verdicts"]) or "none"))
+        lines.append("verdicts: " + (listed(judge["verdicts"]) or "none"))
     names = [name for name, label in labels.items() if label["mean"] is not None]
     for start in range(0, len(names), _WIDEST_TABLE):
         lines += _table(labels, names[start : start + _WIDEST_TABLE])
-    rejected = _listed(totals["rejected"])
+    rejected = listed(totals["rejected"])
     lines.append(f"rows: {totals['input']} read, {totals['kept']} kept, rejected: {rejected or 'none'}")
     if rejected:
         lines.append(f"rejected rows, with reasons: {job.config.folder / RECORDS / QUARANTINE}")
@@ -118,13 +119,9 @@ def summary(manifest: Mapping[str, Any], job: LabelJob) -> list[str]:
 def _counted(name: str, counts: Mapping[str, Any]) -> str:
     """One label's counts: computed, kept as they were, and missing by reason."""
     reasons = {key: n for key, n in counts.items() if isinstance(n, int) and n and key not in (COMPUTED, KEPT)}
-    told = f"{counts.get(COMPUTED, 0)} computed, {counts.get(KEPT, 0)} kept, missing: {_listed(reasons) or 'none'}"
+    told = f"{counts.get(COMPUTED, 0)} computed, {counts.get(KEPT, 0)} kept, missing: {listed(reasons) or 'none'}"
     none_at_all = "" if counts.get(COMPUTED) or counts.get(KEPT) else "; no row has it"
     return f"{name}: {told}{none_at_all}"
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _table(labels: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -77,11 +77,13 @@ def _verdicts(examples: Sequence[Example]) -> dict[str, int]:
     return counts
 
 
-def add_scores(row: Row, update: Sequence[Mapping[str, float]]) -> None:
-    """Put new scores, one mapping a candidate, into a parsed row; the others stay."""
+def add_scores(row: Row, update: Sequence[Mapping[str, float | None]]) -> None:
+    """Put new scores, one mapping a candidate, into a parsed row; None takes the old one away, the others stay."""
     for candidate, scores in zip(row["candidates"], update, strict=True):
-        if scores:
-            candidate["scores"] = {**(candidate.get("scores") or {}), **scores}
+        held, gone = candidate.get("scores") or {}, [name for name, value in scores.items() if value is None]
+        changed = {name: value for name, value in {**held, **scores}.items() if name not in gone}
+        if changed != held:
+            candidate["scores"] = changed
 
 
 def add_verdicts(row: Row, verdicts: Mapping[str, str]) -> None:

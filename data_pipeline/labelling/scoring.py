@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.cleaning import Rules, clean_line
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.lines import read_places
 from data_pipeline.quality.metrics import METRICS, Item, Metric, Scorer
 from data_pipeline.quality.model_folder import MetricModel
@@ -23,7 +25,9 @@ from data_pipeline.tokenization import question_text
 COMPUTED, KEPT = "computed", "kept"
 NO_REFERENCE, EMPTY_TEXT, NOT_DEFINED = "no_reference", "empty_text", "not_defined"
 
-Updates = list[list[dict[str, float]]]  # row → candidate → field → new score
+GOES_ON = "finished shards are kept, and the same command goes on from there"
+
+Updates = list[list[dict[str, float | None]]]  # row → candidate → field → new score; None = the old one is to go
 Counts = dict[str, Counter[str]]
 
 
@@ -48,16 +52,22 @@ class ShardScorer:
     loaded: dict[str, Scorer] = field(default_factory=dict)
 
     def __call__(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Score the shard `task` (name; files, offsets, sizes of its rows). Returns name, rows, counts."""
+        """Score the shard `task` (name; files, offsets, sizes of its rows). Returns name, rows, counts.
+
+        Raises `UserError` where a metric fails on it.
+        """
         examples = read_examples(self.paths, task, self.rules)
-        updates: Updates = [[{} for _ in example.candidates] for example in examples]
+        stale = [each for fields in self.fields.values() for each in fields] if self.overwrite else []
+        updates: Updates = [[dict.fromkeys(stale) for _ in example.candidates] for example in examples]
         counts: Counts = {}
         for name, fields in self.fields.items():
-            counts |= self._score(name, fields, examples, updates)
+            counts |= self._score(name, fields, task["name"], examples, updates)
         write_whole(Path(self.folder) / f"{task['name']}.json", json.dumps({"scores": updates, "counts": counts}))
         return {"name": task["name"], "rows": len(examples), "counts": counts}
 
-    def _score(self, name: str, fields: Sequence[str], examples: Sequence[Example], updates: Updates) -> Counts:
+    def _score(
+        self, name: str, fields: Sequence[str], shard: str, examples: Sequence[Example], updates: Updates
+    ) -> Counts:
         """Put one metric's scores into `updates`; what became of each candidate, by field."""
         metric, counts = METRICS[name], {each: Counter({COMPUTED: 0, KEPT: 0}) for each in fields}
         wanted: dict[Item, list[tuple[int, int, list[str]]]] = {}
@@ -74,7 +84,8 @@ class ShardScorer:
                 elif lacking:
                     item = Item(prompt, candidate.text, example.output if metric.needs_reference else "")
                     wanted.setdefault(item, []).append((row, column, lacking))
-        scores = self._scorer(name)(list(wanted)) if wanted else {}
+        with _told(name, shard):
+            scores = self._scorer(name)(list(wanted)) if wanted else {}
         for index, places in enumerate(wanted.values()):
             for row, column, lacking in places:
                 for each in lacking:
@@ -89,6 +100,21 @@ class ShardScorer:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             self.loaded[name] = METRICS[name].load(self.models[name])
         return self.loaded[name]
+
+
+@contextmanager
+def _told(metric: str, shard: str) -> Iterator[None]:
+    """Turn what a metric's model raises into a `UserError`: memory that ends, a tokenizer of another model, …"""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(
+            f"{metric} fails on shard {shard} ({problem}); lower batch_tokens where memory ends, or name a model whose "
+            f"tokenizer and weights belong together: {GOES_ON}."
+        ) from error
 
 
 def _obstacle(metric: Metric, example: Example, candidate: Candidate) -> str:

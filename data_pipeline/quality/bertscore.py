@@ -6,7 +6,7 @@ and its layer, so figures of two encoders cannot be compared; `describe` names b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +32,9 @@ def bertscore(
     """BERTScore F1 of each (prediction, reference) pair, about 0..1, higher is better. Source: Zhang et al. 2020.
 
     model: hub id or folder of an encoder; loaded once and kept. num_layers: the layer compared; default: the one
-    that bert-score tuned for a model of that name, or else the last. A blank prediction scores 0.0; texts are cut at
-    the encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score),
+    that bert-score tuned for a model of that name, or else the last. A prediction that is blank or of which the
+    encoder's tokenizer makes no token scores 0.0; a reference of which it makes none gives NaN; texts are cut at the
+    encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score),
     UserError where the model cannot be loaded.
     """
     if len(predictions) != len(references):
@@ -42,9 +43,11 @@ def bertscore(
     if blank:
         raise ValueError(f"the reference of pair {blank[0]} is blank, so it has no BERTScore; leave such pairs out")
     scorer = load_scorer(model, num_layers, device)
-    # bert-score 0.3.13 crashes on an empty text with transformers 5, hence the filter. Equal references are neighbours,
-    # so that each is encoded in one chunk only; like lengths are neighbours, so that batches hold little padding.
-    pairs = {pair for pair in zip(predictions, references, strict=True) if pair[0].strip()}
+    # bert-score 0.3.13 crashes on an empty text with transformers 5, and gives 0.0 where there is no token, hence the
+    # filter. Equal references are neighbours, so that each is encoded in one chunk only; like lengths are neighbours,
+    # so that batches hold little padding.
+    empty = without_tokens([*predictions, *references], scorer)
+    pairs = {pair for pair in zip(predictions, references, strict=True) if empty.isdisjoint(pair)}
     ordered = sorted(pairs, key=lambda pair: (len(pair[1]), pair[1], len(pair[0]), pair[0]))
     scores: dict[tuple[str, str], float] = {}
     for start in range(0, len(ordered), PAIRS_PER_CHUNK):
@@ -52,7 +55,18 @@ def bertscore(
         texts, targets = (list(side) for side in zip(*chunk, strict=True))
         f1 = scorer.score(texts, targets, batch_size=batch_size)[2]
         scores.update(zip(chunk, f1.tolist(), strict=True))
-    return [scores.get(pair, 0.0) for pair in zip(predictions, references, strict=True)]
+    nan = float("nan")
+    return [nan if pair[1] in empty else scores.get(pair, 0.0) for pair in zip(predictions, references, strict=True)]
+
+
+def without_tokens(texts: Iterable[str], scorer: BERTScorer) -> set[str]:
+    """Those of `texts` that are blank, or that the encoder's tokenizer makes nothing of, such as a zero-width space."""
+    distinct = sorted(set(texts))
+    if not distinct:
+        return set()
+    stripped = [text.strip() for text in distinct]
+    ids = scorer._tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"]
+    return {text for text, bare, own in zip(distinct, stripped, ids, strict=True) if not (bare and own)}
 
 
 def describe(model: str, num_layers: int | None = None, device: str = "cpu") -> str:

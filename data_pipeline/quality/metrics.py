@@ -65,11 +65,18 @@ def _bleu(_: MetricModel) -> Scorer:
 
 
 def _bertscore(model: MetricModel) -> Scorer:
-    from data_pipeline.quality.bertscore import bertscore, load_scorer
+    from data_pipeline.quality.bertscore import bertscore, load_scorer, without_tokens
 
     encoder = load_scorer(model.name, None, model.device)
     encoder._model.to(dtype=_torch_dtype(model.dtype))
-    return lambda items: {"bertscore": bertscore(_texts(items), _references(items), model.name, device=model.device)}
+
+    def scores(items: Sequence[Item]) -> Scores:
+        texts = _texts(items)
+        values = bertscore(texts, _references(items), model.name, device=model.device)
+        empty = without_tokens(texts, encoder)
+        return {"bertscore": [float("nan") if text in empty else own for text, own in zip(texts, values, strict=True)]}
+
+    return scores
 
 
 def _bartscore(model: MetricModel) -> Scorer:

@@ -42,6 +42,8 @@ def test_a_part_reads_as_a_split_does(split: Split) -> None:
     np.testing.assert_array_equal(train.n_candidates, [len(example.models) for example in train])
     np.testing.assert_array_equal(train.target_tokens, [len(example.target_ids) for example in train])
     assert len(train.encoder_tokens) == len(train)
+    for row in (0, 4, -1):
+        np.testing.assert_array_equal(train.same_as(row), split.same_as(split.ids.index(train.ids[row])))
 
 
 def test_a_rows_part_depends_on_its_id_alone_and_parts_are_even() -> None:

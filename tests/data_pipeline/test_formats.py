@@ -99,6 +99,22 @@ def test_a_row_that_is_not_utf8_costs_only_itself():
     assert bad.startswith("unreadable row: ")
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_column_of_bytes_is_text_and_what_is_no_text_costs_its_row(kind: pa.DataType):
+    texts = pa.array(["é".encode(), b"a\xffb", b"plain"], kind)
+    table = pa.table({"instruction": texts, "candidates": pa.StructArray.from_arrays([texts], ["text"])})
+    good, bad, other = (json.loads(line) for line in lines("a.parquet", parquet(table)))
+    assert good == {"instruction": "é", "candidates": {"text": "é"}}
+    assert other == {"instruction": "plain", "candidates": {"text": "plain"}}
+    assert bad.startswith("unreadable row: 'utf-8' codec")
+
+
+def test_a_map_whose_keys_json_cannot_have_costs_its_row():
+    table = pa.table({"scores": pa.array([[(b"bleu", 1.0)]], pa.map_(pa.binary(), pa.float64()))})
+    (line,) = lines("a.parquet", parquet(table))
+    assert json.loads(line).startswith("unreadable row: keys must be str")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.gz", "a.parquet", "stream.arrow"])
 def test_rows_come_in_pieces_and_never_all_at_once(name: str):
     rows = pa.table({"text": ["x" * 10_000] * 1000})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from data_pipeline.labelling import scoring, stages
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.labelling.judge import A_BETTER, B_BETTER, SAME_GOOD
 from data_pipeline.models import Endpoint
+from data_pipeline.plan import Actors
 from data_pipeline.prepare import prepare
 from data_pipeline.quality.metrics import METRICS, Scorer
 from data_pipeline.quality.model_folder import MetricModel
@@ -165,6 +168,83 @@ def test_labels_live_beside_each_other_and_are_not_computed_twice(
     assert manifest(anew)["labels"]["bleu"]["computed"] == 15
 
 
+def test_overwriting_takes_away_a_score_that_cannot_be_computed(
+    without_ray: None, config: Callable[..., LabelConfig], make_rows: Rows, write_rows: Write
+):
+    rows = make_rows(2)
+    rows[0]["output"] = ""
+    for row in rows:
+        for candidate in row["candidates"]:
+            candidate["scores"] = {"bleu": 50.0, "own": 1.0}
+    folder = label(config(write_rows("a.jsonl", rows), "bleu", overwrite=True))
+    labelled, told = read(folder), manifest(folder)["labels"]["bleu"]
+    assert scores(labelled[:1], "bleu") == [None] * 3
+    assert set(scores(labelled, "own")) == {1.0}
+    assert (told["computed"], told["no_reference"]) == (3, 3)
+    assert [of["values"] for of in told["models"].values()] == [1, 1, 1]
+    assert told["mean"] == pytest.approx(sum(scores(labelled[1:], "bleu")) / 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nSee …"), IndexError("index out of range in self")],
+)
+def test_a_metric_that_fails_says_so_and_what_is_done_is_kept(
+    error: Exception,
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    calls: list[int] = []
+
+    def load(model: MetricModel) -> Scorer:
+        def score(items: Any) -> Any:
+            calls.append(len(items))
+            if len(calls) == 2:
+                raise error
+            return {"reward": [1.0] * len(items)}
+
+        return score
+
+    monkeypatch.setitem(METRICS, "reward", replace(METRICS["reward"], load=load))
+    path = write_rows("a.jsonl", make_rows(9))
+    with pytest.raises(UserError) as told:
+        label(config(path, "reward", models=models))
+    first = str(error).split("\n")[0].rstrip(".")
+    assert f"reward fails on shard rows-00001-of-00003 ({type(error).__name__}: {first}); " in str(told.value)
+    assert str(told.value).endswith("finished shards are kept, and the same command goes on from there.")
+    label(config(path, "reward", models=models, batch_tokens=16))
+    assert "reward: 9 rows, 4 of them done before" in capsys.readouterr().out
+
+
+def test_actors_that_die_are_told_and_a_bug_keeps_its_traceback(
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def on_actors(*_: Any) -> Any:
+            raise error
+
+        return on_actors
+
+    path, bug = write_rows("a.jsonl", make_rows(2)), RayTaskError("work", "Traceback …", ValueError("a bug"))
+    monkeypatch.setattr(stages, "on_actors", failing(ActorDiedError()))
+    with pytest.raises(UserError, match=r"bleu has lost its actors \(.*\); lower batch_tokens or actors"):
+        label(config(path, "bleu"))
+    monkeypatch.setattr(stages, "on_actors", failing(bug))
+    with pytest.raises(RayTaskError):
+        label(config(path, "bleu"))
+
+
 def test_a_model_is_loaded_once_in_an_actor_and_only_where_a_row_needs_it(
     without_ray: None,
     config: Callable[..., LabelConfig],
@@ -186,6 +266,31 @@ def test_a_model_is_loaded_once_in_an_actor_and_only_where_a_row_needs_it(
     assert loaded == [models["reward"]]
     label(config(first, "reward", models=models, output=str(tmp_path / "again")))
     assert len(loaded) == 1
+
+
+def test_only_metrics_with_a_model_get_the_actors_share_of_a_gpu(
+    without_ray: None,
+    config: Callable[..., LabelConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pools: list[Actors] = []
+
+    def on_actors(tasks: Any, work: Any, actors: Actors) -> Any:
+        pools.append(actors)
+        return map(work, tasks)
+
+    def load(model: MetricModel) -> Scorer:
+        assert model.device == "cuda"
+        return lambda items: {"reward": [1.0] * len(items)}
+
+    monkeypatch.setattr(stages, "on_actors", on_actors)
+    monkeypatch.setitem(METRICS, "reward", replace(METRICS["reward"], load=load))
+    settings = {"actors": 2, "num_gpus": 0.5, "cpus_per_actor": 0.25}
+    label(config(write_rows("a.jsonl", make_rows(9)), "bleu,reward", models=models, **settings))
+    assert pools == [Actors(2, 0.25, 0.0), Actors(2, 0.25, 0.5), Actors(2, 0.25, 0.0)]  # the last writes the rows
 
 
 def test_prepare_reads_the_labelled_rows_as_they_are(
@@ -417,15 +522,30 @@ def test_on_ray_actors_as_without_them(
     assert manifest(tmp_path / "ray")["labels"] == manifest(plain)["labels"]
 
 
+class Deadly:
+    """A scorer whose process is killed, as where the memory of a machine ends."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, task: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_model_that_breaks_in_an_actor_is_told_as_itself(
-    ray_started: None, make_rows: Rows, write_rows: Write, config: Callable[..., LabelConfig], tmp_path: Path
-):
+def test_what_breaks_in_an_actor_is_told_as_itself(
+    ray_started: None, make_rows: Rows, write_rows: Write, config: Callable[..., LabelConfig], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+):  # fmt: skip
     broken = Path(save_regressor(tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"no weights")
     path, models = write_rows("a.jsonl", make_rows(2)), {"reward": str(broken)}
     with pytest.raises(UserError, match=r"The reward model .*broken cannot be loaded"):
         label(config(path, "reward", models=models))
+    monkeypatch.setattr(stages, "ShardScorer", Deadly)
+    with pytest.raises(UserError, match=r"bleu has lost its actors \(The actor died unexpectedly .*are kept"):
+        label(config(path, "bleu"))
+    assert "Traceback" not in capfd.readouterr().err
     with pytest.raises(UserError, match=r"One actor asks for 0\.5 GPU, but there are 0; ask for less"):
         label(config(path, "reward", models=models, num_gpus=0.5))

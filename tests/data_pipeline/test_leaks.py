@@ -111,7 +111,7 @@ def test_leaks_are_reported_and_nothing_is_dropped(without_ray: None, leaking: A
     assert manifest["characters"] == {"rule": "keep", "texts": {"control": 1}}
     told = capsys.readouterr().out
     assert "leaks: 2 rows of train have a prompt of dev, test (kept; --leaks drop takes them out)" in told
-    assert "identical candidates: 1, kept" in told
+    assert "identical candidates: 1, kept and marked" in told
     assert "texts with odd characters: control 1 (kept" in told
 
 

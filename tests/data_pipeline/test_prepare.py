@@ -114,17 +114,38 @@ def test_counts_add_up_in_every_split(
     }
     folder = prepare(config(files))
     manifest = ShardSet.open(folder).manifest
-    reasons = dict.fromkeys(BAD_LINES, 1) | {"duplicate_id": 1}
+    reasons = dict.fromkeys(BAD_LINES, 1) | {"duplicate_id": 1, "duplicate_id_across_splits": 1}
     assert manifest["counts"] == {
-        "train": {"input": 28, "kept": 20, "rejected": dict(sorted(reasons.items()))},
-        "test": {"input": 3, "kept": 2, "rejected": {"duplicate_id": 1}},
+        "train": {"input": 28, "kept": 19, "rejected": dict(sorted(reasons.items()))},
+        "test": {"input": 3, "kept": 3, "rejected": {}},
     }
-    assert manifest["totals"] == {
-        "input": 31,
-        "kept": 22,
-        "rejected": dict(sorted((reasons | {"duplicate_id": 2}).items())),
-    }
-    assert quarantine(folder) == [*zip(range(7, 14), BAD_LINES, strict=True), (30, "duplicate_id"), (1, "duplicate_id")]
+    assert manifest["totals"] == {"input": 31, "kept": 22, "rejected": dict(sorted(reasons.items()))}
+    assert quarantine(folder) == [
+        *zip(range(7, 14), BAD_LINES, strict=True),
+        (30, "duplicate_id"),
+        (4, "duplicate_id_across_splits"),
+    ]
+
+
+def test_of_an_id_in_several_splits_the_row_of_the_latest_use_stays_whatever_the_order(
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    make_rows: Rows,
+    write_rows: Write,
+    capsys: pytest.CaptureFixture[str],
+):
+    rows = make_rows(7)
+    numbers = {"train": [0, 1, 2, 3], "dev": [1, 4, 6], "test": [1, 2, 4, 5]}
+    files = {name: str(write_rows(f"{name}.jsonl", [rows[i] for i in own])) for name, own in numbers.items()}
+    for order in (("train", "dev", "test"), ("test", "dev", "train")):
+        shards = ShardSet.open(prepare(config({name: files[name] for name in order})))
+        kept = {name: [int(row_id.removeprefix("row/")) for row_id in shards.split(name).ids] for name in order}
+        assert kept == {"train": [0, 3], "dev": [6], "test": [1, 2, 4, 5]}
+        assert "rejected: duplicate_id_across_splits 4\n" in capsys.readouterr().out
+        records = map(json.loads, (shards.folder / "quarantine.jsonl").read_text().splitlines())
+        told = {(Path(each["file"]).name, each["line"]): each["message"] for each in records}
+        assert set(told) == {("train.jsonl", 2), ("train.jsonl", 3), ("dev.jsonl", 1), ("dev.jsonl", 2)}
+        assert all("in the test split too; that one was kept" in message for message in told.values())
 
 
 def test_a_duplicate_of_a_rejected_row_is_kept(
@@ -321,6 +342,32 @@ def test_rows_lost_on_the_way_are_never_committed(
     monkeypatch.setattr(plan, "read_places", lambda *places: real(*places)[1:])
     with pytest.raises(RuntimeError, match="Rows were lost"):
         prepare(config({"train": str(write_rows("a.jsonl", make_rows(5)))}))
+    assert not (tmp_path / "out" / "CURRENT").exists()
+
+
+@pytest.mark.parametrize("lost", ["good", "rejected"])
+def test_rows_lost_in_the_survey_are_never_committed(
+    without_ray: None,
+    config: Callable[..., PrepareConfig],
+    write_rows: Write,
+    make_rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+):
+    def losing(part: Any, **settings: Any) -> dict[str, Any]:
+        answer = real(part, **settings)
+        if lost == "rejected":
+            answer["rejected"].pop()
+            return answer
+        for column in ("numbers", "offsets", "sizes", "prompts"):
+            answer[column].pop()
+        return answer | {"digests": answer["digests"][:-32]}
+
+    real = plan.survey_range
+    monkeypatch.setattr(plan, "survey_range", losing)
+    with pytest.raises(RuntimeError, match="Rows were lost: 6 are in the input"):
+        prepare(config({"train": str(write_rows("a.jsonl", [*make_rows(5), b"", b"{"]))}))
     assert not (tmp_path / "out" / "CURRENT").exists()
 
 

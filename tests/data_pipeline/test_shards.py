@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from data_pipeline import shard_cache
@@ -98,6 +100,35 @@ def test_a_split_is_a_sequence(root: Path):
     for index in (25, -26):
         with pytest.raises(IndexError):
             train[index]
+
+
+def without_marks(folder: Path) -> None:
+    """Make a set one of version 1, whose shards have no column same_as."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["schema_version"] = 1
+    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"]):
+        path = folder / shard["file"]
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns("same_as"), path)
+        shard |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_identical_candidates_are_marked(
+    version: int, rows: list[dict[str, Any]], write_rows: Callable[..., Path], tokenizer_folder: Path, tmp_path: Path,
+    without_ray: None,
+):  # fmt: skip
+    first, second, third = rows[9]["candidates"]
+    rows[9]["candidates"] = [first, {**second, "text": first["text"]}, third, {**second, "text": third["text"]}, first]
+    files = {"train": str(write_rows("train.jsonl", rows))}
+    folder = prepare(PrepareConfig(files, str(tmp_path / "root"), str(tokenizer_folder), rows_per_shard=10))
+    if version == 1:
+        without_marks(folder)
+    train = ShardSet.open(folder).split("train")
+    assert train.same_as(9).tolist() == train.same_as(-16).tolist() == [0, 0, 2, 2, 0]
+    assert [train.same_as(row).tolist() for row in (2, 10)] == [[0], [0, 1, 2]]
+    assert train.same_as(9).dtype == np.int32
+    assert len(train[9].texts) == 5
 
 
 def test_root_and_set_folder_open_the_same(root: Path):

@@ -153,14 +153,14 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def fill_cache(cache: Path) -> None:
+def fill_cache(cache: Path, names: tuple[str, ...] = ("train_data.jsonl", "test_data.jsonl")) -> None:
     """A cached repository as the client leaves it: files are links to blobs."""
     repository = cache / "datasets--org--set"
     (repository / "blobs").mkdir(parents=True)
     (repository / "snapshots" / COMMIT).mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    for name in ("train_data.jsonl", "test_data.jsonl"):
+    for name in names:
         (repository / "blobs" / name).write_text("{}\n")
         os.symlink(f"../../blobs/{name}", repository / "snapshots" / COMMIT / name)
 
@@ -187,6 +187,21 @@ def test_the_hubs_cache_is_honoured_offline(name: str, hub_cache: Path):
         ("test", f"hf:org/set@{COMMIT}/test_data.jsonl", COMMIT),
     ]
     assert all(file.is_local for file in files)
+
+
+@pytest.mark.parametrize("cached", [("test_data.jsonl",), ("test_data.jsonl", "val_data.jsonl")])
+def test_a_cache_without_the_train_split_is_not_taken_for_the_whole_set(cached: tuple[str, ...], hub_cache: Path):
+    fill_cache(hub_cache, cached)
+    for source in ("hf:org/set", {"test": "hf:org/set"}):
+        with pytest.raises(
+            UserError, match=rf"Of hf:org/set only {', '.join(cached)} is cached, without a train split"
+        ):
+            list_source(source)
+
+
+def test_a_cache_that_names_no_split_is_one_body_of_rows(hub_cache: Path):
+    fill_cache(hub_cache, ("rows.jsonl",))
+    assert named("hf:org/set") == [(None, "rows.jsonl")]
 
 
 def test_a_hub_that_is_out_of_reach_is_one_sentence(hub_cache: Path):
@@ -271,10 +286,10 @@ def test_main_is_resolved_to_a_commit_and_downloaded_once(fake_hub: str, hub_cac
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_s3_over_its_real_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     import s3fs
+    from moto.server import ThreadedMotoServer
 
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ def _sentence(name: str, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(
-            f"{name} cannot be loaded as {what} ({_first_line(error)}); name a folder with config.json and "
+            f"{name} cannot be loaded as {what} ({first_line(error)}); name a folder with config.json and "
             "model.safetensors, or a hub id that this machine can reach."
         ) from error
 
@@ -109,7 +109,3 @@ def _bare(model: Any) -> nn.Module:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model  # type: ignore[no-any-return]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,35 @@ def test_the_command_line_reaches_models_and_judge():
     assert parsed.judge is not None
     assert parsed.judge.parameters == {"temperature": 0}
     assert (parsed.num_gpus, parsed.overwrite) == (0.25, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--judge.base_url http://h/v1 --judge.api_key_env sk-Secret123", "api_key_env of j is not the name of"),
+        ("--judge.base_url http://me:Secret123@h/v1", "base_url of j is not of the form https://host/path"),
+        ("--judge.base_url http://h/v1 --judge.concurrency 0", "concurrency of j is 0; give 1 or more."),
+        (
+            "--judge.base_url http://h/Secret123 --judge.concurrency many",
+            "judge.concurrency is many; give a whole number.",
+        ),
+        ("--judge.system Secret123", "judge: the following arguments are required: base_url"),
+        ("--judge.sytem Secret123", "judge: Option 'sytem' is not accepted"),
+        ("--config judge.yaml", "--config judge.yaml: judge.retries is many; give a whole number."),
+    ],
+)
+def test_what_is_wrong_with_the_judge_is_told_without_its_secrets(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("judge.yaml").write_text("judge: {name: j, model: m, base_url: 'http://h/Secret123', retries: many}\n")
+    given = "--input a --output b --metrics judge"
+    given += "" if "config" in words else " --judge.name j --judge.model m"
+    with pytest.raises(SystemExit):
+        parse_config(LabelConfig, argv=f"{given} {words}".split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert "Secret123" not in line
 
 
 def test_places_within_the_texts_are_left_alone():

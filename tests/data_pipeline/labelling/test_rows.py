@@ -25,6 +25,12 @@ def test_new_scores_stand_beside_the_old():
     assert untouched == row()
 
 
+def test_a_score_that_is_to_go_goes_and_nothing_else_changes():
+    changed = row()
+    add_scores(changed, [{"bleu": None, "rouge1": 0.5}, {"bleu": None}])
+    assert [candidate.get("scores") for candidate in changed["candidates"]] == [{"odd": None, "rouge1": 0.5}, None]
+
+
 @pytest.mark.parametrize(
     "held", [{"b,a": "Same bad", "a,c": "A is better"}, '{"b,a": "Same bad", "a,c": "A is better"}']
 )

@@ -17,12 +17,13 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "home", "."]
 
 
 def save_tiny_bert(folder: Path, model_max_length: int | None = None) -> str:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: index for index, word in enumerate(specials + WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.Replace("\u200b", "")
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -105,6 +106,22 @@ def test_blank_prediction_scores_zero_and_blank_reference_is_refused(tiny_bert: 
         bertscore(["the", "cat"], ["a", " "], tiny_bert)
     with pytest.raises(ValueError, match="2 predictions for 1 references"):
         bertscore(["the", "cat"], ["a"], tiny_bert)
+
+
+def test_a_text_without_a_token_has_no_label(tiny_bert: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its tokenizer drops the zero-width space, as BERT's does."""
+    from data_pipeline.quality.metrics import METRICS, Item
+    from data_pipeline.quality.model_folder import MetricModel
+
+    texts, references = ["the cat", "\u200b", "\u200b \u200b", "the dog"], ["\u200b", "the cat", "\u200b", "the dog"]
+    values = bertscore(texts, references, tiny_bert)
+    assert np.isnan(values).tolist() == [True, False, True, False]
+    assert values[1] == 0.0  # an answer that says nothing is the worst there is
+    items = [Item("q", text, reference) for text, reference in zip(texts, references, strict=True)]
+    labels = METRICS["bertscore"].load(MetricModel(tiny_bert))(items)["bertscore"]
+    assert np.isnan(labels).tolist() == [True, True, True, False]
+    assert labels[3] == pytest.approx(1.0, abs=1e-5)
+    assert "Empty" not in capfd.readouterr().err
 
 
 def test_long_text_is_cut_at_the_encoders_limit(tiny_bert: str) -> None:
