@@ -1,17 +1,19 @@
 """Jobs on a Ray cluster, by names that stay the same: Ray's Jobs API with errors that say what to do.
 
-A job's submission id is its name. Ray does not allow the same id twice, so further attempts are name-2, name-3, …
+A job's submission id is its name. Ray does not allow the same id twice, so further attempts are name-2, name-3, … Which
+name and which attempt a job is stands in its metadata: `xl-2` is also what somebody may have called another run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
@@ -25,6 +27,8 @@ AGENT_SECONDS = 60.0
 """How long a cluster may take to have the agent that starts jobs."""
 LOST_SECONDS = 60.0
 """How long the cluster may be out of reach before following ends."""
+NAME, ATTEMPT = "urg.name", "urg.attempt"
+"""The keys of a job's metadata that say which job it is, and which attempt at it."""
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -65,29 +69,50 @@ def clear_errors(address: str) -> Iterator[None]:
         raise UserError(f"the cluster at {address} says: {_last_line(error)}") from error
 
 
-def attempts(client: JobSubmissionClient, name: str) -> list[JobDetails]:
-    """The jobs of this name, oldest first."""
-    pattern = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
-    found = [(pattern.fullmatch(job.submission_id or ""), job) for job in client.list_jobs()]
-    return [
-        job for _, job in sorted(((int(match[1] or 1), job) for match, job in found if match), key=lambda it: it[0])
-    ]
+@dataclass(frozen=True)
+class Attempt:
+    """One of the jobs of a name. number: from 1 on."""
+
+    name: str
+    number: int
+    submission_id: str
+
+    def metadata(self) -> dict[str, str]:
+        """What the job carries, by which `attempts` finds it."""
+        return {NAME: self.name, ATTEMPT: str(self.number)}
 
 
-def next_id(name: str, earlier: list[JobDetails]) -> str:
-    """The submission id of the attempt after `earlier`."""
-    if not earlier:
-        return name
-    number = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", earlier[-1].submission_id or "")
-    return f"{name}-{int((number and number[1]) or 1) + 1}"
+def attempts(jobs: Sequence[JobDetails], name: str) -> list[JobDetails]:
+    """Those of these jobs that have this name, oldest first."""
+    found = [job for job in jobs if (job.metadata or {}).get(NAME) == name and job.submission_id]
+    return sorted(found, key=_number)
 
 
-def submit(client: JobSubmissionClient, submission_id: str, entrypoint: str, environment: dict[str, Any]) -> None:
+def next_attempt(jobs: Sequence[JobDetails], name: str) -> Attempt:
+    """The attempt after those of this name, under an id that no job has."""
+    earlier = attempts(jobs, name)
+    number = _number(earlier[-1]) + 1 if earlier else 1
+    wanted = name if number == 1 else f"{name}-{number}"
+    taken = {job.submission_id for job in jobs}
+    ids = itertools.chain([wanted], (f"{wanted}-{count}" for count in itertools.count(2)))
+    return Attempt(name, number, next(each for each in ids if each not in taken))
+
+
+def _number(job: JobDetails) -> int:
+    return int((job.metadata or {}).get(ATTEMPT, 1))
+
+
+def submit(client: JobSubmissionClient, attempt: Attempt, entrypoint: str, environment: dict[str, Any]) -> None:
     """Submit a job; waits for the agent of a cluster that has just come up. Raises RuntimeError as the client does."""
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
-            client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=attempt.submission_id,
+                runtime_env=environment,
+                metadata=attempt.metadata(),
+            )
             return
         except RuntimeError as error:
             if "No available agent" not in str(error):

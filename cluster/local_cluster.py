@@ -6,8 +6,8 @@
 
 The nodes are started as on real machines, by `ray start`. (ray.cluster_utils.Cluster starts them inside this process,
 which then can't put one into a network namespace, and leaves a note by which any `ray.init()` of the machine joins.)
-The cluster asks for a token, and nothing of it listens on another interface than loopback or the bridge of its own
-network.
+The cluster asks for a token. Its dashboard is on loopback; Ray's other servers (the GCS, the raylets, their agents)
+listen on every interface of the machine, whatever the node's address, and so do the metrics, which ask for no token.
 """
 
 from __future__ import annotations

@@ -38,8 +38,11 @@ EXCLUDES = (
     "*.key",
     "id_rsa*",
     "id_ed25519*",
+    "*_password",
 )
 """What stays here, in the syntax of .gitignore: what is large, made anew, or secret."""
+STOP_SECONDS = 900
+"""How long a job may go on after `ray job stop`, to write its checkpoint; Ray's own patience is three seconds."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY"}
 _LOGIN_IN_URL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
@@ -102,6 +105,5 @@ def _variables(settings: Sequence[str]) -> dict[str, str]:
                 f"cluster's nodes and give --secret {name}, or --secret {name}=/path/to/file."
             )
         variables[name] = value
-    if "PYTHONUNBUFFERED" not in variables:
-        variables["PYTHONUNBUFFERED"] = os.environ.get("PYTHONUNBUFFERED", "1")  # lines arrive when they are written
-    return variables
+    lines_at_once = os.environ.get("PYTHONUNBUFFERED", "1")
+    return {"PYTHONUNBUFFERED": lines_at_once, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | variables

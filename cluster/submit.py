@@ -103,7 +103,8 @@ def start(client: JobSubmissionClient, name: str, command: str, environment: dic
     """The submission id of the job: of the one that runs, or of a new attempt."""
     from cluster import jobs
 
-    earlier = jobs.attempts(client, name)
+    known = client.list_jobs()
+    earlier = jobs.attempts(known, name)
     if earlier and not earlier[-1].status.is_terminal():
         running = earlier[-1]
         if running.entrypoint != command:
@@ -113,11 +114,11 @@ def start(client: JobSubmissionClient, name: str, command: str, environment: dic
             )
         print(f"job {running.submission_id} is {running.status.lower()} already; following it", flush=True)
         return str(running.submission_id)
-    submission_id = jobs.next_id(name, earlier)
-    jobs.submit(client, submission_id, command, environment)
+    attempt = jobs.next_attempt(known, name)
+    jobs.submit(client, attempt, command, environment)
     before = f" (before it: {earlier[-1].submission_id}, {earlier[-1].status.lower()})" if earlier else ""
-    print(f"submitted job {submission_id}{before}: {command}", flush=True)
-    return submission_id
+    print(f"submitted job {attempt.submission_id}{before}: {command}", flush=True)
+    return attempt.submission_id
 
 
 if __name__ == "__main__":

@@ -89,6 +89,40 @@ def test_images_and_locked_packages_have_fixed_versions() -> None:
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
 
 
+def in_the_image(name: str) -> bool:
+    """Whether Docker sends a file of the checkout to the build: the last pattern for it, or its folder, decides."""
+    sent = True
+    for line in (ROOT / "cluster" / "Dockerfile.dockerignore").read_text().splitlines():
+        pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        if line and line[0] != "#" and re.fullmatch(f"{pattern}(?:/.*)?", name):
+            sent = line.startswith("!")
+    return sent
+
+
+def test_no_secret_and_no_data_get_into_the_image() -> None:
+    # The passwords are made there by cluster/README.md.
+    secrets = ["database_password", "store_password", ".env", ".env.local", "server.pem", "a/b.key", "id_rsa"]
+    assert [name for name in secrets if in_the_image(f"cluster/mlflow/{name}") or in_the_image(name)] == []
+    assert [name for name in ("data/x", "runs/x/model", ".git/config", "tests/x.py") if in_the_image(name)] == []
+    copied = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
+    needed = [path.relative_to(ROOT).as_posix() for path in copied if path.suffix in (".py", ".yaml", ".json", ".txt")]
+    assert len(needed) > 100
+    assert [name for name in [*needed, "pyproject.toml", "requirements.lock"] if not in_the_image(name)] == []
+
+
+def test_the_heads_role_on_aws_names_what_it_may() -> None:
+    policy = json.loads((ROOT / "cluster" / "aws-head-policy.json").read_text())
+    named = [each["Action"] for each in policy["Statement"]]
+    actions = [action for each in named for action in ([each] if isinstance(each, str) else each)]
+    assert [action for action in actions if action.endswith("*") and not action.startswith("ec2:Describe")] == []
+    (passed,) = (each["Resource"] for each in policy["Statement"] if each["Action"] == "iam:PassRole")
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    worker = config["available_node_types"]["gpu"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert passed == f"arn:aws:iam::*:role/{worker}"
+    (ended,) = (each["Condition"] for each in policy["Statement"] if each["Action"] == "ec2:TerminateInstances")
+    assert ended == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+
+
 def test_nothing_that_looks_like_a_secret_is_tracked() -> None:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=240)
     if listed.returncode:

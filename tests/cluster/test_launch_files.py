@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,54 @@ def test_ray_refuses_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_head_computes_nothing_and_spot_machines_have_a_stand_in(name: str) -> None:
+def test_our_provider_is_rays_own_and_gets_the_settings_that_ray_would_give_it(name: str) -> None:
+    """Ray fills in what a file leaves out for its own providers only, and reads some of it without a default."""
     config = loaded(name)
-    types = config["available_node_types"]
+    module, _, cloud = config["provider"]["module"].rpartition(".")
+    assert (config["provider"]["type"], module) == ("external", "cluster.spot_first")
+    native = prepare_config(config | {"provider": {"type": cloud.lower()}})
+    ours = prepare_config(config)
+    assert native.keys() - ours.keys() == set()
+    assert {key for key in ours if ours[key] != native[key]} == {"provider"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_computes_nothing_and_the_workers_are_spot_machines(name: str) -> None:
+    types = loaded(name)["available_node_types"]
     assert types["head"]["max_workers"] == 0
     assert "GPU" not in types["head"]["resources"]
-    spot, on_demand = types["gpu-spot"], types["gpu-on-demand"]
-    assert spot["resources"] == on_demand["resources"]  # otherwise the autoscaler would not take one for the other
-    assert spot["priority"] > on_demand["priority"]
-    assert "spot" in str(spot["node_config"]).lower()
-    assert "spot" not in str(on_demand["node_config"]).lower()
-    assert "RAY_enable_autoscaler_v2=1" in str(config["head_start_ray_commands"])  # the first one knows no priority
+    assert "spot" not in str(types["head"]["node_config"]).lower()
+    assert "spot" in str(types["gpu"]["node_config"]).lower()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_machine_may_pull_the_image_and_logs_in_to_the_registry(name: str) -> None:
+    config = loaded(name)
+    gpu = config["available_node_types"]["gpu"]["node_config"]
+    assert gpu.get("IamInstanceProfile") or gpu.get("serviceAccounts")  # Ray gives its own to the head only
+    logins = [
+        line for line in config["initialization_commands"] if "docker login" in line or "configure-docker" in line
+    ]
+    assert len(logins) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_workers_watch_for_the_end_of_their_machine(name: str) -> None:
+    config = loaded(name)
+    watch = config["worker_start_ray_commands"][-1]
+    assert f"python -m cluster.drain_on_notice {config['provider']['module'].rpartition('.')[2].lower()} " in watch
+    # As Ray sends it: after variables, in brackets. It must not keep the launcher waiting.
+    for line in config["worker_start_ray_commands"]:
+        subprocess.run(["bash", "-n", "-c", f"true && (export A=b; {line})"], check=True)
+    assert re.search(r"&( sleep 1)?$", watch)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shared_folder_does_not_believe_its_cache_for_long(name: str) -> None:
+    (mount,) = (line for line in loaded(name)["initialization_commands"] if "mount -t nfs" in line)
+    found = re.search(r"[ ,]actimeo=(\d+)[ ,]", mount)
+    assert found
+    assert int(found[1]) <= 30
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -52,6 +91,7 @@ def test_every_node_asks_for_the_token_and_the_dashboard_stays_at_home(name: str
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     (there,) = config["file_mounts"]
     assert f"--env RAY_AUTH_TOKEN_PATH={there}" in config["docker"]["run_options"]
+    assert "--security-opt no-new-privileges" in config["docker"]["run_options"]
     (start,) = (line for line in config["head_start_ray_commands"] if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in start
     assert "ray-client-server" not in start

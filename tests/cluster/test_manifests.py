@@ -116,6 +116,19 @@ def test_containers_are_not_root_and_have_limits() -> None:
             assert not container["image"].endswith(":latest")
 
 
+def test_workers_drain_their_node_before_they_are_killed() -> None:
+    clusters = [
+        each["spec"].get("rayClusterSpec", each["spec"]) for each in OBJECTS if each["apiVersion"] == "ray.io/v1"
+    ]
+    groups = [group for cluster in clusters for group in cluster["workerGroupSpecs"]]
+    assert len(groups) == 4
+    for spec in (group["template"]["spec"] for group in groups):
+        (container,) = spec["containers"]
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        drained = float(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert 60 <= drained <= spec["terminationGracePeriodSeconds"] - 10
+
+
 def test_nothing_is_open_and_no_secret_is_written_down() -> None:
     assert [each for each in OBJECTS if each["kind"] in ("Secret", "Ingress")] == []
     services = [each["spec"].get("type", "ClusterIP") for each in OBJECTS if each["kind"] == "Service"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,13 @@ from cluster import jobs
 from cluster.errors import UserError
 from cluster.local_cluster import LocalCluster
 from cluster.ports import free_ports
-from cluster.submit import MODULES, default_name, entrypoint, parse
+from cluster.submit import MODULES, default_name, entrypoint, parse, start
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(400)
 
 JOB = """
-import os, sys, time
+import os, signal, subprocess, sys, time
 print("arguments", sys.argv[1:], flush=True)
 print("files", sorted(os.listdir(".")), "plain", os.environ.get("PLAIN"), flush=True)
 if "--workers" in sys.argv:
@@ -38,6 +39,15 @@ if "--workers" in sys.argv:
         return ray.util.get_node_ip_address(), len(os.environ.get("HUB_TOKEN", "")), len(os.environ.get("FILED", ""))
     print("here", len(os.environ.get("HUB_TOKEN", "")), len(os.environ.get("FILED", "")))
     print("there", sorted(set(ray.get([known.remote() for _ in range(4)]))))
+    print("processes", subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout)
+if "--slow-to-stop" in sys.argv:
+    def stop(*_):
+        time.sleep(6)  # Ray's own patience is 3 seconds
+        open(sys.argv[-1] + ".checkpoint", "w").close()
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    open(sys.argv[-1], "w").close()
+    time.sleep(200)
 if "--wait-for" in sys.argv:
     while not os.path.exists(sys.argv[-1]):
         time.sleep(0.1)
@@ -94,22 +104,39 @@ def test_a_job_is_followed_to_its_end_and_gives_its_exit_code(
     addresses = sorted(node.address for node in (two_nodes.head, *two_nodes.workers))
     assert f"there {[(address, length, length) for address in addresses]}" in done.stdout
     assert done.stdout.rstrip().endswith("done")
-    assert hub_token not in everything_about("first", two_nodes) + done.stdout + done.stderr
+    running = done.stdout.partition("processes")[2]
+    assert "-m urg.train --workers a b" in running  # the job's own, and the workers that have the secret
+    assert "ray::" in running
+    assert hub_token not in description("first", two_nodes) + done.stdout + done.stderr
 
     failed = submit(two_nodes, checkout, "train", "--name", "first", "--", "--fail")
     assert failed.returncode == 7
     assert "submitted job first-2 (before it: first, succeeded)" in failed.stdout
 
 
-def everything_about(submission_id: str, cluster: LocalCluster) -> str:
-    """All that the Jobs API tells of a job, and its processes' arguments."""
+def description(submission_id: str, cluster: LocalCluster) -> str:
+    """All that the Jobs API tells of a job."""
     code = f"from ray.job_submission import JobSubmissionClient as C; print(C().get_job_info({submission_id!r}).json())"
     told = subprocess.run(
         [sys.executable, "-c", code], env=environment(cluster), capture_output=True, text=True, check=True
     )
     assert submission_id in told.stdout
     assert "HUB_TOKEN" in told.stdout  # by name
-    return told.stdout + subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    return told.stdout
+
+
+@pytest.mark.slow
+def test_ray_job_stop_waits_for_the_checkpoint(two_nodes: LocalCluster, checkout: Path) -> None:
+    begun = checkout.parent / "begun"
+    started = submit(two_nodes, checkout, "train", "--name", "stopped", "--no-wait", "--", "--slow-to-stop", str(begun))
+    assert started.returncode == 0, started.stderr
+    for _ in range(600):
+        if begun.exists():
+            break
+        time.sleep(0.1)
+    stop = [str(Path(sys.executable).with_name("ray")), "job", "stop", "stopped"]
+    subprocess.run(stop, env=environment(two_nodes), capture_output=True, text=True, timeout=120, check=True)
+    assert Path(f"{begun}.checkpoint").exists()
 
 
 @pytest.mark.slow
@@ -233,21 +260,78 @@ def test_a_head_that_forgot_the_job_or_stays_away(monkeypatch: pytest.MonkeyPatc
         jobs.follow(flaky, "mine")
 
 
+def known_jobs(*described: tuple[str | None, str | None, int]) -> list[SimpleNamespace]:
+    """Jobs of (id, name in the metadata or None where there are no metadata, attempt)."""
+    return [
+        SimpleNamespace(
+            submission_id=submission_id,
+            metadata=None if name is None else {jobs.NAME: name, jobs.ATTEMPT: str(attempt)},
+            status=JobStatus.SUCCEEDED,
+        )
+        for submission_id, name, attempt in described
+    ]
+
+
 def test_attempts_are_counted_by_number() -> None:
-    known = ["run", "run-10", "run-2", "runs", "run-b", None, "other"]
-    client = SimpleNamespace(list_jobs=lambda: [SimpleNamespace(submission_id=name) for name in known])
-    earlier = jobs.attempts(client, "run")
-    assert [job.submission_id for job in earlier] == ["run", "run-2", "run-10"]
-    assert jobs.next_id("run", earlier) == "run-11"
-    assert jobs.next_id("run", []) == "run"
+    others = [("runs", "runs", 1), ("run-b", "run-b", 1), (None, None, 1), ("other", None, 1)]
+    known = known_jobs(("run", "run", 1), ("run-10", "run", 10), ("run-2", "run", 2), *others)
+    assert [job.submission_id for job in jobs.attempts(known, "run")] == ["run", "run-2", "run-10"]
+    assert jobs.next_attempt(known, "run") == jobs.Attempt("run", 11, "run-11")
+    assert jobs.next_attempt(known_jobs(*others), "run") == jobs.Attempt("run", 1, "run")
+
+
+def test_a_run_that_is_called_like_another_ones_second_attempt_is_another_run() -> None:
+    known = known_jobs(("train-xl", "train-xl", 1))
+    assert jobs.attempts(known, "train-xl-2") == []
+    other = jobs.next_attempt(known, "train-xl-2")
+    assert other.submission_id == "train-xl-2"
+    known += known_jobs((other.submission_id, other.name, other.number))
+    again = jobs.next_attempt(known, "train-xl")
+    assert (again.number, again.submission_id) == (2, "train-xl-2-2")
+    known += known_jobs((again.submission_id, again.name, again.number))
+    assert [job.submission_id for job in jobs.attempts(known, "train-xl")] == ["train-xl", "train-xl-2-2"]
+    assert [job.submission_id for job in jobs.attempts(known, "train-xl-2")] == ["train-xl-2"]
+    assert jobs.next_attempt(known, "train-xl-2").submission_id == "train-xl-2-2-2"
+
+
+def test_a_job_carries_its_name_and_attempt() -> None:
+    sent: list[dict[str, object]] = []
+    client = SimpleNamespace(list_jobs=lambda: known_jobs(("a", "a", 1)), submit_job=lambda **job: sent.append(job))
+    assert start(client, "a", "python -m urg.train", {"env_vars": {}}) == "a-2"
+    (job,) = sent
+    assert job["metadata"] == {"urg.name": "a", "urg.attempt": "2"}
+    assert job["submission_id"] == "a-2"
 
 
 def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
     from cluster.runtime_environment import runtime_environment
 
     found = runtime_environment(ROOT, ["TOKENIZERS_PARALLELISM=false", "A=b=c"], [], "urg.train")
-    assert found["env_vars"] == {"TOKENIZERS_PARALLELISM": "false", "A": "b=c", "PYTHONUNBUFFERED": "1"}
+    assert found["env_vars"].items() >= {"TOKENIZERS_PARALLELISM": "false", "A": "b=c", "PYTHONUNBUFFERED": "1"}.items()
     assert "worker_process_setup_hook" not in found
+
+
+def test_no_secret_is_sent_with_a_checkout(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    from cluster.runtime_environment import EXCLUDES
+
+    folder = tmp_path / "checkout"
+    (folder / "cluster" / "mlflow").mkdir(parents=True)
+    for name in (".env", "server.pem", "cluster/mlflow/database_password", "cluster/mlflow/compose.yaml"):
+        (folder / name).write_text("x")
+    # Ray heeds a .gitignore as well, where it finds one.
+    create_package(str(folder), tmp_path / "sent.zip", include_gitignore=False, excludes=list(EXCLUDES))
+    with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
+        assert [name for name in sent.namelist() if not name.endswith("/")] == ["cluster/mlflow/compose.yaml"]
+
+
+def test_a_stopped_job_has_the_time_for_a_checkpoint() -> None:
+    from cluster.runtime_environment import runtime_environment
+
+    name = "RAY_JOB_STOP_WAIT_TIME_S"
+    assert int(runtime_environment(ROOT, [], [], "urg.train")["env_vars"][name]) == 900
+    assert runtime_environment(ROOT, [f"{name}=5"], [], "urg.train")["env_vars"][name] == "5"
 
 
 def test_every_command_is_a_module_of_the_project() -> None:

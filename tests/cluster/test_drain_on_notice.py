@@ -1,0 +1,143 @@
+"""`python -m cluster.drain_on_notice` with a metadata service on loopback and a `ray` that notes what it is asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster import drain_on_notice
+from cluster.ports import free_ports
+
+AWS = "/latest/meta-data/spot/instance-action"
+GCP = "/computeMetadata/v1/instance/preempted"
+
+
+class Metadata(ThreadingHTTPServer):
+    """Says `pages`, one after the other and the last for ever; None: there is no such page."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.pages: list[str | None] = []
+        self.asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def page(self) -> str | None:
+        self.asked += 1
+        return self.pages[min(self.asked, len(self.pages)) - 1]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """As the clouds do: AWS wants a token that was asked for by PUT, Google Cloud a header."""
+
+    server: Metadata
+
+    def do_PUT(self) -> None:
+        wanted = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self._say("a token" if wanted else None)
+
+    def do_GET(self) -> None:
+        on_aws = self.path == AWS and self.headers.get("X-aws-ec2-metadata-token") == "a token"
+        on_gcp = self.path == GCP and self.headers.get("Metadata-Flavor") == "Google"
+        self._say(self.server.page() if on_aws or on_gcp else None)
+
+    def _say(self, text: str | None) -> None:
+        self.send_response(404 if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    with Metadata() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def drained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `ray` was called with, a line an argument."""
+    monkeypatch.setattr(drain_on_notice, "own_node", lambda: ("abc", "10.0.0.1:6379"))
+    monkeypatch.setattr(drain_on_notice.time, "sleep", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # a trap: the metadata are the machine's own
+    command = tmp_path / "ray"
+    command.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path / "called"}\n')
+    command.chmod(0o755)
+    return tmp_path / "called"
+
+
+def in_seconds(seconds: float) -> str:
+    return json.dumps({"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(seconds=seconds):%FT%TZ}"})
+
+
+@pytest.mark.parametrize(
+    ("cloud", "pages", "least", "most"),
+    [
+        ("aws", [None, None, in_seconds(3600)], 2500, 2700),
+        ("aws", [None, "a page of another form"], 90, 90),
+        ("aws", [in_seconds(-5)], 1, 1),
+        ("gcp", ["FALSE", "FALSE", "TRUE"], 22, 22),
+    ],
+)
+def test_the_node_is_drained_when_there_is_a_notice(
+    cloud: str, pages: list[str | None], least: int, most: int, metadata: Metadata, drained: Path
+) -> None:
+    metadata.pages = pages
+    assert drain_on_notice.main([cloud, "--metadata", metadata.url]) == 0
+    assert metadata.asked == len(pages)
+    *order, deadline = drained.read_text().splitlines()
+    assert order == [
+        "drain-node",
+        "--address=10.0.0.1:6379",
+        "--node-id=abc",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=the cloud takes the machine away",
+    ]
+    assert least <= int(deadline.removeprefix("--deadline-remaining-seconds=")) <= most
+
+
+def test_ray_has_this_command() -> None:
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+    options = ("--address", "--node-id", "--reason", "--reason-message", "--deadline-remaining-seconds")
+    assert [option for option in (*options, "DRAIN_NODE_REASON_PREEMPTION") if option not in said] == []
+
+
+def test_a_ray_that_is_not_there_yet_is_told_later(
+    metadata: Metadata, drained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[Exception | tuple[str, str]] = [ConnectionError("no cluster"), ("abc", "10.0.0.1:6379")]
+
+    def own_node() -> tuple[str, str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(drain_on_notice, "own_node", own_node)
+    metadata.pages = ["TRUE"]
+    assert drain_on_notice.main(["gcp", "--metadata", metadata.url]) == 0
+    assert "Ray cannot be told: no cluster" in capsys.readouterr().err
+    assert drained.read_text().count("drain-node") == 1
+
+
+@pytest.mark.parametrize("look", [drain_on_notice.seconds_left_on_aws, drain_on_notice.seconds_left_on_gcp])
+def test_where_nobody_answers_there_is_no_notice(look: object) -> None:
+    (port,) = free_ports(1)
+    assert callable(look)
+    assert look(f"http://127.0.0.1:{port}") is None
