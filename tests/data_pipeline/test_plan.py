@@ -21,7 +21,7 @@ def test_a_pool_whose_actors_keep_dying_comes_to_an_end(monkeypatch: pytest.Monk
             raise InterruptedError
 
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Blocks())
-    monkeypatch.setattr(plan, "_require_room", lambda actors: None)
+    monkeypatch.setattr(plan, "require_room", lambda actors: None)
     with pytest.raises(InterruptedError):
         list(plan.on_actors([{}], dict, plan.Actors(1)))
     actor = ActorPoolMapOperator._apply_default_remote_args(asked, ray.data.DataContext.get_current())
