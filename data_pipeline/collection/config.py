@@ -16,13 +16,17 @@ class CollectConfig:
     """Which prompts to put to which models, and where to put the rows."""
 
     models: str | list[dict[str, Any]]
-    """The models, or a YAML file with the list of them. One with base_url is an OpenAI-compatible endpoint (name,
-    base_url, model, api_key_env, system, template, parameters, requests_per_minute, concurrency, timeout_s, retries,
-    give_up_after); one with path is a Hugging Face model (name, path, system, template, chat, max_prompt_tokens,
-    max_new_tokens, parameters, seed, dtype, batch_size, actors, num_cpus, num_gpus)."""
+    """The models, or a YAML file with the list of them. An OpenAI-compatible endpoint is written as
+    - {name: gpt, base_url: "https://api.openai.com/v1", model: gpt-4o-mini, api_key_env: OPENAI_API_KEY}
+    and may have system, template, parameters, requests_per_minute, concurrency, timeout_s, retries and give_up_after;
+    a Hugging Face model as
+    - {name: flan, path: google/flan-t5-large}
+    and may have system, template, chat, max_prompt_tokens, max_new_tokens, parameters, seed, dtype, batch_size, actors,
+    num_cpus and num_gpus."""
     prompts: str
-    """JSON lines in MixInstruct's schema: id, instruction and/or input, output where there is a reference. Candidates
-    that a row has already are kept, and their models not asked."""
+    """JSON lines in MixInstruct's schema: {"id": "1", "instruction": "Who wrote Emma?", "output": "Jane Austen"}, with
+    instruction and/or input, and output where there is a reference. Candidates that a row has already are kept, and
+    their models not asked."""
     output: str = "data/collected"
     """Folder of the rows, the manifest, and the journal by which a run that was killed goes on."""
 
