@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,17 @@ def _model(entry: Any, index: int) -> Model:
         raise UserError(f"{place} needs either base_url (an endpoint) or path (a Hugging Face model).")
     if "api_key" in entry:
         raise UserError(f"{place} holds an api_key; export it, and name the variable by api_key_env.")
+    place += f" ({entry.get('name', 'without a name')})"
+    settings = [field.name for field in fields(kinds[0])]
+    for key in entry:
+        if key not in settings:
+            raise UserError(
+                f"{place}: {key} is none of its settings ({', '.join(settings)}); what the model itself is to be "
+                "given, such as max_tokens, stands below parameters."
+            )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kinds[0])
     try:
         return kinds[0](**vars(parser.instantiate(parser.parse_object(entry))))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{place} ({entry.get('name', 'without a name')}): {' '.join(str(error).split())}") from None
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from None

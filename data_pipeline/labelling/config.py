@@ -45,7 +45,8 @@ class LabelConfig:
     """Folder for the labelled rows; it must not hold anything else."""
     metrics: str | list[str]
     """Comma-separated: rouge (or rouge1, rouge2, rougeL, rougeLsum), bleu, bertscore, bartscore, bleurt,
-    reference_logprob, candidate_logprob, reward, judge."""
+    reference_logprob, candidate_logprob, reward, judge. The judge compares pairs, for evaluation and statistics; a
+    ranker is trained on one of the others."""
     models: dict[str, str] = field(default_factory=dict)
     """Model of a metric, a folder or a hub id: --models.bartscore FOLDER. bertscore and bartscore have the literature's
     as default, the others that need one must be given one."""

@@ -299,7 +299,8 @@ def test_the_key_is_nowhere(server: ChatServer, write_rows: Write, tmp_path: Pat
     assert not any(KEY in text for text in [done.stdout, done.stderr, *written])
     lines = done.stdout.splitlines()
     assert f"results: {out / 'rows.jsonl'}" in lines
-    assert lines[-1].startswith(f"next: python -m data_pipeline.prepare --input {out / 'rows.jsonl'} ")
+    assert lines[0] == "6 prompts for 2 models: 12 answers to ask for"
+    assert lines[-1].startswith(f"next: python -m data_pipeline.label --input {out / 'rows.jsonl'} ")
 
 
 @pytest.mark.parametrize(
