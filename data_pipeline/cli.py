@@ -33,7 +33,9 @@ def run_command(
     presets: Path | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse `argv` (default: the process's) into a `config_class`, call `main` with it, and exit 2 on a `UserError`.
+    """Parse `argv` (default: the process's) into a `config_class`, and call `main` with it.
+
+    Exits with code 2 and one line on a `UserError`, with 130 and one on Ctrl-C.
 
     presets: a folder of YAML files; `--config NAME` then also takes the bare name of one of them.
     """
@@ -42,6 +44,9 @@ def run_command(
         main(config)
     except UserError as error:
         _exit_with(error)
+    except KeyboardInterrupt:
+        print("\nstopped; give the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def parse_config(

@@ -26,7 +26,6 @@ On several nodes, the prompts and model folders must be on storage that all of t
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -38,14 +37,8 @@ from data_pipeline.paths import absolute
 
 def main(config: CollectConfig) -> None:
     """Collect candidates: put every prompt to every model, endpoint or local, and write rows for `prepare`."""
-    try:
-        rows = collect(config)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one ended", file=sys.stderr)
-        raise SystemExit(130) from None
-    print(
-        f"next: python -m data_pipeline.prepare --input {rows} --tokenizer <model folder or hub id> --output <folder>"
-    )
+    rows = collect(config)
+    print(f"next: python -m data_pipeline.label --input {rows} --output data/labelled --metrics rouge (others: --help)")
 
 
 def collect(config: CollectConfig) -> Path:
@@ -88,7 +81,8 @@ def _collect(models: list[Model], path: Path, root: Path, staged: Path) -> None:
         prompts = survey_prompts(path, quarantine.reject)
         asked = open_journals(models, prompts, root / "journal", stack)
         totals = {each.model.name: len(each.pending()) for each in asked}
-        print(f"{len(prompts)} prompts for {len(models)} models: {sum(totals.values())} answers to ask for", flush=True)
+        asked_of = f"{len(models)} model{'s' * (len(models) > 1)}"
+        print(f"{len(prompts)} prompts for {asked_of}: {sum(totals.values())} answers to ask for", flush=True)
         with Progress(totals) as progress:
             ask_endpoints(asked, progress)
             ask_local_models(asked, progress)

@@ -31,12 +31,15 @@ from data_pipeline.schema import encodable
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-__all__ = ["Endpoint", "Failure", "Messages", "api_key", "ask", "ask_each"]
+__all__ = ["ENDPOINT_WIDE", "Endpoint", "Failure", "Messages", "api_key", "ask", "ask_each"]
 
 Key = TypeVar("Key")
 _PASSING = (408, 409, 425, 429)  # besides 5xx
-_REFUSING = (401, 402, 403, 404)  # key, money or address: the next question would fare no better
-_ENDPOINT_WIDE = ("timeout", "connection", "bad_answer", "refused", "busy", "server_error")
+_REFUSING = (401, 402, 404)  # key, money or address: the next question would fare no better
+# A 403 may be of this question alone (moderation), unless its code says otherwise.
+_REFUSING_CODES = ("insufficient_quota", "model_not_found", "unsupported_country_region_territory")
+ENDPOINT_WIDE = ("timeout", "connection", "bad_answer", "refused", "busy", "server_error")
+"""Reasons of a `Failure` that are the endpoint's, not the question's: later it may be answered."""
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
@@ -183,11 +186,13 @@ class _Asker:
         """Count failures in a row, and give the endpoint up where it is plainly down or refuses us."""
         if isinstance(result, str):
             self._answered, self._failed_in_row = True, 0
-        elif self._given_up is None and result.reason in _ENDPOINT_WIDE:
+        elif self._given_up is None and result.reason in ENDPOINT_WIDE:
             self._failed_in_row += 1
             refused = result.reason == "refused" and not self._answered
             if refused or self._failed_in_row >= self._endpoint.give_up_after:
-                self._given_up = Failure("not_asked", f"not asked, the endpoint was given up: {result.message}")
+                after = "at once" if refused else f"after {self._failed_in_row} failures in a row (give_up_after)"
+                message = f"not asked, the endpoint was given up {after}: {result.message}"
+                self._given_up = Failure("not_asked", message)
                 self._stop.set()
 
     async def _request(self, messages: Messages) -> str:
@@ -220,9 +225,10 @@ class _Asker:
         """What an answer other than 200 means."""
         code, said = _error_in(body)
         message = f"{self._endpoint.name} answered HTTP {status}" + (f": {self._clean(said)}" if said else "")
-        if status in _REFUSING or code == "insufficient_quota":
-            key = f" (key: {self._endpoint.api_key_env or 'none given'})" if status in (401, 403) else ""
-            return _Trouble("refused", message + key, passing=False)
+        if status in (401, 403):
+            message += f" (key: {self._endpoint.api_key_env or 'none given'})"
+        if status in _REFUSING or code in _REFUSING_CODES:
+            return _Trouble("refused", message, passing=False)
         if wait_s > _LONGEST_RETRY_AFTER_S:
             return _Trouble("refused", f"{message} (it asks to wait {wait_s:.0f} s)", passing=False)
         if status in _PASSING or status >= 500:

@@ -182,6 +182,8 @@ def _check_address(name: str, base_url: str) -> None:
             f"base_url of {name} is not of the form https://host/path (no login, no ?, no #); give such an address, "
             "and a key by api_key_env."
         )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise UserError(f"base_url of {name} ends with /chat/completions, which is put behind it; leave that out.")
 
 
 def fill_template(template: str, instruction: str, input: str = "") -> str:

@@ -151,7 +151,7 @@ def _in_order(
     if actors is None:
         answers = blocks.map(_OnJson(work))
     else:
-        _require_room(actors)
+        require_room(actors)
         with warnings.catch_warnings():  # Ray 2.60 has no other way to say _DEATHS, and announces one
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
             answers = blocks.map(
@@ -173,7 +173,7 @@ def _in_order(
         yield json.loads(row["answer"])
 
 
-def _require_room(actors: Actors) -> None:
+def require_room(actors: Actors, who: str = "One actor") -> None:
     """Raise `UserError` where this machine cannot hold one actor, which would wait for ever. A cluster may yet grow."""
     import ray
 
@@ -182,7 +182,7 @@ def _require_room(actors: Actors) -> None:
     there = ray.cluster_resources()
     for kind, asked in {"CPU": actors.cpus, "GPU": actors.gpus}.items():
         if asked > there.get(kind, 0):
-            raise UserError(f"One actor asks for {asked:g} {kind}, but there are {there.get(kind, 0):g}; ask for less.")
+            raise UserError(f"{who} asks for {asked:g} {kind}, but there are {there.get(kind, 0):g}; ask for less.")
 
 
 def _quieten() -> None:

@@ -43,7 +43,7 @@ def _next_step(folder: Path, preset: str) -> str:
         return f"no row is in {' or '.join(missing)}, which training needs: see --fractions, or add rows"
     labels = [name for name in LABELS if name in shards.score_names] or list(shards.score_names)
     if not labels:
-        return "no candidate has a score to rank by: put scores into candidates[].scores and prepare again"
+        return "no candidate has a score to rank by: give them some by python -m data_pipeline.label, and prepare again"
     label = "" if preset == "sample" else f" --data.label {labels[0]}"
     return f"python -m urg.train --config {preset}{label} --data.shards {folder.parent}"
 

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, aclosing
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, aclosing, closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_pipeline.collection.journal import Journal, request_key
 from data_pipeline.collection.progress import Progress
 from data_pipeline.collection.prompts import Prompts
 from data_pipeline.endpoint import Failure, Messages, ask
-from data_pipeline.errors import UserError
+from data_pipeline.journal import Journal
 from data_pipeline.models import Endpoint, LocalModel, Model, model_key
+
+if TYPE_CHECKING:
+    from data_pipeline.plan import Actors
+
+_NONE = -1
 
 
 @dataclass
 class Asked:
     """One model and what becomes of every prompt: in the file already (had), in the journal (answered), or missing.
 
-    missing: prompts by reason; examples: a message for each reason.
+    missing: prompts by reason; examples: a message for each reason. unused, damaged: lines of the journal that are of
+    other prompts or settings, or unreadable, as it was opened.
     """
 
     model: Model
@@ -34,14 +39,28 @@ class Asked:
     prompts: Prompts
     missing: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    unused: int = 0
+    damaged: int = 0
 
     def __post_init__(self) -> None:
         self.had = sum(self.model.name in models for models in self.prompts.models)
+        self._places = array("q", [_NONE]) * len(self.prompts)  # 8 bytes an answer: the texts stay in the journal
+        rows = {request_key(self.key, prompt): row for row, prompt in enumerate(self.prompts.keys)}
+        for key, place in self.journal.entries():
+            row = rows.get(key) if key else None
+            self.damaged += key is None
+            self.unused += key is not None and row is None
+            if row is not None:
+                self._places[row] = place
         self.earlier = self.answered
 
     def is_answered(self, row: int) -> bool:
         """Whether the journal has the row's candidate, and not the file already."""
-        return self.journal.has(row) and self.model.name not in self.prompts.models[row]
+        return self._places[row] != _NONE and self.model.name not in self.prompts.models[row]
+
+    def text(self, row: int) -> str:
+        """The row's answer; `is_answered(row)` must hold."""
+        return self.journal.text(self._places[row])
 
     @property
     def answered(self) -> int:
@@ -51,25 +70,28 @@ class Asked:
     def pending(self) -> list[int]:
         """The rows that are yet to be asked."""
         models = self.prompts.models
-        return [row for row in range(len(models)) if self.model.name not in models[row] and not self.journal.has(row)]
+        return [row for row, place in enumerate(self._places) if place == _NONE and self.model.name not in models[row]]
 
     def take(self, row: int, answer: str | Failure) -> None:
         """Keep an answer, or count why there is none."""
         if isinstance(answer, str):
-            self.journal.add(row, request_key(self.key, self.prompts.keys[row]), answer)
+            self._places[row] = self.journal.add(request_key(self.key, self.prompts.keys[row]), answer)
         else:
             self.missing[answer.reason] += 1
             self.examples.setdefault(answer.reason, answer.message)
+
+
+def request_key(model_key: str, prompt_key: bytes) -> bytes:
+    """What one answer belongs to: 16 bytes that stand for the model's settings and the prompt."""
+    return hashlib.blake2b(model_key.encode() + prompt_key, digest_size=16).digest()
 
 
 def open_journals(models: Sequence[Model], prompts: Prompts, folder: Path, stack: ExitStack) -> list[Asked]:
     """Each model with its journal in `folder`, which `stack` closes."""
     asked = []
     for model in models:
-        key = model_key(model)
-        keys = {request_key(key, prompt): row for row, prompt in enumerate(prompts.keys)}
-        journal = stack.enter_context(Journal(folder / journal_name(model.name), keys))
-        asked.append(Asked(model, key, journal, prompts))
+        journal = stack.enter_context(Journal(folder / journal_name(model.name)))
+        asked.append(Asked(model, model_key(model), journal, prompts))
     return asked
 
 
@@ -103,51 +125,39 @@ async def _ask_endpoint(asked: Asked, endpoint: Endpoint, progress: Progress) ->
 
 
 def ask_local_models(asked: Sequence[Asked], progress: Progress) -> None:
-    """Have each local model generate for its pending prompts. Ray is started only where there are any."""
+    """Have each local model generate for its pending prompts. Ray is started only where there are any.
+
+    Raises `UserError` where this machine could never start a model's actors.
+    """
+    from data_pipeline.plan import Actors, require_room
     from data_pipeline.ray_session import ray_session
 
     waiting = [(each, each.model) for each in asked if isinstance(each.model, LocalModel) and each.pending()]
     if not waiting:
         return
     with ray_session():
-        for each, model in waiting:
-            require_resources(model)
-            _ask_local_model(each, model, progress)
+        pools = [Actors(model.actors, model.num_cpus, model.num_gpus) for _, model in waiting]
+        for (_, model), actors in zip(waiting, pools, strict=True):
+            require_room(actors, f"One actor of {model.name}")
+        for (each, model), actors in zip(waiting, pools, strict=True):
+            _ask_local_model(each, model, actors, progress)
 
 
-def require_resources(model: LocalModel) -> None:
-    """Raise `UserError` where this machine could never start the model's actor, which Ray would wait for in silence."""
-    import ray
-
-    there = ray.cluster_resources()
-    for name, wanted in {"CPU": model.num_cpus, "GPU": model.num_gpus}.items():
-        if wanted > there.get(name, 0) and "RAY_ADDRESS" not in os.environ:  # a cluster may grow
-            raise UserError(
-                f"{model.name} asks for {wanted:g} {name} an actor and there are {there.get(name, 0):g}; lower "
-                f"num_{name.lower()}s, or name a cluster by RAY_ADDRESS."
-            )
-
-
-def _ask_local_model(asked: Asked, model: LocalModel, progress: Progress) -> None:
-    """Generate in batches of prompts of about the same length, the longest first: what does not fit shows early."""
-    from ray.exceptions import RayError
-
+def _ask_local_model(asked: Asked, model: LocalModel, actors: Actors, progress: Progress) -> None:
+    """Generate in batches of prompts of about the same length."""
     from data_pipeline.collection.generation import Generation
-    from data_pipeline.plan import Actors, on_actors
+    from data_pipeline.collection.pool import answers_from_pool
 
-    lengths = asked.prompts.lengths
-    rows = sorted(asked.pending(), key=lambda row: lengths[row], reverse=True)
-    tasks = [_task(asked.prompts, rows[at : at + model.batch_size]) for at in range(0, len(rows), model.batch_size)]
-    actors = Actors(min(model.actors, len(tasks)), model.num_cpus, model.num_gpus)
-    left = iter(rows)
-    try:
-        for answers in on_actors(tasks, Generation(model, str(asked.prompts.path)), actors):
-            for answer in answers["answers"]:
-                _take_generated(asked, next(left), answer, progress)
-    except RayError as error:
-        failure = asdict(Failure("actor_died", f"{model.name}: {' '.join(str(error).split())[:200]}"))
-        for row in left:
-            _take_generated(asked, row, failure, progress)
+    prompts, size = asked.prompts, model.batch_size
+    rows = sorted(asked.pending(), key=lambda row: prompts.lengths[row], reverse=True)
+    batches = [rows[at : at + size] for at in range(0, len(rows), size)]
+    work = Generation(model, str(prompts.path))
+    pool = answers_from_pool(batches, lambda batch: _task(prompts, batch), work, actors, model.name)
+    with closing(pool):
+        for batch, answers in pool:
+            for row, answer in zip(batch, answers, strict=True):
+                asked.take(row, answer if isinstance(answer, str) else Failure(**answer))
+                progress.advance(model.name, not isinstance(answer, str))
 
 
 def _task(prompts: Prompts, rows: Sequence[int]) -> dict[str, Any]:
@@ -157,8 +167,3 @@ def _task(prompts: Prompts, rows: Sequence[int]) -> dict[str, Any]:
         "sizes": [prompts.sizes[row] for row in rows],
         "keys": [prompts.keys[row].hex() for row in rows],
     }
-
-
-def _take_generated(asked: Asked, row: int, answer: str | dict[str, str], progress: Progress) -> None:
-    asked.take(row, answer if isinstance(answer, str) else Failure(**answer))
-    progress.advance(asked.model.name, not isinstance(answer, str))

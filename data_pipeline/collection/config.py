@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ class CollectConfig:
     """Which prompts to put to which models, and where to put the rows."""
 
     models: str | list[dict[str, Any]]
-    """The models, or a YAML file with the list of them. One with base_url is an OpenAI-compatible endpoint (name,
-    base_url, model, api_key_env, system, template, parameters, requests_per_minute, concurrency, timeout_s, retries,
-    give_up_after); one with path is a Hugging Face model (name, path, system, template, chat, max_prompt_tokens,
-    max_new_tokens, parameters, seed, dtype, batch_size, actors, num_cpus, num_gpus)."""
+    """The models, or a YAML file with the list of them. An OpenAI-compatible endpoint is written as
+    - {name: gpt, base_url: "https://api.openai.com/v1", model: gpt-4o-mini, api_key_env: OPENAI_API_KEY}
+    and may have system, template, parameters, requests_per_minute, concurrency, timeout_s, retries and give_up_after;
+    a Hugging Face model as
+    - {name: flan, path: google/flan-t5-large}
+    and may have system, template, chat, max_prompt_tokens, max_new_tokens, parameters, seed, dtype, batch_size, actors,
+    num_cpus and num_gpus."""
     prompts: str
-    """JSON lines in MixInstruct's schema: id, instruction and/or input, output where there is a reference. Candidates
-    that a row has already are kept, and their models not asked."""
+    """JSON lines in MixInstruct's schema: {"id": "1", "instruction": "Who wrote Emma?", "output": "Jane Austen"}, with
+    instruction and/or input, and output where there is a reference. Candidates that a row has already are kept, and
+    their models not asked."""
     output: str = "data/collected"
     """Folder of the rows, the manifest, and the journal by which a run that was killed goes on."""
 
@@ -72,9 +76,17 @@ def _model(entry: Any, index: int) -> Model:
         raise UserError(f"{place} needs either base_url (an endpoint) or path (a Hugging Face model).")
     if "api_key" in entry:
         raise UserError(f"{place} holds an api_key; export it, and name the variable by api_key_env.")
+    place += f" ({entry.get('name', 'without a name')})"
+    settings = [field.name for field in fields(kinds[0])]
+    for key in entry:
+        if key not in settings:
+            raise UserError(
+                f"{place}: {key} is none of its settings ({', '.join(settings)}); what the model itself is to be "
+                "given, such as max_tokens, stands below parameters."
+            )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kinds[0])
     try:
         return kinds[0](**vars(parser.instantiate(parser.parse_object(entry))))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{place} ({entry.get('name', 'without a name')}): {' '.join(str(error).split())}") from None
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from None

@@ -18,8 +18,7 @@ from data_pipeline.schema import encodable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a prompt too long, a parameter that `generate` does not know, or a GPU without memory left raise.
-_FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
+_BROKEN_DEVICE = "CUDA error"  # after which nothing works in this process; not "CUDA out of memory"
 
 
 def resolve_path(model: LocalModel) -> LocalModel:
@@ -49,7 +48,7 @@ class Generation:
     """Answers tasks: {offsets, sizes, keys} of a batch's prompts in `file` → {answers: texts or {reason, message}}.
 
     The model is loaded for the first task and stays. A batch that fails is tried prompt by prompt. Raises `UserError`
-    where the file has changed since.
+    where the file has changed since, and what leaves the GPU unfit for all that comes after.
     """
 
     def __init__(self, model: LocalModel, file: str) -> None:
@@ -64,21 +63,23 @@ class Generation:
         prompts = list(read_prompts(Path(self.file), places))
         try:
             return {"answers": self._generate(self.loaded, prompts)}
-        except _FAILURES:
+        except Exception as error:  # a prompt too long, one that the chat template refuses, no memory left, …
+            _raise_if_broken(error)
             return {"answers": [self._generate_alone(self.loaded, prompt) for prompt in prompts]}
 
     def _load(self) -> Loaded | Failure:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             return load(self.model)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             return Failure("not_loaded", f"{self.model.name} cannot be loaded from {self.model.path} ({reason})")
 
     def _generate_alone(self, loaded: Loaded, prompt: Prompt) -> str | dict[str, str]:
         try:
             return self._generate(loaded, [prompt])[0]
-        except _FAILURES as error:
+        except Exception as error:
+            _raise_if_broken(error)
             reason = " ".join(str(error).split())[:200]
             return asdict(Failure("generation", f"{self.model.name} failed to generate ({reason})"))
 
@@ -103,6 +104,11 @@ class Generation:
             made = loaded.network.generate(**wanted, pad_token_id=tokenizer.pad_token_id, **settings)
         new = made[:, wanted["input_ids"].shape[1] :] if loaded.joint else made
         return [encodable(text.strip()) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _raise_if_broken(error: Exception) -> None:
+    if _BROKEN_DEVICE in str(error):
+        raise error
 
 
 def load(model: LocalModel) -> Loaded:

@@ -117,7 +117,8 @@ def survey_prompts(path: Path, reject: Callable[[int, RowError, bytes], None]) -
         prompts.models.append(same.setdefault(models, models))  # one object for all rows with the same models
     if not len(prompts):
         reason = f"none of its {prompts.input} lines is one; {first}" if prompts.input else "it is empty"
-        raise UserError(f"There is no prompt in {path} ({reason}); give JSON lines with id and instruction or input.")
+        example = '{"id": "1", "instruction": "Who wrote Emma?"}'
+        raise UserError(f"There is no prompt in {path} ({reason}); give JSON lines, each as {example}.")
     return prompts
 
 

@@ -38,7 +38,8 @@ class Quarantine:
 
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
+        with writing(Path(self._file.name).parent):
+            self._file.close()
 
 
 def write_results(
@@ -82,7 +83,7 @@ def _row(row: int, prompt: Prompt, asked: Sequence[Asked]) -> dict[str, Any]:
         {
             "decoding_method": each.model.decoding_method,
             "model": each.model.name,
-            "text": each.journal.text(row),
+            "text": each.text(row),
             "scores": {},
         }
         for each in asked
@@ -161,15 +162,15 @@ def summary(manifest: Mapping[str, Any], asked: Sequence[Asked], root: Path) -> 
 
 
 def _model_lines(asked: Asked) -> list[str]:
-    journal, name = asked.journal, asked.model.name
+    name = asked.model.name
     line = f"{name}: {asked.answered} answered ({asked.earlier} in earlier runs)"
     line += f", {asked.had} in the file already" if asked.had else ""
     line += f", missing: {_counts(asked.missing) or 'none'}"
     lines = [line, *(f"  {reason}: {message}" for reason, message in sorted(asked.examples.items()))]
-    if journal.unused:
-        lines.append(f"  {journal.unused} answers in the journal are to other prompts or settings, and were not used")
-    if journal.damaged:
-        lines.append(f"  {journal.damaged} lines of {journal.path} are damaged, and were asked anew")
+    if asked.unused:
+        lines.append(f"  {asked.unused} answers in the journal are to other prompts or settings, and were not used")
+    if asked.damaged:
+        lines.append(f"  {asked.damaged} lines of {asked.journal.path} are damaged, and were asked anew")
     return lines
 
 

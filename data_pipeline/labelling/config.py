@@ -45,7 +45,8 @@ class LabelConfig:
     """Folder for the labelled rows; it must not hold anything else."""
     metrics: str | list[str]
     """Comma-separated: rouge (or rouge1, rouge2, rougeL, rougeLsum), bleu, bertscore, bartscore, bleurt,
-    reference_logprob, candidate_logprob, reward, judge."""
+    reference_logprob, candidate_logprob, reward, judge. The judge compares pairs, for evaluation and statistics; a
+    ranker is trained on one of the others."""
     models: dict[str, str] = field(default_factory=dict)
     """Model of a metric, a folder or a hub id: --models.bartscore FOLDER. bertscore and bartscore have the literature's
     as default, the others that need one must be given one."""
@@ -68,10 +69,14 @@ class LabelConfig:
     log_scale_scores: list[str] = field(default_factory=lambda: list(LOG_SCALE_SCORES))
     """Scores on a log scale, of which an exact 0.0 means that nobody computed them."""
     judge: Endpoint | None = None
-    """The endpoint that compares, for the metric judge; its own template is not used."""
+    """The endpoint that compares, for the metric judge: --judge.name j --judge.base_url http://host/v1 --judge.model m
+    (the others: --judge.help); its own template is not used."""
     judge_template: str = JUDGE_TEMPLATE
     """What the judge is asked, with {question}, {first} and {second}; it must call them A and B and ask for the four
     verdicts."""
+    accept_missing: bool = False
+    """Whether to finish although the judge's endpoint failed on some pairs (down, busy, too slow, not in the protocol),
+    which stay without a verdict; otherwise the run ends there, and the same command asks for those again."""
 
     def __post_init__(self) -> None:
         for name, least in {"actors": 1, "batch_tokens": 1, "rows_per_shard": 1, "num_gpus": 0}.items():

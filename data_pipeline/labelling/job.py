@@ -105,7 +105,10 @@ def find_job(config: LabelConfig) -> LabelJob:
     found = list_source(config.input)
     models = {name: model for name, model in config.metric_models().items() if METRICS[name].needs_model}
     for name, model in models.items():
-        require_model(name, model.name, METRICS[name].kind)
+        try:
+            require_model(name, model.name, METRICS[name].kind)
+        except UserError as error:
+            raise UserError(f"{str(error).removesuffix('.')}: --models.{name} FOLDER names another.") from error
         if model.weights and not Path(model.weights).expanduser().is_file():
             raise UserError(f"There is no file {model.weights} of weights for {name}; see weights.{name}.")
     files = [plain_lines(file, config.work) for file in found]

@@ -5,27 +5,22 @@ winners (the judge prefers a place, not an answer), or different ties: "Same goo
 verdicts on a line of its own, or with several, is asked for once more; after that, or where the endpoint fails, the
 pair is left out.
 
-Every reply goes into a journal at once, under a hash of what was asked: nothing that was answered is asked again. It
-reaches the disk (fsync) with the next batch; a line that a machine without power left damaged is asked for anew.
+Every reply goes into a journal at once, under a hash of what was asked: nothing that was answered is asked again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, takewhile
-from pathlib import Path
-from time import monotonic
-from typing import IO
+from itertools import combinations
 
-from data_pipeline.endpoint import Endpoint, Failure, Messages, ask_each
+from data_pipeline.endpoint import ENDPOINT_WIDE, Endpoint, Failure, Messages, ask_each
 from data_pipeline.errors import UserError
+from data_pipeline.journal import Journal
 from data_pipeline.models import fill
 from data_pipeline.schema import Example
 from data_pipeline.tokenization import question_text
@@ -33,9 +28,6 @@ from data_pipeline.tokenization import question_text
 A_BETTER, B_BETTER, SAME_GOOD, SAME_BAD = "A is better", "B is better", "Same good", "Same bad"
 VERDICTS = (A_BETTER, B_BETTER, SAME_GOOD, SAME_BAD)
 COMPUTED, KEPT, NONSENSE = "computed", "kept", "nonsense"
-_SYNC_EVERY = 64
-_SYNC_AFTER_S = 1.0
-_DOWN = {"connection", "refused"}
 _REMINDER = f"Reply with exactly one of these four lines and nothing else: {'; '.join(VERDICTS)}."
 _LINE = re.compile(rf"\W*(?:verdict\b\W*)?({'|'.join(VERDICTS)})\W*", re.IGNORECASE)
 _MIRRORED = {A_BETTER: B_BETTER, B_BETTER: A_BETTER}
@@ -68,23 +60,20 @@ class Pair:
     forward: Messages
     backward: Messages
 
+    @property
+    def orders(self) -> list[Messages]:
+        """What is asked: both orders, or the one where the two answers are the same."""
+        return [self.forward] if self.forward == self.backward else [self.forward, self.backward]
+
 
 class Judge:
-    """The endpoint with its template, and the journal of what it has replied. Close it after use."""
+    """The endpoint with its template, and the journal of what it has replied: in memory there are just the places."""
 
-    def __init__(self, endpoint: Endpoint, template: str, journal: Path) -> None:
-        self._endpoint, self._template = endpoint, template
-        self._replies = _read_journal(journal)
-        self._journal: IO[str] = journal.open("a", encoding="utf-8")
-        self._unsynced, self._synced_at = 0, monotonic()
-        self._failed: dict[str, Failure] = {}
-
-    def close(self) -> None:
-        """Bring the journal to the disk and close it."""
-        try:
-            self._sync()
-        finally:
-            self._journal.close()
+    def __init__(self, endpoint: Endpoint, template: str, journal: Journal) -> None:
+        self._endpoint, self._template, self._journal = endpoint, template, journal
+        self._places = {key: place for key, place in journal.entries() if key}
+        self._failed: dict[bytes, Failure] = {}
+        self._under_way: set[bytes] = set()
 
     def pairs(self, example: Example, overwrite: bool) -> tuple[list[Pair], Counter[str]]:
         """The pairs of a row to be compared; the others, counted: kept, or why they cannot be.
@@ -117,74 +106,72 @@ class Judge:
         """Ask what the journal does not hold, and once more what it holds nonsense for.
 
         progress: called with 1 for each reply. pairs: gives them anew at each call. Raises `UserError` where the
-        endpoint is down, or is given up on the way.
+        endpoint is given up on the way, or has never replied to anything.
         """
-        answered = self._round(self.open_questions(pairs()), progress)
-        answered += self._round(self.open_questions(self._doubtful(pairs())), progress)
-        if self._failed and not answered:
-            reasons = {failure.reason for failure in self._failed.values()}
-            if not self._replies or reasons <= _DOWN:
-                raise self._unreachable(next(iter(self._failed.values())))
+        self._round(pairs(), progress)
+        self._round(self._doubtful(pairs()), progress)
+        if self._failed and not self._places:
+            raise self._unreachable(next(iter(self._failed.values())))
 
-    def open_questions(self, pairs: Iterable[Pair]) -> Iterator[tuple[str, Messages]]:
-        """Key and messages of every question without a reply, both orders of each pair, equal ones once."""
-        asked: set[str] = set()
+    def open_questions(self, pairs: Iterable[Pair]) -> Iterator[tuple[bytes, Messages]]:
+        """Key and messages of every question that has no reply, has not failed, and is not under way."""
         for pair in pairs:
-            for messages in (pair.forward, pair.backward):
+            for messages in pair.orders:
                 key = self._key(messages)
-                if key not in self._replies and key not in asked:
-                    asked.add(key)
+                if not (key in self._places or key in self._failed or key in self._under_way):
                     yield key, messages
 
     def _doubtful(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """The second attempts at what was answered with nonsense, as pairs of themselves."""
         for pair in pairs:
-            for messages in (pair.forward, pair.backward):
-                reply = self._replies.get(self._key(messages))
+            for messages in pair.orders:
+                reply = self._reply(self._key(messages))
                 if reply is not None and parse_verdict(reply) is None:
                     again = _again(messages, reply)
                     yield Pair(pair.name, again, again)
 
-    def _round(self, questions: Iterable[tuple[str, Messages]], progress: Callable[[int], None]) -> int:
-        """Ask, and write each reply into the journal; how many there were."""
-        answered = 0
+    def _round(self, pairs: Iterable[Pair], progress: Callable[[int], None]) -> None:
+        """Ask the open questions of `pairs`, and write each reply into the journal."""
         given_up: list[Failure] = []
 
-        def going_on(_: object) -> bool:
-            return not given_up
+        def questions() -> Iterator[tuple[bytes, Messages]]:
+            for key, messages in self.open_questions(pairs):
+                if given_up:  # what is under way may still be answered, but nothing new is asked
+                    return
+                self._under_way.add(key)
+                yield key, messages
 
-        # After it is given up, what is under way may still be answered, but nothing new is asked.
-        for key, answer in ask_each(self._endpoint, takewhile(going_on, questions)):
-            if isinstance(answer, Failure):
+        for key, answer in ask_each(self._endpoint, questions()):
+            self._under_way.discard(key)
+            if isinstance(answer, str):
+                self._places[key] = self._journal.add(key, answer)
+                progress(1)
+            else:
                 self._failed[key] = answer
                 given_up += [answer] * (answer.reason == "not_asked")
-                continue
-            self._keep(key, answer)
-            answered += 1
-            progress(1)
         if given_up:
             raise self._unreachable(given_up[0])
-        return answered
-
-    def _keep(self, key: str, reply: str) -> None:
-        """Put a reply into the journal."""
-        self._journal.write(json.dumps({"key": key, "reply": reply}) + "\n")
-        self._journal.flush()
-        self._replies[key] = reply
-        self._unsynced += 1
-        if self._unsynced >= _SYNC_EVERY or monotonic() - self._synced_at >= _SYNC_AFTER_S:
-            self._sync()
-
-    def _sync(self) -> None:
-        if self._unsynced:
-            os.fsync(self._journal.fileno())
-        self._unsynced, self._synced_at = 0, monotonic()
 
     def _unreachable(self, failure: Failure) -> UserError:
         return UserError(
             f"The judge {self._endpoint.name} does not answer ({failure.message}); "
             "every reply so far is kept: see to the endpoint and run the same command again."
         )
+
+    def require_replies(self, counts: Mapping[str, int]) -> None:
+        """Raise `UserError` where pairs have no verdict for the endpoint's sake: it may give one later.
+
+        counts: what became of the pairs, as `judged` counts them.
+        """
+        missing = {reason: counts[reason] for reason in ENDPOINT_WIDE if counts.get(reason)}
+        if missing:
+            listed = ", ".join(f"{reason} {count}" for reason, count in missing.items())
+            example = next(failure.message for failure in self._failed.values() if failure.reason in missing)
+            raise UserError(
+                f"The judge {self._endpoint.name} has not replied on {sum(missing.values())} of "
+                f"{sum(counts.values())} pairs ({listed}; {example}); every reply so far is kept: run the same command "
+                "again, or add --accept_missing to go without those pairs."
+            )
 
     def verdict(self, pair: Pair) -> tuple[str | None, str]:
         """(verdict, computed), or (None, why there is none: nonsense, or the reason of a `Failure`)."""
@@ -195,47 +182,31 @@ class Judge:
 
     def _found(self, messages: Messages) -> str:
         """What the judge says on one order, by its second reply after a first of nonsense; or why it says nothing."""
-        for attempt in range(2):
+        for _ in range(2):
             key = self._key(messages)
-            reply = self._replies.get(key)
+            reply = self._reply(key)
             if reply is None:
-                return NONSENSE if attempt else self._failed[key].reason
+                return self._failed[key].reason
             verdict = parse_verdict(reply)
             if verdict:
                 return verdict
             messages = _again(messages, reply)
         return NONSENSE
 
-    def _key(self, messages: Messages) -> str:
-        """What stands for one question to this judge."""
+    def _reply(self, key: bytes) -> str | None:
+        place = self._places.get(key)
+        return None if place is None else self._journal.text(place)
+
+    def _key(self, messages: Messages) -> bytes:
+        """What stands for one question to this judge: 16 bytes."""
         endpoint = self._endpoint
         asked = [endpoint.base_url, endpoint.model, endpoint.parameters, messages]
-        return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def _again(messages: Messages, reply: str) -> Messages:
     """The question once more, after a reply that was no verdict."""
     return [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": _REMINDER}]
-
-
-def _read_journal(path: Path) -> dict[str, str]:
-    """key → reply. A last line that a kill has cut is dropped, from the file too; other damaged lines are not used."""
-    replies: dict[str, str] = {}
-    if not path.exists():
-        return replies
-    whole = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                entry = json.loads(line)
-                if isinstance(entry["reply"], str):
-                    replies[entry["key"]] = entry["reply"]
-    with path.open("r+b") as file:
-        file.truncate(whole)
-    return replies
 
 
 def judged(judge: Judge, examples: Sequence[Example], overwrite: bool) -> tuple[list[dict[str, str]], Counter[str]]:

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.endpoint import api_key
 from data_pipeline.errors import UserError, first_line
+from data_pipeline.journal import Journal
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.labelling.job import JOURNAL, LabelJob, Pass
 from data_pipeline.labelling.judge import Judge, Pair, judged
@@ -27,6 +29,8 @@ Task = Mapping[str, Any]
 
 def build(job: LabelJob) -> None:
     """Make the set in its work folder (which must be locked) and rename it into place; say what was made."""
+    if job.config.judge is not None and job.judge_folder:
+        api_key(job.config.judge)  # a key that is missing is said before hours of scoring
     staged = job.config.work / "output"
     shutil.rmtree(staged, ignore_errors=True)
     (staged / RECORDS).mkdir(parents=True)
@@ -94,13 +98,16 @@ def _actors_alive(what: str) -> Iterator[None]:
 
 
 def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
-    """Have the pairs of all rows compared, and leave each shard's verdicts in the judge's folder; counts of pairs."""
+    """Have the pairs of all rows compared, and leave each shard's verdicts in the judge's folder; counts of pairs.
+
+    Raises `UserError` where pairs lack a reply that a next run may get, unless those are accepted as missing.
+    """
     config, folder = job.config, job.config.work / job.judge_folder
     assert config.judge is not None
     folder.mkdir(exist_ok=True)
     counts: Counter[str] = Counter()
-    asker = Judge(config.judge, config.judge_template, job.config.work / JOURNAL)
-    try:
+    with Journal(job.config.work / JOURNAL) as journal:
+        asker = Judge(config.judge, config.judge_template, journal)
         pairs = _pairs(job, asker, tasks)
         questions = sum(1 for _ in asker.open_questions(pairs()))
         print(f"judge: {questions} questions to {config.judge.name}", flush=True)
@@ -110,8 +117,8 @@ def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:
             verdicts, found = judged(asker, read_examples(_paths(job), task, config.checks().rules()), config.overwrite)
             counts += found
             write_whole(_path(folder, task), json.dumps({"verdicts": verdicts}))
-    finally:
-        asker.close()
+        if not config.accept_missing:
+            asker.require_replies(counts)
     return counts
 
 

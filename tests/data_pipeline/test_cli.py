@@ -168,3 +168,15 @@ def test_a_command_gets_its_configuration_and_its_user_errors_are_one_line(
         run_command(refuse, Config, argv=[])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: There is no disk: buy one.\n"
+
+
+def test_a_command_that_is_interrupted_says_how_to_go_on_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(interrupted, Config, argv=[])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; give the same command again to go on\n"

@@ -21,13 +21,12 @@ import yaml
 from data_pipeline import endpoint as endpoint_module
 from data_pipeline.collect import collect, main
 from data_pipeline.collection.config import CollectConfig
-from data_pipeline.collection.journal import Journal
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
 from data_pipeline.sources import list_source
-from tests.data_pipeline.chat_server import ChatServer, Request, chat_server, drop, refuse, say
+from tests.data_pipeline.chat_server import ChatServer, Reply, Request, chat_server, drop, refuse, say
 
 pytestmark = pytest.mark.timeout(300)
 Write = Callable[..., Path]
@@ -115,11 +114,12 @@ def test_counts_add_up_and_bad_prompts_are_set_aside(run: Callable[..., Path], c
     assert "a: 2 of 2, 0 failed" in shown.err
 
 
+@pytest.mark.parametrize("refusal", [refuse(400, "too long"), refuse(403, "flagged by moderation")])
 def test_prompts_that_an_endpoint_rejects_first_do_not_keep_it_from_the_others(
-    run: Callable[..., Path], server: ChatServer
+    run: Callable[..., Path], server: ChatServer, refusal: Reply
 ):
     bad = {f"q{i}" for i in range(8)}
-    server.reply = lambda request: refuse(400, "too long") if request.question in bad else say("ok")
+    server.reply = lambda request: refusal if request.question in bad else say("ok")
     for asked in (20, 8):  # the second run asks for what is missing, and is not stuck
         server.requests.clear()
         out = run(made(20), a={"give_up_after": 3, "concurrency": 1})
@@ -299,7 +299,8 @@ def test_the_key_is_nowhere(server: ChatServer, write_rows: Write, tmp_path: Pat
     assert not any(KEY in text for text in [done.stdout, done.stderr, *written])
     lines = done.stdout.splitlines()
     assert f"results: {out / 'rows.jsonl'}" in lines
-    assert lines[-1].startswith(f"next: python -m data_pipeline.prepare --input {out / 'rows.jsonl'} ")
+    assert lines[0] == "6 prompts for 2 models: 12 answers to ask for"
+    assert lines[-1].startswith(f"next: python -m data_pipeline.label --input {out / 'rows.jsonl'} ")
 
 
 @pytest.mark.parametrize(
@@ -384,11 +385,3 @@ def test_on_a_terminal_there_is_a_bar(server: ChatServer, write_rows: Write, tmp
     assert process.returncode == 0
     assert b"3/3" in shown
     assert b"\x1b" not in printed
-
-
-def test_the_journal_reads_while_it_writes(tmp_path: Path):
-    with Journal(tmp_path / "j.jsonl", {"k0": 0, "k1": 1}) as journal:
-        journal.add(0, "k0", "é" * 9000)
-        assert journal.text(0) == "é" * 9000
-        journal.add(1, "k1", "b")
-        assert (journal.text(1), journal.text(0)[:1]) == ("b", "é")

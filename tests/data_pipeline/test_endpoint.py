@@ -93,6 +93,8 @@ def test_trouble_that_passes_is_tried_again_and_no_longer_than_allowed(server: C
         (refuse(400, "too long"), "rejected", "too long"),
         (refuse(422), "rejected", "HTTP 422"),
         (send(b"", 302, Location="http://127.0.0.1:1/"), "rejected", "HTTP 302"),
+        (refuse(403, "flagged"), "rejected", r"flagged \(key: TEST_KEY\)"),
+        (refuse(403, "not with this key", "model_not_found"), "refused", r"not with this key \(key: TEST_KEY\)"),
         (refuse(401, "Incorrect API key: sk-secret"), "refused", r"Incorrect API key: \*\*\* \(key: TEST_KEY\)"),
         (refuse(404, "no model m-1"), "refused", "no model m-1"),
         (refuse(429, "pay first", "insufficient_quota"), "refused", "pay first"),
@@ -169,8 +171,9 @@ def test_memory_is_bounded_by_concurrency(server: ChatServer):
     answers.close()
 
 
-def test_a_refused_key_is_asked_about_once_not_for_every_question(server: ChatServer):
-    server.reply = lambda request: refuse(401, "who are you")
+@pytest.mark.parametrize("refusal", [refuse(401, "who are you"), refuse(403, "who are you", "model_not_found")])
+def test_a_refused_key_is_asked_about_once_not_for_every_question(server: ChatServer, refusal: Reply):
+    server.reply = lambda request: refusal
     results = [answer for _, answer in ask_each(at(server, concurrency=1), questions(50))]
     assert Counter(result.reason for result in results) == {"refused": 1, "not_asked": 49}
     assert "who are you" in results[-1].message
@@ -183,12 +186,18 @@ def test_an_endpoint_that_is_down_is_given_up_early(server: ChatServer):
     assert results.count("ok") == 3
     assert {result.reason for result in results if isinstance(result, Failure)} == {"connection", "not_asked"}
     assert len(server.requests) < 30
+    assert "given up after 4 failures in a row (give_up_after): no connection to m" in results[-1].message
 
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize(
     ("trouble", "reason"),
-    [(refuse(400), "rejected"), (say(None), "no_text"), (say("half", "content_filter"), "content_filter")],
+    [
+        (refuse(400), "rejected"),
+        (refuse(403), "rejected"),
+        (say(None), "no_text"),
+        (say("half", "content_filter"), "content_filter"),
+    ],
 )
 def test_questions_that_fail_one_by_one_do_not_end_the_rest(
     server: ChatServer, trouble: Reply, reason: str, first: int

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.collect import collect
+from data_pipeline.collection.config import CollectConfig
 from data_pipeline.config import PrepareConfig, TrainTokenizerConfig
 from data_pipeline.errors import UserError
 from data_pipeline.label import label
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
+from tests.data_pipeline.chat_server import chat_server
 
 pytestmark = pytest.mark.faults
 
@@ -88,6 +91,22 @@ def test_label_keeps_what_is_done(without_ray: None, small_disk: Path, make_rows
         assert not output.exists()
     require_sentences(outcomes, at_least=3)
     assert sum(len(path.read_bytes().splitlines()) for path in output.glob("*.jsonl")) == 200
+
+
+def test_collect_goes_on_when_there_is_room(small_disk: Path, write_rows: Any):
+    prompts = [{"id": str(i), "instruction": f"q{i}"} for i in range(40)]
+    path, output = write_rows("prompts.jsonl", [*prompts, b"{" + b"x" * 100_000]), small_disk / "collected"
+    outcomes: list[str] = []
+    with chat_server() as server:
+        models = [{"name": "m", "base_url": server.url, "model": "m"}]
+        for free in range(0, MIB, 4 << 10):
+            fill(small_disk, free)
+            outcomes.append(outcome(lambda: collect(CollectConfig(models, str(path), str(output)))))
+            if outcomes[-1] == "done":
+                break
+            assert not (output / "manifest.json").exists()
+    require_sentences(outcomes, at_least=5)
+    assert len((output / "rows.jsonl").read_bytes().splitlines()) == 40
 
 
 def test_statistics_and_tokenizers_say_so_too(small_disk: Path, make_rows: Any, write_rows: Any):

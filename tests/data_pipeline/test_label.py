@@ -431,7 +431,7 @@ def test_bad_input_is_one_clear_sentence(
         label(config(write_rows("bad.jsonl", BAD_LINES), "bleu"))
     with pytest.raises(UserError, match="There is no file at"):
         label(config(tmp_path / "none.jsonl", "bartscore", models={"bartscore": "/no/such"}))
-    with pytest.raises(UserError, match="no model folder /no/such for bartscore"):
+    with pytest.raises(UserError, match=r"no model folder /no/such for bartscore; .*: --models.bartscore FOLDER names"):
         label(config(path, "bartscore", models={"bartscore": "/no/such"}))
     with pytest.raises(UserError, match="no model folder for bartscore: it has no config"):
         label(config(path, "bartscore", models={"bartscore": str(tmp_path)}))

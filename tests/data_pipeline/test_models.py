@@ -22,6 +22,7 @@ SECRET = "sk-Very-secret"
         ({"base_url": "http://host:99999/v1"}, "base_url of m"),
         ({"base_url": f"https://me:{SECRET}@host/v1"}, "no login"),
         ({"base_url": f"https://host/v1?key={SECRET}"}, "no login"),
+        ({"base_url": "https://host/v1/chat/completions/"}, "ends with /chat/completions"),
         ({"model": ""}, "model of m"),
         ({"api_key_env": SECRET}, "never the key itself"),
         ({"template": "Answer this."}, "template of m"),

@@ -97,8 +97,9 @@ def _training_split(shards: ShardSet, config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"{shards.folder} has no split {name}; it has {', '.join(splits)}.")
     facts: dict[str, Any] = splits[name]
     if label not in facts["scores"]:
+        has = f"{', '.join(facts['scores'])}: name one of those by data.label, or" if facts["scores"] else "none:"
         raise UserError(
-            f"split {name} has no score {label}; it has {', '.join(facts['scores']) or 'none'}: see data.label."
+            f"split {name} has no score {label}; it has {has} add it by data_pipeline.label and prepare again."
         )
     return facts
 

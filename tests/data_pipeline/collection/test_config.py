@@ -40,6 +40,7 @@ def test_entries_become_what_their_keys_say(tmp_path: Path):
         ([{**API, "apikey": SECRET}], "apikey"),
         ([{**API, "concurency": 3}], r"model 1 of the list \(a\): .*concurency"),
         ([API, {**LOCAL, "concurrency": 3}], r"model 2 of the list \(b\): .*concurrency"),
+        ([{**API, "max_tokens": 9}], r"model 1 of the list \(a\): max_tokens is none .*base_url.* below parameters"),
         ([{**API, "concurrency": "many"}], "concurrency"),
         ([{**API, "parameters": ["x"]}], "parameters"),
         ([{"name": "a", "base_url": "http://host/v1"}], "model"),

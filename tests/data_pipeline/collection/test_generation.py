@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.collect import collect
+from data_pipeline.collection import generation
 from data_pipeline.collection.config import CollectConfig
 from data_pipeline.collection.generation import Generation, prompt_texts, resolve_path
 from data_pipeline.collection.prompts import Prompts, parse_prompt, survey_prompts
@@ -129,6 +135,30 @@ def test_one_prompt_that_fails_does_not_take_its_batch_along(model_folder: Calla
     assert "m failed to generate" in answers[1]["message"]
 
 
+def test_a_chat_template_that_refuses_a_prompt_is_a_reason(
+    model_folder: Callable[[str], Path], prompts: Prompts, tmp_path: Path
+):
+    import shutil
+
+    folder = Path(shutil.copytree(model_folder("causal"), tmp_path / "chat"))
+    refusal = "{% if 'mat' in messages[0].content %}{{ raise_exception('no mats here') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refusal + "{{ messages[0].content }}")
+    answers = generate(LocalModel("m", str(folder), max_new_tokens=4), prompts, [0, 1, 2, 3])
+    assert [isinstance(answer, str) for answer in answers] == [True, True, False, False]
+    assert answers[2] == {"reason": "generation", "message": "m failed to generate (no mats here)"}
+
+
+def test_what_leaves_the_device_broken_ends_the_actor(
+    model_folder: Callable[[str], Path], prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Generation, "_generate", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        generate(LocalModel("m", str(model_folder("causal"))), prompts, [0, 1])
+
+
 def test_a_folder_that_cannot_be_loaded_is_a_reason(tmp_path: Path, prompts: Prompts):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     answers = generate(LocalModel("m", str(tmp_path)), prompts, [0, 1])
@@ -178,5 +208,83 @@ def test_on_ray_from_prompts_to_rows_and_only_what_is_missing(
     assert journal.read_bytes().startswith(lines[0])
     assert len(journal.read_bytes().splitlines()) == 4
     greedy = {"name": "big", "path": causal["path"], "num_gpus": 99}
-    with pytest.raises(UserError, match="big asks for 99 GPU"):
+    with pytest.raises(UserError, match="One actor of big asks for 99 GPU, but there are 0"):
         collect(CollectConfig([greedy], str(prompts.path), str(tmp_path / "gpu")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_prompt_that_kills_its_process_is_missing_and_all_others_are_answered(
+    ray_started: None,
+    model_folder: Callable[[str], Path],
+    prompts: Prompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Fatal(Generation):
+        def _generate(self, loaded: Any, prompts: Any) -> list[str]:
+            if any("12 dogs" in prompt.example.instruction for prompt in prompts):  # the longest, so the first
+                os._exit(1)
+            return super()._generate(loaded, prompts)
+
+    monkeypatch.setattr(generation, "Generation", Fatal)
+    entry = {"name": "m", "path": str(model_folder("causal")), "max_new_tokens": 6, "batch_size": 2, "actors": 2}
+    out = collect(CollectConfig([entry], str(prompts.path), str(tmp_path / "out"))).parent
+    counts = json.loads((out / "manifest.json").read_text())["models"]["m"]
+    assert (counts["answered"], counts["missing"]) == (3, {"actor_died": 1})
+    assert "a process of m died while it answered" in counts["examples"]["actor_died"]
+    assert [json.loads(line)["id"] for line in (out / "rows.jsonl").read_text().splitlines()] == ["0", "2", "3"]
+
+
+SLOWLY = """
+import json, sys, time
+from data_pipeline.collect import main
+from data_pipeline.collection import generation
+from data_pipeline.collection.config import CollectConfig
+
+model, prompts, output, begun = sys.argv[1:]
+
+class Told(generation.Generation):
+    def __call__(self, task):
+        with open(begun, "a") as file:
+            print(*task["keys"], file=file)
+        time.sleep(0.2)
+        return super().__call__(task)
+
+generation.Generation = Told
+main(CollectConfig([{"name": "m", "path": model, "max_new_tokens": 4, "batch_size": 2}], prompts, output))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_no_batch_that_was_finished_when_the_run_was_killed_is_generated_again(
+    model_folder: Callable[[str], Path], write_rows: Write, tmp_path: Path
+):
+    path = write_rows("many.jsonl", [{"id": str(i), "instruction": f"the cat {'sat ' * i}"} for i in range(24)])
+    out, begun = tmp_path / "out", tmp_path / "begun"
+    command = [sys.executable, "-c", SLOWLY, str(model_folder("causal")), str(path), str(out), str(begun)]
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "RAY_ADDRESS": "local",
+    }
+
+    def batches() -> list[str]:
+        return begun.read_text().splitlines() if begun.exists() else []
+
+    with subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while len(batches()) < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    before = batches()
+    assert 4 <= len(before) < 12
+    (journal,) = (out / "journal").iterdir()
+    assert len(journal.read_bytes().splitlines()) >= 2 * (len(before) - 1)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    again = {key for batch in batches()[len(before) :] for key in batch.split()}
+    assert not again & {key for batch in before[:-1] for key in batch.split()}
+    assert len(journal.read_bytes().splitlines()) == 24 == len((out / "rows.jsonl").read_text().splitlines())

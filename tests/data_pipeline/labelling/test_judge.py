@@ -13,6 +13,7 @@ import pytest
 from data_pipeline import endpoint as client
 from data_pipeline.endpoint import Endpoint
 from data_pipeline.errors import UserError
+from data_pipeline.journal import Journal
 from data_pipeline.labelling.judge import (
     A_BETTER,
     B_BETTER,
@@ -25,7 +26,7 @@ from data_pipeline.labelling.judge import (
     parse_verdict,
 )
 from data_pipeline.schema import Candidate, Example
-from tests.data_pipeline.chat_server import ChatServer, Request, chat_server, refuse, say
+from tests.data_pipeline.chat_server import ChatServer, Reply, Request, chat_server, refuse, say, send
 
 pytestmark = pytest.mark.timeout(300)
 TEMPLATE = "{question}|{first}|{second}"
@@ -44,17 +45,25 @@ def row(*texts: str, models: str = "abcdefgh", **changes: Any) -> Example:
     return Example("id", "which", "", "", candidates, **changes)
 
 
-def ask(server: ChatServer, folder: Path, rows: list[Example], overwrite: bool = False, **changes: Any) -> Any:
-    """(verdicts of each row, counts, replies) of a judge with a journal in `folder`."""
+def ask(
+    server: ChatServer,
+    folder: Path,
+    rows: list[Example],
+    overwrite: bool = False,
+    required: bool = True,
+    **changes: Any,
+) -> Any:
+    """(verdicts of each row, counts, replies) of a judge with a journal in `folder`. required: its replies to all."""
     settings = {"name": "j", "base_url": server.url, "model": "m", "retries": 0, "timeout_s": 10.0, **changes}
-    judge, replies = Judge(Endpoint(**settings), TEMPLATE, folder / "judge.jsonl"), Counter()
-    try:
+    with Journal(folder / "judge.jsonl") as journal:
+        judge, replies = Judge(Endpoint(**settings), TEMPLATE, journal), Counter()
         judge.ask(
             lambda: (pair for row in rows for pair in judge.pairs(row, overwrite)[0]), lambda n: replies.update(n=n)
         )
-        return *judged(judge, rows, overwrite), replies["n"]
-    finally:
-        judge.close()
+        verdicts, counts = judged(judge, rows, overwrite)
+        if required:
+            judge.require_replies(counts)
+        return verdicts, counts, replies["n"]
 
 
 def by_length(request: Request) -> Callable[..., None]:
@@ -161,16 +170,47 @@ def test_an_endpoint_that_goes_down_is_told_and_nothing_answered_is_asked_again(
     assert all(json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("damage", [b"\0" * 40, b'{"key": "ab', b"[1]", b'{"key": 1}', b'"\xff"', b""])
-def test_a_damaged_line_of_the_journal_is_asked_for_anew(server: ChatServer, tmp_path: Path, damage: bytes):
+def test_a_damaged_line_of_the_journal_is_asked_for_anew(server: ChatServer, tmp_path: Path):
     server.reply = by_length
     rows, journal = [row("x", "xx", "xxx")], tmp_path / "judge.jsonl"
     first = ask(server, tmp_path, rows)
     lines = journal.read_bytes().splitlines()
-    journal.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]) + b"\n")
+    journal.write_bytes(b"\n".join([*lines[:2], b'{"key": "ab', *lines[3:]]) + b"\n")
     again = ask(server, tmp_path, rows)
     assert (again[:2], again[2]) == (first[:2], 1)
     assert ask(server, tmp_path, rows)[2] == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_equal_questions_are_asked_once(server: ChatServer, tmp_path: Path, concurrency: int):
+    server.reply = by_length
+    verdicts, counts, replies = ask(
+        server, tmp_path, [row("x", "xx"), row("x", "xx"), row("x", "x")], concurrency=concurrency
+    )
+    assert (verdicts, counts) == ([{"a,b": B_BETTER}, {"a,b": B_BETTER}, {"a,b": SAME_BAD}], Counter(computed=3))
+    assert replies == len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"), [(refuse(503), "server_error"), (send(b"{"), "bad_answer"), (refuse(429), "busy")]
+)
+def test_a_pair_without_a_reply_for_the_endpoints_sake_is_told_and_can_be_had_later(
+    server: ChatServer, tmp_path: Path, trouble: Reply, reason: str
+):
+    rows = [row("x", "xx", "zzz", "y" * 9)]
+    server.reply = lambda request: trouble if "x|zzz" in request.question else by_length(request)
+    said = (
+        rf"judge j has not replied on 2 of 6 pairs \({reason} 2; .*\); every reply so far is kept: run the same command"
+    )
+    with pytest.raises(UserError, match=said):
+        ask(server, tmp_path, rows, concurrency=1)
+    verdicts, counts, _ = ask(server, tmp_path, rows, required=False)
+    assert counts == Counter({"computed": 4, reason: 2})
+    assert "a,c" not in verdicts[0]
+    server.requests.clear()
+    server.reply = by_length
+    assert ask(server, tmp_path, rows)[1:] == (Counter(computed=6), 2)
+    assert len(server.requests) == 2
 
 
 def test_every_reply_reaches_the_disk_by_the_end(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

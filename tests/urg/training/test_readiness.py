@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from data_pipeline.cli import parse_config
+from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import UserError
+from tests.preparing import prepare_without_ray
 from urg.config import PRESETS, TrainConfig
 from urg.train import main
 from urg.training.estimate import describe
@@ -55,6 +58,22 @@ def test_the_preset_of_the_paper_names_its_prepare_command_and_what_is_missing(m
     ) in shown
     assert "model       Cannot load the model google/flan-t5-large" in shown
     assert "parameters  " not in shown
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({}, "it has none: add it by data_pipeline.label and prepare again"),
+        ({"own": 1.0}, "it has own: name one of those by data.label, or add it by data_pipeline.label"),
+    ],
+)
+def test_a_label_that_no_row_has_is_told_with_the_ways_to_one(make: Make, scores: dict[str, float], said: str) -> None:
+    candidates = [{"model": name, "text": name, "scores": scores} for name in "ab"]
+    rows = [{"id": str(i), "instruction": f"q{i}", "output": "a", "candidates": candidates} for i in range(9)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_without_ray(PrepareConfig("rows.jsonl", "set", tokenizer="train"))
+    with pytest.raises(UserError, match=f"has no score bartscore; {said}"):
+        describe(make("scratch", data__shards="set"))
 
 
 def test_a_model_at_hand_is_sized_without_data(make: Make) -> None:

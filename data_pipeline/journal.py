@@ -1,9 +1,9 @@
-"""The journal of one model: every answer it gave, a line each, appended the moment it came.
+"""A journal: every answer of a model, a line each, appended the moment it came, and read again by its place.
 
 A line reaches the operating system before the next question is asked, so a killed process loses nothing that was
 answered; it reaches the disk (fsync) with the next batch, so a machine that loses power loses a second's answers at
-most. A last line cut short is dropped when the journal is opened again. Lines are found by key: answers to another
-text, or under other settings, stay in the file and are not used.
+most. A last line cut short is dropped when the journal is opened again. A key stands for what was asked: answers to
+other questions stay in the file and are not used.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from array import array
-from collections.abc import Mapping
-from hashlib import blake2b
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -22,31 +20,19 @@ from data_pipeline.commit import writing
 
 _SYNC_EVERY = 64
 _SYNC_AFTER_S = 1.0
-_NONE = -1
-
-
-def request_key(model_key: str, prompt_key: bytes) -> str:
-    """What one answer belongs to: 32 hexadecimal digits of the model's settings and the prompt."""
-    return blake2b(model_key.encode() + prompt_key, digest_size=16).hexdigest()
 
 
 class Journal:
-    """Answers by row, in a file at `path`. keys: the row of each request key; other keys in the file are not used.
+    """Answers under their keys, in a file at `path`, which is made where it is not. The texts stay on the disk."""
 
-    unused: lines of other keys; damaged: unreadable ones; both as the journal was opened.
-    """
-
-    def __init__(self, path: Path, keys: Mapping[str, int]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.unused = self.damaged = 0
-        self._offsets = array("q", [_NONE]) * len(keys)  # 8 bytes an answer: the texts stay on disk
         self._unsynced, self._synced_at = 0, monotonic()
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
             self._reader = path.open("rb")
             self._end = self._drop_torn_line()
-        self._index(keys)
 
     def __enter__(self) -> Journal:
         return self
@@ -58,26 +44,34 @@ class Journal:
             self._file.close()
             self._reader.close()
 
-    def has(self, row: int) -> bool:
-        """Whether the row is answered."""
-        return self._offsets[row] != _NONE
+    def entries(self) -> Iterator[tuple[bytes | None, int]]:
+        """(key, place) of every line, in the order they were added; the key of a line that is unreadable is None.
 
-    def text(self, row: int) -> str:
-        """The row's answer; `has(row)` must hold."""
-        self._reader.seek(self._offsets[row])
+        Of two lines with one key the later one counts.
+        """
+        place = 0
+        self._reader.seek(0)
+        for line in self._reader:
+            yield _key(line), place
+            place += len(line)
+
+    def text(self, place: int) -> str:
+        """The answer at a place."""
+        self._reader.seek(place)
         return str(json.loads(self._reader.readline())["text"])
 
-    def add(self, row: int, key: str, text: str) -> None:
-        """Append an answer. Raises `UserError` where the disk does not take it."""
-        line = json.dumps({"key": key, "text": text}).encode() + b"\n"
+    def add(self, key: bytes, text: str) -> int:
+        """Append an answer; its place. Raises `UserError` where the disk does not take it."""
+        line = json.dumps({"key": key.hex(), "text": text}).encode() + b"\n"
         with writing(self.path.parent):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._offsets[row] = self._end
+        place = self._end
         self._end += len(line)
         self._unsynced += 1
         if self._unsynced >= _SYNC_EVERY or monotonic() - self._synced_at >= _SYNC_AFTER_S:
             self.sync()
+        return place
 
     def sync(self) -> None:
         """Bring what was added to the disk."""
@@ -100,18 +94,11 @@ class Journal:
             self._file.truncate(end)
         return end
 
-    def _index(self, keys: Mapping[str, int]) -> None:
-        """Find the answer of each row; of two with one key the later one counts."""
-        offset = 0
-        for line in self._reader:
-            try:
-                record = json.loads(line)
-                row = keys.get(record["key"])
-                sound = isinstance(record["text"], str)
-            except (ValueError, TypeError, KeyError):
-                row, sound = None, False
-            self.damaged += not sound
-            self.unused += sound and row is None
-            if sound and row is not None:
-                self._offsets[row] = offset
-            offset += len(line)
+
+def _key(line: bytes) -> bytes | None:
+    """The key of a line that holds an answer; None where it holds none."""
+    try:
+        record = json.loads(line)
+        return bytes.fromhex(record["key"]) if isinstance(record["text"], str) else None
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -7,22 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.collection.journal import Journal, request_key
 from data_pipeline.errors import UserError
+from data_pipeline.journal import Journal
 
-KEYS = {request_key("m", bytes([row])): row for row in range(6)}
-NAMES = list(KEYS)
+KEYS = [bytes([row]) * 16 for row in range(6)]
 
 
 def write(path: Path, texts: list[str]) -> None:
-    with Journal(path, KEYS) as journal:
-        for row, text in enumerate(texts):
-            journal.add(row, NAMES[row], text)
+    with Journal(path) as journal:
+        for key, text in zip(KEYS, texts, strict=False):
+            journal.add(key, text)
 
 
 def read(path: Path) -> dict[int, str]:
-    with Journal(path, KEYS) as journal:
-        return {row: journal.text(row) for row in range(len(KEYS)) if journal.has(row)}
+    with Journal(path) as journal:
+        places = {key: place for key, place in journal.entries() if key}
+        return {KEYS.index(key): journal.text(place) for key, place in places.items()}
 
 
 @given(texts=st.lists(st.text(max_size=20), min_size=1, max_size=6), data=st.data())
@@ -38,23 +38,37 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_goes_on(
     path.write_bytes(cut)
     kept = cut.count(b"\n")
     assert read(path) == dict(enumerate(texts[:kept]))
-    with Journal(path, KEYS) as journal:
-        assert journal.damaged == 0
+    with Journal(path) as journal:
+        assert [key for key, _ in journal.entries()] == KEYS[:kept]
         for row in range(kept, len(texts)):
-            journal.add(row, NAMES[row], texts[row])
-            assert journal.text(row) == texts[row]
+            assert journal.text(journal.add(KEYS[row], texts[row])) == texts[row]
     assert path.read_bytes() == whole
 
 
-def test_lines_of_other_keys_and_damaged_ones_are_counted_and_not_used(tmp_path: Path):
+@pytest.mark.parametrize("damage", [b"\0" * 30, b"[]", b'{"key": [], "text": "x"}', b'{"key": "no", "text": "x"}', b""])
+def test_a_damaged_line_has_no_key_and_the_others_keep_their_places(tmp_path: Path, damage: bytes):
     path = tmp_path / "m.jsonl"
     write(path, ["a", "b", "c"])
     lines = path.read_bytes().splitlines(keepends=True)
-    lines[1] = b"\0" * 30 + b"\n"
-    path.write_bytes(b"".join([*lines, b'{"key": "other", "text": "x"}\n', b"[]\n", b'{"key": [], "text": "x"}\n']))
-    with Journal(path, KEYS) as journal:
-        assert (journal.unused, journal.damaged) == (1, 3)
+    path.write_bytes(b"".join([lines[0], damage + b"\n", lines[2]]))
+    with Journal(path) as journal:
+        assert [key for key, _ in journal.entries()] == [KEYS[0], None, KEYS[2]]
     assert read(path) == {0: "a", 2: "c"}
+
+
+def test_of_two_answers_to_one_question_the_later_counts(tmp_path: Path):
+    with Journal(tmp_path / "m.jsonl") as journal:
+        for text in ("first", "second"):
+            journal.add(KEYS[0], text)
+    assert read(tmp_path / "m.jsonl") == {0: "second"}
+
+
+def test_it_reads_while_it_writes(tmp_path: Path):
+    with Journal(tmp_path / "m.jsonl") as journal:
+        first = journal.add(KEYS[0], "é" * 9000)
+        assert journal.text(first) == "é" * 9000
+        second = journal.add(KEYS[1], "b")
+        assert (journal.text(second), journal.text(first)[:1]) == ("b", "é")
 
 
 def test_a_line_longer_than_what_is_read_at_a_time_is_dropped_too(tmp_path: Path):
@@ -70,7 +84,7 @@ def test_a_line_longer_than_what_is_read_at_a_time_is_dropped_too(tmp_path: Path
 def test_a_full_disk_is_said_and_loses_nothing_before(tmp_path: Path, taken: int):
     path = tmp_path / "m.jsonl"
     write(path, ["a"])
-    with Journal(path, KEYS) as journal:
+    with Journal(path) as journal:
         real = journal._file
 
         class Full:
@@ -81,11 +95,6 @@ def test_a_full_disk_is_said_and_loses_nothing_before(tmp_path: Path, taken: int
 
         journal._file = Full()  # type: ignore[assignment]
         with pytest.raises(UserError, match="No space left"):
-            journal.add(1, NAMES[1], "b")
+            journal.add(KEYS[1], "b")
         journal._file = real
     assert read(path) == {0: "a"}
-
-
-def test_a_key_stands_for_model_and_prompt():
-    keys = {request_key(model, prompt) for model in ("a", "b") for prompt in (b"1" * 16, b"2" * 16)}
-    assert len(keys) == 4
