@@ -1,5 +1,8 @@
 """Batches of prompts on a pool of Ray actors: answers as they come, and a prompt that kills its actor takes none along.
 
+Not Ray Data's pool: that hands a batch over only when the next one is done, in the batches' order, and ends for all of
+them where an actor keeps dying.
+
 An actor that dies is replaced, and its batch tried again prompt by prompt, when all the others have been. Batches come
 longest first, so that what does not fit shows early; after a death the shortest are next. So whatever can be answered
 is, before prompt after prompt that cannot ends the run.
