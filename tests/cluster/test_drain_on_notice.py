@@ -81,23 +81,24 @@ def drained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "called"
 
 
-def in_seconds(seconds: float) -> str:
+def notice(seconds: float) -> str:
+    """AWS's page about an end so many seconds from now."""
     return json.dumps({"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(seconds=seconds):%FT%TZ}"})
 
 
 @pytest.mark.parametrize(
     ("cloud", "pages", "least", "most"),
     [
-        ("aws", [None, None, in_seconds(3600)], 2500, 2700),
+        ("aws", [None, None, 3600.0], 2500, 2700),
         ("aws", [None, "a page of another form"], 90, 90),
-        ("aws", [in_seconds(-5)], 1, 1),
+        ("aws", [-5.0], 1, 1),
         ("gcp", ["FALSE", "FALSE", "TRUE"], 22, 22),
     ],
 )
 def test_the_node_is_drained_when_there_is_a_notice(
-    cloud: str, pages: list[str | None], least: int, most: int, metadata: Metadata, drained: Path
+    cloud: str, pages: list[str | float | None], least: int, most: int, metadata: Metadata, drained: Path
 ) -> None:
-    metadata.pages = pages
+    metadata.pages = [notice(page) if isinstance(page, float) else page for page in pages]
     assert drain_on_notice.main([cloud, "--metadata", metadata.url]) == 0
     assert metadata.asked == len(pages)
     *order, deadline = drained.read_text().splitlines()

@@ -158,7 +158,8 @@ def test_a_base_model_cut_short_is_refused_by_the_workers_in_one_sentence(
     "options",
     [
         pytest.param({"engine__zero_stage": 0}, marks=pytest.mark.exhaustive),
-        {"engine__offload_optimizer": True, "engine__dtype": "bf16"},
+        # DeepSpeed compiles its optimizer first, which takes minutes.
+        pytest.param({"engine__offload_optimizer": True, "engine__dtype": "bf16"}, marks=pytest.mark.exhaustive),
         pytest.param(
             {"engine__zero_stage": 1, "engine__dtype": "bf16", "engine__activation_checkpointing": True},
             marks=pytest.mark.exhaustive,
