@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from data_pipeline.cleaning import listed
 from data_pipeline.endpoint import ENDPOINT_WIDE, Endpoint, Failure, Messages, ask_each
 from data_pipeline.errors import UserError
 from data_pipeline.journal import Journal
@@ -165,12 +166,11 @@ class Judge:
         """
         missing = {reason: counts[reason] for reason in ENDPOINT_WIDE if counts.get(reason)}
         if missing:
-            listed = ", ".join(f"{reason} {count}" for reason, count in missing.items())
             example = next(failure.message for failure in self._failed.values() if failure.reason in missing)
             raise UserError(
                 f"The judge {self._endpoint.name} has not replied on {sum(missing.values())} of "
-                f"{sum(counts.values())} pairs ({listed}; {example}); every reply so far is kept: run the same command "
-                "again, or add --accept_missing to go without those pairs."
+                f"{sum(counts.values())} pairs ({listed(missing)}; {example}); every reply so far is kept: run the "
+                "same command again, or add --accept_missing to go without those pairs."
             )
 
     def verdict(self, pair: Pair) -> tuple[str | None, str]:

@@ -28,13 +28,14 @@ def bertscore(
     num_layers: int | None = None,
     device: str = "cpu",
     batch_size: int = 64,
+    tokenless: float = 0.0,
 ) -> list[float]:
     """BERTScore F1 of each (prediction, reference) pair, about 0..1, higher is better. Source: Zhang et al. 2020.
 
     model: hub id or folder of an encoder; loaded once and kept. num_layers: the layer compared; default: the one
     that bert-score tuned for a model of that name, or else the last. A prediction that is blank or of which the
-    encoder's tokenizer makes no token scores 0.0; a reference of which it makes none gives NaN; texts are cut at the
-    encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score),
+    encoder's tokenizer makes no token scores `tokenless`; a reference of which it makes none gives NaN; texts are cut
+    at the encoder's limit. Raises ValueError where lengths differ or a reference is blank (such a pair has no score),
     UserError where the model cannot be loaded.
     """
     if len(predictions) != len(references):
@@ -46,7 +47,7 @@ def bertscore(
     # bert-score 0.3.13 crashes on an empty text with transformers 5, and gives 0.0 where there is no token, hence the
     # filter. Equal references are neighbours, so that each is encoded in one chunk only; like lengths are neighbours,
     # so that batches hold little padding.
-    empty = without_tokens([*predictions, *references], scorer)
+    empty = _without_tokens([*predictions, *references], scorer)
     pairs = {pair for pair in zip(predictions, references, strict=True) if empty.isdisjoint(pair)}
     ordered = sorted(pairs, key=lambda pair: (len(pair[1]), pair[1], len(pair[0]), pair[0]))
     scores: dict[tuple[str, str], float] = {}
@@ -55,11 +56,11 @@ def bertscore(
         texts, targets = (list(side) for side in zip(*chunk, strict=True))
         f1 = scorer.score(texts, targets, batch_size=batch_size)[2]
         scores.update(zip(chunk, f1.tolist(), strict=True))
-    nan = float("nan")
-    return [nan if pair[1] in empty else scores.get(pair, 0.0) for pair in zip(predictions, references, strict=True)]
+    scores.update({pair: float("nan") for pair in zip(predictions, references, strict=True) if pair[1] in empty})
+    return [scores.get(pair, tokenless) for pair in zip(predictions, references, strict=True)]
 
 
-def without_tokens(texts: Iterable[str], scorer: BERTScorer) -> set[str]:
+def _without_tokens(texts: Iterable[str], scorer: BERTScorer) -> set[str]:
     """Those of `texts` that are blank, or that the encoder's tokenizer makes nothing of, such as a zero-width space."""
     distinct = sorted(set(texts))
     if not distinct:

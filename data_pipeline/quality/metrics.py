@@ -6,6 +6,7 @@ NaN = it has none. Higher is better for each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,18 +66,12 @@ def _bleu(_: MetricModel) -> Scorer:
 
 
 def _bertscore(model: MetricModel) -> Scorer:
-    from data_pipeline.quality.bertscore import bertscore, load_scorer, without_tokens
+    from data_pipeline.quality.bertscore import bertscore, load_scorer
 
     encoder = load_scorer(model.name, None, model.device)
     encoder._model.to(dtype=_torch_dtype(model.dtype))
-
-    def scores(items: Sequence[Item]) -> Scores:
-        texts = _texts(items)
-        values = bertscore(texts, _references(items), model.name, device=model.device)
-        empty = without_tokens(texts, encoder)
-        return {"bertscore": [float("nan") if text in empty else own for text, own in zip(texts, values, strict=True)]}
-
-    return scores
+    own = functools.partial(bertscore, model=model.name, device=model.device, tokenless=float("nan"))
+    return lambda items: {"bertscore": own(_texts(items), _references(items))}
 
 
 def _bartscore(model: MetricModel) -> Scorer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urg.evaluation.comparison import METRICS, Comparison, Result, gaps
+from urg.evaluation.text_metrics import device_here
 
 if TYPE_CHECKING:
     import pyarrow
@@ -106,7 +107,8 @@ def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]
     if encoder:
         from data_pipeline.quality.bertscore import describe
 
-        described["bertscore"] = describe(encoder, device=provenance.settings.get("device", "cpu"))
+        device = device_here(provenance.settings.get("device", "cpu"), provenance.settings.get("workers", 0))
+        described["bertscore"] = describe(encoder, device=device)
     return described
 
 

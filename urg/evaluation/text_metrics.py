@@ -74,6 +74,14 @@ MODEL_METRICS: dict[str, Callable[[str, str], Scorer]] = {
 TEXT_METRICS = (*ROUGE, "bleu", *MODEL_METRICS)
 
 
+def device_here(device: str | None, workers: int) -> str:
+    """The device of what this process computes: the one that was asked for, or, where that is of actors (which may be
+    on other machines), the best there is. device, workers: of `EvaluateConfig`."""
+    from urg.ensemble import resolve_device
+
+    return str(resolve_device(None if workers else device))
+
+
 class TextMetrics:
     """Scores (text, reference) pairs and remembers them.
 
@@ -102,11 +110,9 @@ class TextMetrics:
     @classmethod
     def of(cls, config: EvaluateConfig, output: Path, progress: Callable[[str, int, int], None]) -> TextMetrics:
         """The metrics that an evaluation asks for; their values are kept in its output folder."""
-        from urg.ensemble import resolve_device
         from urg.evaluation.value_store import ValueStore
 
-        device = str(resolve_device(None if config.workers else config.device))  # this process scores, not the actors
-        store = ValueStore(output, config.fresh)
+        device, store = device_here(config.device, config.workers), ValueStore(output, config.fresh)
         own = (config.bertscore_model, device, progress, config.bartscore_model, config.bleurt_model)
         return cls(*own, store)
 

@@ -79,8 +79,8 @@ class Tracker:
     spool: a folder for what is not yet on the server; on storage that outlives the process, best in the run's folder.
     connect_timeout: seconds that construction waits for the server before it goes on without.
     system_interval: seconds between samples of CPU and memory; None for none.
-    Raises UserError where the uri, the login or the spool folder is unusable; of a run that is continued, the folder
-    alone.
+    Raises UserError where the uri, the login or the spool folder is unusable; of a run that the server has already, the
+    folder alone.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Tracker:
         self._start_time = card.start_time
         self._journal = Journal(spool, card.key)
         self._run = MlflowRun(uri, card, spool)
-        self._sender = Sender(self._journal, self._run, connect_timeout, trusted=run_id is not None)
+        self._sender = Sender(self._journal, self._run, connect_timeout, trusted=card.run_id is not None)
         self.set_tags(tags or {})
         if system_interval is not None:
             start_sampling(self._log_system, system_interval, self._stop_sampling)

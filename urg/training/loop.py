@@ -7,7 +7,7 @@ dropout included.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from urg.training.task import Share, Task, build_task
 from urg.training.watchdog import Watchdog, watching
 from urg.training.window import Window
 
+Found = TypeVar("Found")
+
 
 def train_worker(settings: dict[Any, Any]) -> Outcome:
     """The function that Ray Train runs on each worker; `settings["job"]` says what to do. The driver gets rank 0's
@@ -51,13 +53,8 @@ def train_worker(settings: dict[Any, Any]) -> Outcome:
 
 def _train(job: Job, rank: int, world: int, watchdog: Watchdog) -> Outcome:
     """A worker's part of a run, from opening the data to its end."""
-    opened = _open(job)
-    agree_to_go_on(opened if isinstance(opened, str) else None)
-    assert not isinstance(opened, str)
-    trainer = Trainer(job, rank, world, *opened, watchdog)
-    tracker = trainer.start_tracking()
-    agree_to_go_on(tracker if isinstance(tracker, str) else None)
-    assert not isinstance(tracker, str)
+    trainer = Trainer(job, rank, world, *_agreed(_open(job)), watchdog)
+    tracker = _agreed(trainer.start_tracking())
     try:
         outcome = trainer.fit(tracker)
         tracker.close("FINISHED" if outcome == Outcome() else "KILLED")
@@ -65,6 +62,13 @@ def _train(job: Job, rank: int, world: int, watchdog: Watchdog) -> Outcome:
         tracker.close("FAILED")
         raise
     return outcome
+
+
+def _agreed(found: Found | str) -> Found:
+    """What this worker has found; raises Refused on all workers where any has a reason why it has nothing."""
+    agree_to_go_on(found if isinstance(found, str) else None)
+    assert not isinstance(found, str)
+    return found
 
 
 def _open(job: Job) -> tuple[ShardSet, Task] | str:

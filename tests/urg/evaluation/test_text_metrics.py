@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.quality import bleu, rouge
-from urg.evaluation.text_metrics import TextMetrics, corpus_bleu
+from urg.evaluation.text_metrics import TextMetrics, corpus_bleu, device_here
 from urg.evaluation.value_store import ValueStore
 
 
@@ -102,3 +103,10 @@ def test_bartscore_and_bleurt_are_asked_of_their_models(monkeypatch: pytest.Monk
     assert values["bleurt"][0] == 1.5
     assert np.isnan(values["bleurt"][1])
     assert set(metrics.missing) == {"bertscore"}
+
+
+def test_metrics_are_computed_where_this_process_is_not_where_the_actors_are() -> None:
+    assert device_here("cpu", workers=0) == "cpu"
+    assert device_here("cuda:7", workers=2) == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match="cannot be used here"):
+        device_here("cuda:7", workers=0)

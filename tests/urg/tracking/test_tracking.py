@@ -177,8 +177,10 @@ def test_uris_are_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize("database", ["notes.txt/mlflow.db", "notes.txt"])
 def test_an_unusable_database_is_one_sentence(tmp_path, database):
     (tmp_path / "notes.txt").write_text("not a database, but a text that is long enough to be looked at as one" * 20)
-    with pytest.raises(UserError, match=r"notes\.txt.* cannot be used .*: check the tracking uri"):
-        tracker(f"sqlite:///{tmp_path}/{database}", tmp_path / "spool", connect_timeout=120)
+    spool = tmp_path / "spool"
+    for _ in range(2):  # the second time the run is continued, and has never reached a database
+        with pytest.raises(UserError, match=r"notes\.txt.* cannot be used .*: check the tracking uri"):
+            tracker(f"sqlite:///{tmp_path}/{database}", spool, run_id=last_run(spool), connect_timeout=120)
 
 
 def test_a_server_that_was_never_there_costs_nothing_but_a_warning(uri, tmp_path, caplog):
