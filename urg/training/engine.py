@@ -1,7 +1,8 @@
-"""The engine: DeepSpeed behind five verbs. Nothing else in the project imports it.
+"""The engine: DeepSpeed behind six verbs. Nothing else in the project imports it.
 
 Gradients are averaged over workers and micro-batches by DeepSpeed, while our losses are already shares of the global
-batch (objective.py); `backward` undoes the averaging, so that what is applied is the plain sum.
+batch (objective.py); `backward` undoes the averaging, so that what is applied is the plain sum, of however many
+micro-batches a step has.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class Engine:
         """Steps that were not applied because a gradient was not finite."""
         return int(self._engine.skipped_steps)
 
+    def begin(self, last: bool) -> None:
+        """Before a micro-batch. last: `step`, after it, applies the gradient."""
+        self._engine.set_gradient_accumulation_boundary(last)
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The model's forward pass."""
         return self._engine(*inputs, **options)
@@ -72,8 +77,7 @@ class Engine:
         self._engine.backward(loss * self._averaged_over)
 
     def step(self, lr: float) -> None:
-        """Count the micro-batch; after the last one of the accumulation, clip and apply the gradient with this learning
-        rate."""
+        """After a micro-batch; after a step's last one, clip and apply the gradient with this learning rate."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._is_plain and self._engine.is_gradient_accumulation_boundary():
@@ -162,7 +166,7 @@ def for_any_number_of_workers(folder: Path, scratch: Path) -> Iterator[Path]:
 
 
 def deepspeed_config(config: TrainConfig, accumulation: int, resized: bool = False) -> dict[str, Any]:
-    """DeepSpeed's configuration for a run. accumulation: micro-batches a worker and step. resized: see Engine."""
+    """DeepSpeed's configuration for a run. accumulation: what it divides losses by. resized: see Engine."""
     engine, optim = config.engine, config.optim
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.offload_optimizer:
