@@ -250,6 +250,21 @@ def test_a_job_that_ends_badly_says_why(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.splitlines()[0] == "job mine failed: why"
 
 
+class Restarted:
+    """A Jobs API that does not know the job: Ray refuses the log's websocket with 404, whose text nobody reads."""
+
+    def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        raise aiohttp.WSServerHandshakeError(SimpleNamespace(real_url="http://head"), (), status=404)
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        raise RuntimeError(f"Request failed with status code 404: Job {submission_id} does not exist.")
+
+
+def test_a_head_that_is_another_is_found_out_at_once() -> None:
+    with pytest.raises(UserError, match="no longer knows job mine: its head was restarted"):
+        jobs.follow(Restarted(), "mine")
+
+
 def test_a_head_that_forgot_the_job_or_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no longer knows job mine"):
         jobs.follow(Flaky(RuntimeError("Job mine does not exist")), "mine")
