@@ -33,8 +33,10 @@ def require_tracked(store: str) -> None:
 def test_away_in_the_middle_of_a_run(
     make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
+    """For more than a minute."""
+    slow = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2"}
     with mlflow_server(tmp_path / "server") as server:
-        run = make_run("middle", cluster.environment(), tracking__uri=server.uri)
+        run = make_run("middle", cluster.environment() | slow, tracking__uri=server.uri)
         run.start()
         run.wait(lambda: 8 in run.steps())
         server.kill()
