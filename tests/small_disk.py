@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[bool]:
+def mounted_disk(folder: Path, size: str) -> Iterator[bool]:
     """A file system of so many bytes (2m, 64m) at `folder`, which is made; False where this user may not mount one."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from cluster.local_cluster import LocalCluster, Node
-from tests.faults.damage import DAMAGES, break_snapshot, damage, flip
+from tests.faults.damage import DAMAGES, SNAPSHOT, break_snapshot, damage, flip
 from tests.faults.training import Run, announce_end, training_workers, wait_until
 from tests.mlflow_server import MlflowServer
 from tests.small_disk import fill
@@ -74,7 +74,8 @@ def stop_driver(stage: Stage) -> None:
 
 
 def spoil_snapshot(stage: Stage) -> None:
-    """Ray's own, which the run does not read."""
+    """Ray's own, which the run does not read; it is there when a first checkpoint was reported."""
+    stage.run.wait((stage.run.folder / SNAPSHOT).exists)
     break_snapshot(stage.run.folder, stage.random)
 
 

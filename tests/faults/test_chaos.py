@@ -22,7 +22,7 @@ from tests.faults.stage import KINDS, Stage
 from tests.faults.test_tracking_outage import require_tracked
 from tests.faults.training import NODES, Run, require_same
 from tests.mlflow_server import mlflow_server
-from tests.small_disk import small_disk
+from tests.small_disk import mounted_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(2400)]
 
@@ -36,8 +36,8 @@ BLOWS = (
     ("checkpoint", "save"),
     ("mlflow", "save"),
     ("worker", "node"),
-    ("driver", "snapshot", "shard"),
-    ("driver", "snapshot", "node"),
+    ("snapshot", "driver", "shard"),
+    ("snapshot", "driver", "node"),
     ("SIGTERM",),
     ("SIGTERM", "checkpoint"),
     ("drained",),
@@ -65,7 +65,7 @@ def test_thirty_faults_leave_no_trace(
     folder = ShardSet.open(own).folder
     shard = folder / ShardSet.open(own).manifest["splits"]["train"]["shards"][0]["file"]
     with (
-        small_disk(tmp_path / "runs", "64m") as mounted,  # first: a node has the file systems of when it was started
+        mounted_disk(tmp_path / "runs", "64m") as mounted,  # first: a node has the file systems of when it was started
         LocalCluster(3, cpus=1, isolate=CAN_CUT_OFF, environment=NODES) as cluster,
         mlflow_server(tmp_path / "server", cluster.head.address) as server,
     ):
