@@ -29,6 +29,7 @@ def test_two_attempts_at_a_step_do_not_meet(tmp_path: Path) -> None:
     assert checkpoints.new_folder(tmp_path, 3) != checkpoints.new_folder(tmp_path, 3)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["flip", "truncate", "delete", "no manifest", "half a manifest"])
 def test_any_damage_is_found_named_and_passed_over(tmp_path: Path, fault: str) -> None:
     older, newer = _checkpoint(tmp_path, 5), _checkpoint(tmp_path, 10)
