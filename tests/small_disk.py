@@ -23,8 +23,10 @@ def mounted_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 def fill(disk: Path, free: int) -> Path:
-    """Leave `free` bytes of room on a disk; deleting what is returned empties it again."""
+    """Leave `free` bytes of room on a disk, to which others may write meanwhile; deleting what is returned empties it
+    again."""
     ballast = disk / "ballast"
-    ballast.unlink(missing_ok=True)
-    ballast.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - free)))
+    with ballast.open("wb", buffering=0) as file:
+        while (excess := shutil.disk_usage(disk).free - free) > 0:
+            file.write(bytes(min(excess, 1 << 16)))
     return ballast
