@@ -40,7 +40,7 @@ BLOWS = (
     ("cut off", "mlflow"),
 )
 """Kinds that strike together: a recovery takes half a minute, for new workers import all that a worker needs."""
-LAST = ("mlflow", "worker", "worker")
+LAST = ("mlflow", "worker", "start")
 """The last blow: whoever goes on from it sends to MLflow what a worker that was cut off could not."""
 CAN_CUT_OFF = os.geteuid() == 0 and shutil.which("ip") is not None
 
