@@ -57,6 +57,7 @@ def kill_at_a_start(stage: Stage) -> None:
 
     stage.run.wait(new)
     time.sleep(stage.random.uniform(0, 20))
+    stage.run.wait(new)
     stage.random.choice(new()).kill()
 
 
