@@ -47,9 +47,9 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
 	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
-# The folder with the longest ones first: who comes to them last would wait for them.
+# Files stay whole, and those that start nodes run one after another (tests/faults/conftest.py); first, as they take longest.
 test-faults: $(INSTALLED)  ## every fault test, the long ones too: kills, damage, full disks (half an hour on two cores)
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m faults $(PYTEST_ARGS) \
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m faults $(PYTEST_ARGS) \
 		tests/faults $(filter-out %__pycache__/,$(wildcard tests/*/))
 
 test-long: $(INSTALLED)  ## what both of them leave out: other long forms, such as each ZeRO stage or a sweep of 20 trials (hours)

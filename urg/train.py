@@ -170,11 +170,9 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
     from data_pipeline.ray_session import ray_session
     from urg.progress import follow
     from urg.tracking import absolute_uri
-    from urg.training import checkpoints
     from urg.training.notices import sigterm_stops
     from urg.training.state import Job
 
-    checkpoints.forget_snapshot(run)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
     job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
     # A process that is stopped has no watchdog that could end it: Ray asks each worker whether it lives.
@@ -186,11 +184,32 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
         follower.start()
         try:
             with sigterm_stops(run):
-                result: Any = _trainer(job).fit()
-            return result.return_value
+                return _through_failed_starts(job)
         finally:
             finished.set()
             follower.join(timeout=5)
+
+
+def _through_failed_starts(job: Job) -> Outcome:
+    """Train. Ray Train's controller retries what its workers die of, but for a death while the training function is
+    handed to them, half of the time that a start takes: that ends it, and another one begins here."""
+    from ray.exceptions import RayError
+    from ray.train import ControllerError
+
+    from urg.progress import RunLog
+    from urg.training import checkpoints
+
+    left = job.config.engine.max_failures
+    while True:
+        checkpoints.forget_snapshot(job.run)
+        try:
+            result: Any = _trainer(job).fit()
+            return result.return_value
+        except ControllerError as error:
+            if left == 0 or not isinstance(error.controller_failure, RayError):
+                raise
+            left -= 1
+            RunLog(job.run / "train.log").line("a worker was lost before it began: all start anew")
 
 
 def _require_finished(outcome: Outcome, config: TrainConfig, steps: int) -> None:

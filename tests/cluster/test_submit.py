@@ -127,6 +127,7 @@ def description(submission_id: str, cluster: LocalCluster) -> str:
 
 @pytest.mark.slow
 @pytest.mark.faults
+@pytest.mark.xdist_group("nodes")
 def test_ray_job_stop_waits_for_the_checkpoint(two_nodes: LocalCluster, checkout: Path) -> None:
     begun = checkout.parent / "begun"
     started = submit(two_nodes, checkout, "train", "--name", "stopped", "--no-wait", "--", "--slow-to-stop", str(begun))

@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.local_cluster import LocalCluster
-from tests.faults.training import NODES, STEPS, Run
+from tests.faults.training import STEPS, Run
 from tests.preparing import prepare_without_ray
 from tests.urg.training import conftest as training
 from urg.training.state import Outcome
 
 run_workers = training.run_workers
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: the tests of a file stay together, and so do all that start nodes."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +46,6 @@ def make_run(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     yield make
     for run in made:
         run.kill()
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[LocalCluster]:
-    """Three nodes of one core; who kills one adds another."""
-    with LocalCluster(3, cpus=1, environment=NODES) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

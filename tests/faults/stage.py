@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from psutil import Process
+
 from cluster.local_cluster import LocalCluster, Node
 from tests.faults.damage import DAMAGES, SNAPSHOT, break_snapshot, damage, flip
 from tests.faults.training import Run, announce_end, training_workers, wait_until
@@ -44,6 +46,19 @@ def kill_worker(stage: Stage) -> None:
     victim = stage.random.choice(training_workers())
     victim.kill()
     victim.wait(30)
+
+
+def kill_at_a_start(stage: Stage) -> None:
+    """When a worker has died before: one of those that come in its place, at any moment before it trains."""
+    old = {worker.pid for worker in training_workers()}
+
+    def new() -> list[Process]:
+        return [worker for worker in training_workers() if worker.pid not in old]
+
+    stage.run.wait(new)
+    time.sleep(stage.random.uniform(0, 20))
+    stage.run.wait(new)
+    stage.random.choice(new()).kill()
 
 
 def kill_in_a_save(stage: Stage) -> None:
@@ -158,6 +173,7 @@ def kill_mlflow(stage: Stage) -> None:
 
 KINDS: dict[str, Callable[[Stage], None]] = {
     "worker": kill_worker,
+    "start": kill_at_a_start,
     "save": kill_in_a_save,
     "driver": kill_driver,
     "SIGTERM": stop_driver,

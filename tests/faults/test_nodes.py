@@ -13,14 +13,28 @@ import pytest
 import torch
 
 from cluster.local_cluster import LocalCluster
-from tests.faults.training import NODES, PACE_S, ROOT, Run, busy, require_same, training_workers, wait_until
+from tests.faults.training import (
+    NODES,
+    PACE_S,
+    ROOT,
+    STARTS_NODES,
+    Run,
+    busy,
+    require_same,
+    training_workers,
+    wait_until,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(900), STARTS_NODES]
+
+
+LOST_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
+"""The environment of nodes that end when their head has been away for so long; else they wait for a minute."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
 def test_a_node_dies_and_another_is_cut_off(make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor]) -> None:
-    with LocalCluster(3, cpus=1, isolate=True, environment=NODES) as cluster:
+    with LocalCluster(3, isolate=True, environment=NODES, start_timeout=300) as cluster:
         run = make_run("nodes", cluster.environment())
         run.start()
         run.wait(lambda: len(run.checkpoints()) >= 2)
@@ -37,13 +51,14 @@ def test_a_node_dies_and_another_is_cut_off(make_run: Callable[..., Run], undist
         assert sorted(set(run.steps())) == list(range(1, 61))
 
 
+@pytest.mark.faults
 def test_the_head_is_started_anew_and_submitting_again_resumes(
     make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor]
 ) -> None:
     """The head forgets its jobs: following says so, nothing of the old attempt trains on, the same command resumes."""
     from ray.job_submission import JobSubmissionClient
 
-    with LocalCluster(2, cpus=1, environment=NODES) as cluster:
+    with LocalCluster(2, environment=NODES | LOST_HEAD, start_timeout=300) as cluster:
         run = make_run("head", cluster.environment())
         submit = [sys.executable, "-m", "cluster.submit", "train", "--working-dir", str(ROOT)]
         submit += ["--env", f"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S={PACE_S}"]

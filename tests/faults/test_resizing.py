@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from cluster.local_cluster import LocalCluster
-from tests.faults.training import NODES, Run, announce_end, busy
+from tests.faults.training import NODES, STARTS_NODES, Run, announce_end, busy
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(900), STARTS_NODES]
 
 STEPS = 60
 SMOOTH = {"model__dropout": 0.0, "engine__dtype": "fp32", "optim__clip": 0, "optim__eps": 1.0, "optim__lr": 0.1}
@@ -25,6 +25,7 @@ def _losses(run: Run) -> dict[int, float]:
     return {int(step): float(loss) for step, loss in re.findall(r"^step (\d+)/\d+  loss ([\d.]+)", run.log(), re.M)}
 
 
+@pytest.mark.faults
 def test_two_workers_become_one_when_a_node_dies_and_two_when_another_comes(
     make_run: Callable[..., Run], train_calmly: Callable[[Run], None]
 ) -> None:
@@ -33,7 +34,7 @@ def test_two_workers_become_one_when_a_node_dies_and_two_when_another_comes(
     options = {"steps": STEPS, "eval__every": STEPS, **SMOOTH}
     calm = make_run("calm", **options)
     train_calmly(calm)
-    with LocalCluster(2, cpus=1, environment=NODES) as cluster:
+    with LocalCluster(2, environment=NODES, start_timeout=300) as cluster:
         elastic = {"engine__min_workers": 1, "engine__resize_every_s": 5}
         run = make_run("resized", cluster.environment(), **elastic, **options)
         run.start()
@@ -54,7 +55,7 @@ def test_two_workers_become_one_when_a_node_dies_and_two_when_another_comes(
 def test_a_checkpoint_is_written_when_a_node_is_announced_to_go(make_run: Callable[..., Run]) -> None:
     """Ray drains the node, as on the notice of a spot instance; then it dies, and the others go on from there."""
     steps = 300
-    with LocalCluster(3, cpus=1, environment=NODES) as cluster:
+    with LocalCluster(3, environment=NODES, start_timeout=300) as cluster:
         run = make_run("drained", cluster.environment(), steps=steps, checkpoint_every=1000, eval__every=steps)
         run.start()
         run.wait(lambda: len(run.steps()) >= 3)

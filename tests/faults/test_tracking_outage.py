@@ -12,7 +12,6 @@ from statistics import median
 import pytest
 import torch
 
-from cluster.local_cluster import LocalCluster
 from tests.faults.training import ROOT, STEPS, Run, require_same
 from tests.mlflow_server import dead_uri, mlflow_server
 from urg.tracking import default_uri
@@ -43,12 +42,12 @@ def _seconds(run: Run) -> dict[int, float]:
 
 
 def test_away_in_the_middle_of_a_run(
-    make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+    make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """For more than a minute, in which a step takes as long as before it."""
     slow = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2"}
     with mlflow_server(tmp_path / "server") as server:
-        run = make_run("middle", cluster.environment() | slow, tracking__uri=server.uri, keep_checkpoints=STEPS)
+        run = make_run("middle", slow, tracking__uri=server.uri, keep_checkpoints=STEPS)
         run.start()
         run.wait(lambda: AWAY[0] in run.steps())
         server.kill()
@@ -63,10 +62,13 @@ def test_away_in_the_middle_of_a_run(
 
 
 def test_away_all_the_time(
-    make_run: Callable[..., Run], cluster: LocalCluster, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+    make_run: Callable[..., Run],
+    train_calmly: Callable[[Run], None],
+    undisturbed: dict[str, torch.Tensor],
+    tmp_path: Path,
 ) -> None:
-    run = make_run("away", cluster.environment(), tracking__uri=dead_uri())
-    run.whole()
+    run = make_run("away", tracking__uri=dead_uri())
+    train_calmly(run)
     require_same(run.weights(), undisturbed)
     store = default_uri(tmp_path)
     replay = [sys.executable, "-m", "urg.tracking.replay", "--spool", str(run.folder / "mlflow-spool"), "--uri", store]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -44,6 +45,8 @@ OPTIONS: dict[str, Any] = {
 _HEALTH = {"period_ms": "500", "timeout_ms": "2000", "failure_threshold": "5", "initial_delay_ms": "500"}
 NODES = {f"RAY_health_check_{name}": value for name, value in _HEALTH.items()}
 """The environment of nodes whose loss is noticed within 13 seconds, not within a minute."""
+STARTS_NODES = pytest.mark.xdist_group("nodes")
+"""Of tests that run one after another: on two cores, of two clusters each would find the other's nodes dead."""
 PACE_S = 1.0
 """How often Ray Train looks at its workers, and takes a checkpoint's report: with one a step, the time of a step."""
 _STEP = re.compile(r"^step (\d+)/\d+  loss")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from urg.config import TrainConfig
+from urg.training.process import hidden
 
 
 class Engine:
@@ -30,7 +31,8 @@ class Engine:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.engine.use_gpu else "cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import deepspeed
+            with hidden("mlflow"):  # its autotuner, which nobody asks for, would take seconds to import it
+                import deepspeed
 
             if not config.engine.use_gpu:
                 # A C++ extension that takes minutes to compile, and that gloo does without.

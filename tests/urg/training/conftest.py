@@ -96,7 +96,9 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNTIL_STOPPED).touch()
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
-        (folder / "job.pickle").write_bytes(pickle.dumps((Job(config, folder, "off", resume_from, {}), wrap)))
+        (folder / "job.pickle").write_bytes(
+            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}), wrap))
+        )
         (port,) = free_ports(1)
         limited = ["prlimit", f"--fsize={limit}"] if limit else []
         command = [*limited, sys.executable, str(Path(__file__).with_name("worker_without_ray.py"))]

@@ -69,7 +69,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.faults
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_small_disk_fills_up_under_ray_and_is_made_larger(
