@@ -12,8 +12,9 @@ from typing import Any
 
 from data_pipeline.page import Figure as Plot
 from data_pipeline.page import figure_layout
-from tuning.reproduction.recipe import ABLATIONS, BASELINES, NO_RANKING, URG, Recipe
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, BASELINES, NO_RANKING, URG, Recipe
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
+from tuning.reproduction.sureness import all_rows
 from urg.evaluation.paper_tables import published
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
@@ -55,8 +56,13 @@ def _table1(results: Results) -> list[Shown]:
     return [_sheet("Rows by source", ("source", "ours", "published", "published: reference by"), lines)]
 
 
+def _table2_needs(recipe: Recipe) -> list[str]:
+    return [*(recipe.compare(seed) for seed in recipe.seeds), *recipe.compare_all_rows()]
+
+
 def _table2(results: Results) -> list[Shown]:
-    """Mean ± spread over seeds; the published column in the same cell order as the paper."""
+    """Mean ± spread over seeds; the published column in the same cell order as the paper. The first seed on all rows
+    where there is such a step."""
     table, groups = published()["urg"]["table2"], []
     metrics = [m for m in ("label", *TEXT_METRICS) if results.compared(URG, m) or results.compared("urg_rank", m)]
     names = _systems(results)
@@ -73,7 +79,9 @@ def _table2(results: Results) -> list[Shown]:
     groups = [group for group in [*groups, Group("ours alone", rest)] if group.lines]
     head = ("system", *metrics, "published as", *table["columns"])
     spans = (("", 1), ("ours", len(metrics)), ("published", 1 + len(table["columns"])))
-    return [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+    document = results.document(ALL_ROWS)
+    found = [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+    return found if document is None else [*found, *all_rows(document, metrics)]
 
 
 def _systems(results: Results) -> list[str]:
@@ -187,19 +195,23 @@ def _files(pattern: str, what: str) -> Callable[[Results], list[Shown]]:
 
 
 def _fig3_needs(recipe: Recipe) -> list[str]:
-    return [recipe.train(recipe.with_k(k), seed) for k in recipe.preset.ks for seed in recipe.seeds]
+    variants = [*map(recipe.with_k, recipe.preset.ks), ALL_CANDIDATES]
+    return [recipe.train(variant, seed) for variant in variants for seed in recipe.seeds]
 
 
 def _fig3(results: Results) -> list[Shown]:
     recipe, metric = results.recipe, results.headline
-    found = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found = {str(k): results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found["all"] = results.dev(ALL_CANDIDATES, metric)
     own = {k: figure for k, figure in found.items() if figure is not None}
     drawn: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "marker": {"color": "--accent"}}
     drawn |= {"x": list(own), "y": [figure.mean for figure in own.values()]}
     drawn |= {"error_y": {"type": "data", "array": [figure.spread for figure in own.values()]}}
-    told = f"Dev split, {metric}, a training for each K and seed; bars: spread over seeds."
-    plot = Plot("Dev score by K", told, [drawn], figure_layout("K", metric))
-    lines = [Line((str(k), shown(figure, metric))) for k, figure in own.items()]
+    told = f"Dev split, {metric}, a training for each K and seed; all: nothing is filtered. Bars: spread over seeds."
+    layout = figure_layout("K", metric)
+    layout["xaxis"] |= {"type": "category"}
+    plot = Plot("Dev score by K", told, [drawn], layout)
+    lines = [Line((k, shown(figure, metric))) for k, figure in own.items()]
     return [plot, _sheet("Dev score by K", ("K", metric), lines, _seeds(results))]
 
 
@@ -238,7 +250,7 @@ def _seeds(results: Results) -> str:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment("Table 1: the data", _table1_needs, _table1),
-    "table2": Experiment("Table 2: all systems, all metrics", _per_seed(Recipe.compare), _table2),
+    "table2": Experiment("Table 2: all systems, all metrics", _table2_needs, _table2),
     "table3": Experiment("Table 3: ablations", _variants(lambda recipe: (URG, *ABLATIONS)), _table3),
     "recipes": Experiment(
         "Beyond the paper: recipes", _variants(lambda recipe: (URG, *recipe.preset.recipes)), _recipes

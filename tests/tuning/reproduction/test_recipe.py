@@ -14,7 +14,7 @@ from tuning import config as sweep_config
 from tuning.reproduce import asked, plan
 from tuning.reproduction.config import ReproduceConfig
 from tuning.reproduction.experiments import ALSO, EXPERIMENTS
-from tuning.reproduction.recipe import ABLATIONS, URG
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, URG
 from urg import benchmark
 from urg import config as train_config
 from urg.evaluation.answer_store import NOT_IN_KEY
@@ -50,6 +50,7 @@ def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
     assert trained(None) == set().union(*alone.values())
     assert f"train-{URG}-s0" in alone["table2"] & alone["table3"] & alone["fig3"] & alone["table5"]
     assert not any("k3" in name for name in alone["fig3"])  # K=3 is URG itself
+    assert f"train-{ALL_CANDIDATES}-s0" in alone["table3"] & alone["fig3"]
     assert len(alone["table3"]) == 3 * (1 + len(ABLATIONS))
 
 
@@ -71,6 +72,18 @@ def test_sheet_and_cases_take_the_answers_that_table2_keeps(tmp_path: Path):
 
 def _evaluated(step: Any) -> dict[str, Any]:
     return asdict(parse_config(EvaluateConfig, presets=None, argv=step.command[1:]))
+
+
+def test_one_seed_is_measured_on_every_row_where_the_others_take_the_first_ones(tmp_path: Path):
+    sample = plan(ReproduceConfig(only="table2", storage=str(tmp_path)))[0].steps
+    compared, wide = _evaluated(sample["compare-s0"]), _evaluated(sample[ALL_ROWS])
+    differ = {key for key in compared if compared[key] != wide[key]}
+    assert (differ, compared["rows"], wide["rows"]) == ({"output", "rows"}, 400, None)
+    prepared = parse_config(prepare_config.PrepareConfig, presets=prepare_config.PRESETS,
+                            argv=sample["prepare"].command[1:])  # fmt: skip
+    assert prepared.sample.test >= 1000
+    full = plan(ReproduceConfig(preset="flan-t5-large", only="table2", shards="set", storage=str(tmp_path)))[0].steps
+    assert ALL_ROWS not in full
 
 
 def test_the_sample_trains_sixteen_rows_a_step_on_one_worker_and_times_nothing_beside_others(tmp_path: Path):
