@@ -29,8 +29,9 @@ class Cost:
     """That objective."""
 
     def __str__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.states.items())
         found = f"; best: trial {self.best}, {self.value:.4f}" if self.value is not None else ""
-        return f"{self.steps} steps in {self.trial_seconds / 60:.1f} minutes of trials{found}"
+        return f"{counts}: {self.steps} steps in {self.trial_seconds / 60:.1f} minutes of trials{found}"
 
 
 def study_of(folder: Path) -> Any:

@@ -53,14 +53,10 @@ def main(options: Sequence[str]) -> int:
     storage = Path(config.storage).absolute()
     command = [sys.executable, "-m", "tuning.sweep", *options]
     run_killed(command, storage / config.name, random.Random(config.seed), os.environ)
-    print(
-        f"killed {KILLS} times, {_ended(storage / config.name)} trials had ended; the same command again:", flush=True
-    )
+    print(f"killed {KILLS} times, {_ended(storage / config.name)} trials had ended; once more:", flush=True)
     code = subprocess.run(command).returncode
     told = disagreements(storage / config.name, default_uri(storage), config.experiment or config.name, config.trials)
-    took = cost(storage / config.name)
-    counts = ", ".join(f"{count} {state}" for state, count in took.states.items())
-    print("\n".join(told) or f"{config.trials} trials ({counts}) agree; {took}")
+    print("\n".join(told) or f"all accounts agree; {cost(storage / config.name)}")
     return code or bool(told)
 
 
