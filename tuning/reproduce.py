@@ -49,10 +49,10 @@ def plan(config: ReproduceConfig) -> tuple[Recipe, dict[str, list[str]]]:
 
 def asked(only: str | None) -> list[str]:
     """The experiments that `--only` names, in the order of the report."""
-    from tuning.reproduction.experiments import ALSO, EXPERIMENTS
+    from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
 
     if only is None:
-        return list(EXPERIMENTS)
+        return [name for name in EXPERIMENTS if name not in ON_REQUEST]
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = [name for name in names if name not in EXPERIMENTS and name not in ALSO]
     if unknown or not names:

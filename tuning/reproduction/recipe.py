@@ -153,7 +153,7 @@ class Recipe:
             return name, {}
         if name.startswith("k") and name[1:].isdigit():
             return URG, {"model.k": int(name[1:])}
-        return URG, {URG: {}, **ABLATIONS, **self.preset.recipes}[name]
+        return URG, {URG: {}, **ABLATIONS, **self.preset.recipes, **self.preset.beyond}[name]
 
     def with_k(self, k: int) -> str:
         """The variant of Figure 3 with this K."""

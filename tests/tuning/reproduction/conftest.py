@@ -11,6 +11,7 @@ import pytest
 
 from tuning.reproduce import plan
 from tuning.reproduction.config import ReproduceConfig
+from tuning.reproduction.experiments import EXPERIMENTS
 from tuning.reproduction.recipe import ALL_ROWS, Recipe
 from tuning.reproduction.results import Results
 from tuning.reproduction.steps import Ending
@@ -32,7 +33,7 @@ TESTS = {
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """All experiments of the sample, three seeds."""
-    return plan(ReproduceConfig(storage=str(tmp_path)))[0]
+    return plan(ReproduceConfig(storage=str(tmp_path), only=",".join(EXPERIMENTS)))[0]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.report import write_report
 from tuning.reproduction.results import Results
 from tuning.reproduction.steps import Ending
+from urg.evaluation.sheet import Sheet
 
 
 def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[..., Results], recipe: Recipe):
@@ -37,6 +38,17 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert "no result" in " ".join(ratios["notes"])  # --quick
     assert "compare-s0: human/sheet.csv." in text
     assert "compare-s0: cases.md." in text
+
+
+def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., Results], recipe: Recipe):
+    results = made_up(ablated={"schedule": 0.9, "gold": 0.7})
+    (sheet,) = EXPERIMENTS["beyond"].show(results)
+    assert isinstance(sheet, Sheet)
+    against = {line.cells[0]: line.cells[-2:] for line in sheet.groups[0].lines}
+    assert against["urg"] == ("–", "–")
+    assert against["schedule"] == ("0.1000 ± 0.0000 wins", "0.0000 ± 0.0000")
+    assert against["gold"] == ("-0.1000 ± 0.0000 loses", "0.0000 ± 0.0000")
+    assert {line.cells[0]: line.cells[1] for line in sheet.groups[0].lines}["gold"] == "loss.selection gold"
 
 
 def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):
