@@ -55,7 +55,12 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         own = {"rows": 4, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8, "norm": 1.0}
         timed = {"encoder": "tiny", "batches": {"8": {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}}}
         _json(recipe.timings("rankers") / "benchmark.json", document | {"config": {"quick": True}, "rankers": timed})
-        growth = {"analytic_n_exponent": {"urg": 1.0}, "n_exponent": 1.02, "seconds_by_n": {"4": 1.0, "8": 2.0}}
+        growth = {
+            "analytic_n_exponent": {"urg": 1.0},
+            "n_exponent": 1.02,
+            "length_exponent": 0.9,
+            "seconds_by_n": {"4": 1.0, "8": 2.0},
+        }
         _json(recipe.timings("complexity") / "benchmark.json", {"complexity": growth})
         sources = {"generated": {"rows": 3000}}
         _json(recipe.root / "stats" / "stats.json", {"sources": sources})

@@ -36,6 +36,7 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
     assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")
     assert "no result" in " ".join(ratios["notes"])  # --quick
+    assert "L^0.90" in text.replace("\\", "")
     assert "compare-s0: human/sheet.csv." in text
     assert "compare-s0: cases.md." in text
 
