@@ -57,9 +57,13 @@ class Template:
         opening, middle, end = [*first, self.question_id], [self.eos_id, self.response_id], [self.eos_id]
         return np.concatenate([opening, question_ids, middle, response_ids, end]).astype(np.int32)
 
+    def question_length(self, question_tokens: int) -> int:
+        """How many of `candidate_ids` stand before `<response>`."""
+        return question_tokens + (2 if self.opening_id is None else 3)
+
     def candidate_length(self, question_tokens: int, response_tokens: int) -> int:
         """The length of `candidate_ids` without making them."""
-        return question_tokens + response_tokens + (4 if self.opening_id is None else 5)
+        return self.question_length(question_tokens) + response_tokens + 2
 
 
 def question_text(instruction: str, input: str = "") -> str:

@@ -49,10 +49,10 @@ def plan(config: ReproduceConfig) -> tuple[Recipe, dict[str, list[str]]]:
 
 def asked(only: str | None) -> list[str]:
     """The experiments that `--only` names, in the order of the report."""
-    from tuning.reproduction.experiments import ALSO, EXPERIMENTS
+    from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
 
     if only is None:
-        return list(EXPERIMENTS)
+        return [name for name in EXPERIMENTS if name not in ON_REQUEST]
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = [name for name in names if name not in EXPERIMENTS and name not in ALSO]
     if unknown or not names:
@@ -78,19 +78,22 @@ def reproduce(recipe: Recipe, needs: dict[str, list[str]]) -> tuple[Path, list[s
 
 def _require_same_preset(recipe: Recipe) -> None:
     """Raise UserError where the folder holds steps of other commands: nothing is run then."""
-    from tuning.reproduction.steps import is_done
+    from tuning.reproduction.steps import ending_of
 
     for step in recipe.steps.values():
-        is_done(recipe.root, step)
+        ending_of(recipe.root, step)
 
 
 def _steps_shown(recipe: Recipe) -> Sequence[str]:
-    from tuning.reproduction.steps import is_done
+    from tuning.reproduction.steps import ending_of
 
-    done = {name: is_done(recipe.root, step) for name, step in recipe.steps.items()}
-    lines = [f"{'done' if done[name] else 'to do':>5}  {name}: python -m {' '.join(step.command)}"
-             for name, step in recipe.steps.items()]  # fmt: skip
-    return [*lines, f"{len(lines)} steps, {sum(done.values())} of them done, in {recipe.root}"]
+    lines, done = [], 0
+    for name, step in recipe.steps.items():
+        ending = ending_of(recipe.root, step)
+        done += ending is not None
+        told = "to do" if ending is None else f"{ending.seconds:.0f} s"
+        lines.append(f"{told:>6}  {name}: python -m {' '.join(step.command)}")
+    return [*lines, f"{len(lines)} steps, {done} of them done, in {recipe.root}"]
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ class SweepTracking:
         outcome = read_outcome(self._run(unit))
         if outcome is not None:
             with self._tracker(self._run(unit), unit.name) as tracker:
-                tracker.set_tags({**self.tags(unit), **_outcome_tags(outcome, self._run(unit))})
+                tracker.set_tags({**self.tags(unit), **self._outcome_tags(outcome, self._run(unit))})
                 _log_objectives(tracker, self._blueprint, outcome)
                 self._end(tracker, outcome)
 
@@ -162,7 +162,7 @@ class SweepTracking:
         folder = self._folder(number)
         untrained = last_run(folder / SPOOL) is None
         with self._tracker(folder, trial_name(number)) as tracker:
-            tracker.set_tags(self.tags(Unit(number)) | _outcome_tags(outcome, folder))
+            tracker.set_tags(self.tags(Unit(number)) | self._outcome_tags(outcome, folder))
             values = self._ledger.values(number)
             tracker.log_params({key: values[key] for key in values if untrained or key.startswith(PREPARE)})
             _log_objectives(tracker, self._blueprint, outcome)
@@ -170,6 +170,14 @@ class SweepTracking:
                 tracker.log_metrics(self._spread(number), outcome.step)
             if self._end(tracker, outcome):
                 (folder / SETTLED).touch()
+
+    def _outcome_tags(self, outcome: Outcome, folder: Path) -> dict[str, str]:
+        """How a run ended, and where what it has left stands; checkpoints where they are kept."""
+        tags = {"trial.state": outcome.state, "trial.folder": str(folder), "trial.seconds": f"{outcome.seconds:.0f}"}
+        tags |= {"model.folder": str(folder / "model")} if (folder / "model").is_dir() else {}
+        kept = sorted(folder.glob("checkpoint-*")) if self._blueprint.config.keep_checkpoints else []
+        tags |= {"checkpoint.folder": str(kept[-1])} if kept else {}
+        return tags | ({"trial.reason": outcome.reason} if outcome.reason else {})
 
     def _end(self, tracker: Tracker, outcome: Outcome) -> bool:
         """End a run; whether the server has all of it. A server that is away is not waited for again and again."""
@@ -206,14 +214,6 @@ class SweepTracking:
 
     def _run(self, unit: Unit) -> Path:
         return self._blueprint.trials_folder / unit.name
-
-
-def _outcome_tags(outcome: Outcome, folder: Path) -> dict[str, str]:
-    tags = {"trial.state": outcome.state, "trial.folder": str(folder), "trial.seconds": f"{outcome.seconds:.0f}"}
-    tags |= {"model.folder": str(folder / "model")} if (folder / "model").is_dir() else {}
-    kept = sorted(folder.glob("checkpoint-*"))
-    tags |= {"checkpoint.folder": str(kept[-1])} if kept else {}
-    return tags | ({"trial.reason": outcome.reason} if outcome.reason else {})
 
 
 def _log_objectives(tracker: Tracker, blueprint: Blueprint, outcome: Outcome) -> None:

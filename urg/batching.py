@@ -125,17 +125,17 @@ def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -
     return [[template.candidate_ids(row.question_ids, ids) for ids in row.response_ids] for row in examples]
 
 
-def pack(sequences: list[list[np.ndarray]]) -> tuple[Tensor, Layout]:
-    """Candidates' token ids a query → packed int64 [S] and their layout."""
+def pack(sequences: list[list[np.ndarray]], questions: list[int] | None = None) -> tuple[Tensor, Layout]:
+    """Candidates' token ids a query → packed int64 [S] and their layout. questions: see `Layout.of`."""
     flat = [ids for row in sequences for ids in row]
-    return torch.from_numpy(np.concatenate(flat).astype(np.int64)), Layout.of(
-        [[len(ids) for ids in r] for r in sequences]
-    )
+    lengths = [[len(ids) for ids in row] for row in sequences]
+    return torch.from_numpy(np.concatenate(flat).astype(np.int64)), Layout.of(lengths, questions)
 
 
 def collate(examples: Sequence[TokenizedExample], template: Template, label: str | None, fillers: int = 0) -> Batch:
     """Examples → tensors. The last `fillers` examples get weight 0. label: name of the score to rank by, or None."""
-    tokens_S, layout = pack(candidate_tokens(examples, template))
+    questions = [template.question_length(len(row.question_ids)) for row in examples]
+    tokens_S, layout = pack(candidate_tokens(examples, template), questions)
     size = (len(examples), round_up(max(1, max(len(row.target_ids) for row in examples))))
     target_BT = torch.full(size, template.pad_id, dtype=torch.int64)
     place_P = [torch.empty(0, dtype=torch.int64)]

@@ -54,6 +54,11 @@ class ModelConfig:
     """Shape of the model where `base` is null."""
     k: int = 3
     """K, the number of candidates that are fused."""
+    score_layers: Literal["all", "last"] = "all"
+    """The decoder layers whose attention ranks; `all` is the paper's."""
+    score_tokens: Literal["all", "response"] = "all"
+    """A candidate's tokens on which that attention counts: all, as in the paper, or those of its response, for all
+    candidates have the question."""
     dropout: float = 0.1
     """Dropout rate in training, 0 to 1 (exclusive)."""
     chunk_tokens: int = 16384
@@ -323,6 +328,12 @@ class TrainConfig:
             "eval.metric",
             self.eval.metric,
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
+        )
+        require(
+            self.loss.rank_scale != "mass" or self.model.score_tokens == "all",
+            "loss.rank_scale",
+            self.loss.rank_scale,
+            "is the attention on all tokens of a candidate: choose another, or model.score_tokens all.",
         )
         require(
             self.system != "gen_fuser" or self.eval.metric in TEXT_METRICS,

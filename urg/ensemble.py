@@ -209,7 +209,7 @@ class Ensemble:
 
         device = next(self.model.parameters()).device
         encoded = [self._candidate_ids(query) for query in queries]
-        tokens_S, layout = pack([ids for ids, _ in encoded])
+        tokens_S, layout = pack([ids for ids, *_ in encoded], [question for _, question, _ in encoded])
         layout = layout.to(device)
         with torch.inference_mode():
             hidden_SD = self.model.encode(tokens_S.to(device), layout)
@@ -217,12 +217,13 @@ class Ensemble:
         rows = [row[: len(query.candidates)] for row, query in zip(scores_BN.tolist(), queries, strict=True)]
         rankings = [
             Ranking(tuple(row), tuple(sorted(range(len(row)), key=lambda i: -row[i])), cut)
-            for row, (_, cut) in zip(rows, encoded, strict=True)
+            for row, (*_, cut) in zip(rows, encoded, strict=True)
         ]
         return rankings, hidden_SD, layout, scores_BN
 
-    def _candidate_ids(self, query: Query) -> tuple[list[Any], int]:
-        """The encoder's input for each candidate of a query, and how many of its texts were cut."""
+    def _candidate_ids(self, query: Query) -> tuple[list[Any], int, int]:
+        """The encoder's input for each candidate of a query, how many tokens of each are the question's, and how many
+        of the texts were cut."""
         from data_pipeline.encoding import encode_texts
         from data_pipeline.schema import encodable
         from data_pipeline.tokenization import question_text
@@ -233,7 +234,7 @@ class Ensemble:
         (question, cut), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
         answers = encode_texts(list(map(encodable, query.candidates)), self.tokenizer, settings.response_tokens)
         ids = [self.template.candidate_ids(question, answer) for answer, _ in answers]
-        return ids, cut + sum(cut for _, cut in answers)
+        return ids, self.template.question_length(len(question)), cut + sum(cut for _, cut in answers)
 
     def _fuse(self, queries: Sequence[Query], k: int | None, options: dict[str, Any]) -> list[Fused]:
         from data_pipeline.tokenization import decode_texts

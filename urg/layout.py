@@ -31,30 +31,35 @@ class Layout:
     """int64 [B, L]: which candidate of its query a token belongs to; 0 where there is no token."""
     tokens_BN: Tensor
     """int64 [B, N]: real tokens of each candidate; 0 where there is no candidate."""
+    response_BL: Tensor
+    """bool [B, L]: true where a token belongs to a candidate's response, not to the question before it."""
 
     @classmethod
-    def of(cls, lengths: list[list[int]]) -> Layout:
-        """The layout of queries whose candidates have these lengths. Raises ValueError for a candidate without a
-        token."""
+    def of(cls, lengths: list[list[int]], questions: list[int] | None = None) -> Layout:
+        """The layout of queries whose candidates have these lengths. questions: tokens at the beginning of each
+        candidate of a query that are its question; None: none are. Raises ValueError for a candidate without a token.
+        """
         if not lengths or any(not row or min(row) < 1 for row in lengths):
             raise ValueError("every query needs a candidate, and every candidate at least one real token.")
         rows = [np.asarray(row) for row in lengths]
         sizes = [int(row.sum()) for row in rows]
         token, owner = (np.zeros((len(rows), max(sizes)), dtype=np.int64) for _ in range(2))
+        response = np.zeros(token.shape, dtype=bool)
         tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         start = 0
-        for b, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        for b, (row, size, question) in enumerate(zip(rows, sizes, questions or [0] * len(rows), strict=True)):
             token[b, :size] = np.arange(start, start + size)
             owner[b, :size] = np.repeat(np.arange(len(row)), row)
+            response[b, :size] = np.arange(size) - np.repeat(np.cumsum(row) - row, row) >= question
             tokens[b, : len(row)] = row
             start += size
         mask = np.arange(max(sizes))[None, :] < np.asarray(sizes)[:, None]
-        arrays = (torch.from_numpy(array) for array in (token, mask, owner, tokens))
+        arrays = (torch.from_numpy(array) for array in (token, mask, owner, tokens, response))
         return cls(tuple(tuple(int(length) for length in row) for row in lengths), *arrays)
 
     def to(self, device: torch.device) -> Layout:
         """The same layout with its indices on `device`."""
-        indices = (self.token_BL, self.mask_BL, self.owner_BL, self.tokens_BN)
+        indices = (self.token_BL, self.mask_BL, self.owner_BL, self.tokens_BN, self.response_BL)
         return Layout(self.lengths, *(index.to(device, non_blocking=True) for index in indices))
 
     @property

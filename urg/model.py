@@ -48,6 +48,10 @@ class Settings:
     """The score that the model was trained to rank by; null for an untrained model."""
     generated_data: bool = False
     """Whether it was trained on generated data, which is said wherever its results are shown."""
+    score_layers: str = "all"
+    """Whose attention ranks: `all` decoder layers, or the `last`."""
+    score_tokens: str = "all"
+    """The tokens on which it counts: `all` of a candidate's, or those of its `response`."""
     writes: bool = True
     """Whether it was trained to write; one that was trained by the ranking loss alone ranks and cannot fuse."""
     steps: int = 0
@@ -115,7 +119,8 @@ class URG(nn.Module):
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""
-        return ranking_scores(self.backbone, hidden_SD, layout)
+        own = self.settings
+        return ranking_scores(self.backbone, hidden_SD, layout, own.score_layers, own.score_tokens)
 
     def forward(
         self,

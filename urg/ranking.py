@@ -1,7 +1,8 @@
 """The one-step ranking: how much of the first decoder step's cross-attention falls on each candidate (URG, eq. 5–6).
 
 One decoder step from the start token attends to all real tokens of all candidates of a query together;
-    s_i = mean over layers, heads and the tokens of candidate i of the softmaxed cross-attention,
+    s_i = mean over layers, heads and the tokens of candidate i of the softmaxed cross-attention
+(or over the last layer alone, or the tokens of its response alone: not the paper's),
 always in fp32 (but for projections under ZeRO-3, which lends weights in their own dtype only), before dropout.
 
 Each candidate was encoded alone and cross-attention knows no positions, so the scores are equivariant to the order of
@@ -21,20 +22,27 @@ from urg.layout import Layout
 from urg.products import is_partitioned
 
 
-def ranking_scores(backbone: Backbone, hidden_SD: Tensor, layout: Layout) -> Tensor:
-    """s of each candidate: fp32 [B, N], 0 where there is no candidate; Σ s·L = 1 over a query.
+def ranking_scores(
+    backbone: Backbone, hidden_SD: Tensor, layout: Layout, layers: str = "all", tokens: str = "all"
+) -> Tensor:
+    """s of each candidate: fp32 [B, N], 0 where there is no candidate; Σ s·L = 1 over a query where all tokens count.
 
-    hidden: the encoder's output for the packed tokens.
+    hidden: the encoder's output for the packed tokens. layers: whose attention counts, `all` or `last`. tokens: those
+    on which it counts, `all` or `response`.
     """
     states_BLD = hidden_SD[layout.token_BL].float()
     x_BD = backbone.start(torch.full((states_BLD.shape[0],), backbone.start_id, device=hidden_SD.device))
     attention_BL = states_BLD.new_zeros(states_BLD.shape[:2])
     for layer in backbone.layers:
         x_BD, mean_BL = _checkpointed(backbone, layer, x_BD, states_BLD, layout.mask_BL)
-        attention_BL = attention_BL + mean_BL
-    mass_BN = attention_BL.new_zeros(layout.tokens_BN.shape)
-    mass_BN = mass_BN.scatter_add(1, layout.owner_BL, attention_BL / len(backbone.layers))
-    return mass_BN / layout.tokens_BN.clamp_min(1)
+        attention_BL = mean_BL if layers == "last" else attention_BL + mean_BL
+    attention_BL = attention_BL / (1 if layers == "last" else len(backbone.layers))
+    tokens_BN = layout.tokens_BN
+    if tokens == "response":
+        attention_BL = attention_BL * layout.response_BL
+        tokens_BN = torch.zeros_like(tokens_BN).scatter_add(1, layout.owner_BL, layout.response_BL.to(tokens_BN.dtype))
+    mass_BN = attention_BL.new_zeros(layout.tokens_BN.shape).scatter_add(1, layout.owner_BL, attention_BL)
+    return mass_BN / tokens_BN.clamp_min(1)
 
 
 def _checkpointed(

@@ -43,6 +43,7 @@ def test_a_candidate_reads_question_x_end_response_y_end(any_tokenizer: PreTrain
             template.eos_id,
         ]
         assert whole.tolist() == expected
+        assert whole.tolist().index(template.response_id) == template.question_length(len(question))
     assert any_tokenizer.decode(question).strip() == "say it"
     assert any_tokenizer.decode(responses[0]).strip() == "the cat"
     assert len(responses[1]) == 0

@@ -11,19 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tuning.cost import cost, study_of
 from urg.training.evaluations import read_evaluations
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 LAG = 5.0
 """Seconds by which Tune's snapshot may be older than an outcome when a kill comes: it is written every second."""
-
-
-def study_of(folder: Path) -> Any:
-    """Optuna's study of a sweep."""
-    import optuna
-
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
 
 
 def tracked(uri: str, experiment: str) -> dict[str, Any]:
@@ -123,21 +117,8 @@ def _evaluated(run: Path) -> list[tuple[int, dict[str, float]]]:
     return [(evaluation.step, evaluation.metrics) for evaluation in read_evaluations(run)]
 
 
-def cost(folder: Path) -> str:
-    """What a sweep took and what it found, in one line: to set ASHA beside a sweep without it."""
-    trials = study_of(folder).trials
-    runs = [folder / "trials" / f"trial-{trial.number:04d}" for trial in trials]
-    steps = sum(max((step for step, _ in _evaluated(run)), default=0) for run in runs)
-    seconds = sum(json.loads((run / "outcome.json").read_text())["seconds"] for run in runs)
-    best = max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.values[0], default=None)
-    found = f"; best: trial {best.number}, {best.values[0]:.4f}" if best else ""
-    return f"{steps} steps in {seconds / 60:.1f} minutes of trials{found}"
-
-
 if __name__ == "__main__":
     where = Path(sys.argv[1]).resolve()
-    states = [trial.state.name for trial in study_of(where).trials]
-    wrong = disagreements(where, f"sqlite:///{where.parent / 'mlflow.db'}", where.name, len(states))
-    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    print("\n".join(wrong) or f"{len(states)} trials ({counts}) agree; {cost(where)}")
+    wrong = disagreements(where, f"sqlite:///{where.parent / 'mlflow.db'}", where.name, len(study_of(where).trials))
+    print("\n".join(wrong) or f"all accounts agree; {cost(where)}")
     sys.exit(bool(wrong))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.accounts import cost, disagreements
+from tests.tuning.accounts import disagreements
 from tuning.blueprint import Unit, draw_up, trial_name
 from tuning.config import SweepConfig
+from tuning.cost import cost
 from tuning.ledger import Ledger, Outcome
 from tuning.tracking import SweepTracking
 from urg.tracking import Tracker
@@ -104,7 +105,7 @@ DAMAGES: dict[Callable[[Path, str], None], str] = {
 def test_nothing_is_told_where_all_agree_and_each_damage_is(swept: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = swept
     assert disagreements(folder, uri, "tiny", 2) == []
-    assert cost(folder) == "4 steps in 0.0 minutes of trials; best: trial 0, 0.5000"
+    assert str(cost(folder)) == "1 COMPLETE, 1 PRUNED: 4 steps in 0.0 minutes of trials; best: trial 0, 0.5000"
     assert disagreements(folder, uri, "tiny", 3) == ["Optuna has 2 trials"]
     for number, (damage, sentence) in enumerate(DAMAGES.items()):
         storage = shutil.copytree(folder.parent, tmp_path / f"damaged-{number}")

@@ -19,8 +19,10 @@ import yaml
 
 from data_pipeline.errors import UserError
 from tests.mlflow_server import MlflowServer, mlflow_server
-from tests.tuning.accounts import disagreements, history, study_of, tracked
+from tests.tuning.accounts import disagreements, history, tracked
+from tests.tuning.killing import run_killed
 from tuning.config import SweepConfig
+from tuning.cost import study_of
 from urg.tracking import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -71,24 +73,15 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(2700)
 def test_twenty_trials_killed_twice_at_random_moments_end_once_each(
     make_sweep: Make, asha: Any, tmp_path: Path
 ) -> None:
     """SIGKILL of the whole process group, wherever it stands; the third session goes to the end."""
     config = make_sweep(trials=20, scheduler=asha, overrides={"tracking.uri": None})
-    folder, dice = Path(config.storage) / config.name, random.Random(0)
-    for _ in range(2):
-        process = subprocess.Popen(
-            _command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        ended = len(list(folder.glob("trials/*/outcome.json")))
-        while len(list(folder.glob("trials/*/outcome.json"))) < ended + 3:
-            assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(dice.uniform(0, 10))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=800)
+    folder, command = Path(config.storage) / config.name, _command(config, tmp_path)
+    run_killed(command, folder, random.Random(0), _environment())
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=2000)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 20) == []
 

@@ -91,6 +91,22 @@ def test_lengths_that_shards_were_prepared_with_are_params_of_a_trained_trial(ma
     assert _runs(ledger)["trial-0000"].data.params == {"model.k": "3", "prepare.lengths.response": "64"}
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_trials_run_names_what_stays_of_it(make_sweep: Make, keep: bool) -> None:
+    blueprint = draw_up(make_sweep(keep_checkpoints=keep, overrides={"tracking.uri": None}))
+    run = blueprint.trials_folder / trial_name(0)
+    for left in ("model", "checkpoint-00000004-abc"):
+        (run / left).mkdir(parents=True)
+    ledger = Ledger.open(blueprint, 4)
+    tracking = SweepTracking(ledger)
+    outcome = Outcome("finished", [0.4], 4)
+    tracking.settle(_end(ledger, outcome), outcome)
+    tracking.close([], {})
+    tags = _runs(ledger)["trial-0000"].data.tags
+    assert tags["model.folder"] == str(run / "model")
+    assert tags.get("checkpoint.folder") == (str(run / "checkpoint-00000004-abc") if keep else None)
+
+
 def test_the_champion_is_registered_once_and_a_registry_that_is_away_is_a_warning(
     ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,8 @@ def test_collate_packs_candidates_and_pads_targets() -> None:
     batch = collate(rows, TEMPLATE, "quality")
     assert batch.tokens_S.tolist() == [3, 9, 8, 1, 4, 5, 1, 3, 9, 8, 1, 4, 1, 3, 9, 8, 1, 4, 5, 6, 1]
     assert batch.layout.lengths == ((7, 6), (8,))
+    counted = batch.tokens_S[batch.layout.token_BL][batch.layout.response_BL]
+    assert counted.tolist() == [4, 5, 1, 4, 1, 4, 5, 6, 1]  # from <response> on
     assert batch.target_BT.tolist() == [[7, 1] + [0] * 6, [1] + [0] * 7]  # eight columns: few distinct shapes
     assert batch.target_P.tolist() == [0, 1, batch.target_BT.shape[1]]
     assert torch.equal(batch.real_targets, torch.tensor([*rows[0].target_ids, *rows[1].target_ids]))

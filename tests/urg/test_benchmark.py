@@ -84,6 +84,12 @@ def test_the_other_rankers_encode_the_tokens_that_the_paper_counts() -> None:
     assert seen["pair_ranker_bubble"] < seen["pair_ranker_full"]
 
 
+def test_the_small_encoder_has_as_many_parameters_in_its_layers_as_that_of_a_small_t5() -> None:
+    own, other = make_model("t5-small").t5.encoder.block, make_ranker("simcls", "t5-small").pretrained_model
+    ours, theirs = (sum(p.numel() for p in layers.parameters()) for layers in (own, other.encoder.layer))
+    assert theirs == pytest.approx(ours, rel=0.01)
+
+
 def test_the_other_rankers_and_ours_are_timed_on_the_same_rows() -> None:
     ranked: list[int] = []
     told = measure_rankers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from urg.config import DataConfig, EngineConfig, EvalConfig, TrainConfig
+from urg.config import DataConfig, EngineConfig, EvalConfig, LossConfig, ModelConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,13 @@ def test_a_fold_needs_its_number_of_parts(folds: int | None, fold: int | None, s
 def test_an_engine_that_cannot_be_is_refused(settings: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EngineConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_mass_of_a_response_alone_is_no_scale() -> None:
+    evaluation, model = EvalConfig(metric="rougeL"), ModelConfig(score_tokens="response")
+    with pytest.raises(ValueError, match=r"loss\.rank_scale='mass': is the attention on all tokens"):
+        TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="mass"))
+    assert TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="log")).model.score_layers == "all"
 
 
 def test_workers_that_come_and_go_need_checkpoints() -> None:

@@ -49,6 +49,16 @@ def test_a_ranking_has_a_score_for_each_candidate_and_orders_by_it(ensemble: Ens
     assert [ranking.scores[i] for i in ranking.order] == sorted(ranking.scores, reverse=True)
 
 
+def test_what_counts_for_a_score_is_the_models_own_and_the_question_its_own_length(folder: Path) -> None:
+    """As training packs a row: the response begins at its mark."""
+    own = Ensemble.from_pretrained(folder)
+    ids, question, _ = own._candidate_ids(Query("Where is the cup?", tuple(TEXTS), "The hall."))
+    assert {int(one[question]) for one in ids} == {own.template.response_id}
+    scores = own.rank("Where is the cup?", TEXTS).scores
+    own.model.settings = dataclasses.replace(own.model.settings, score_tokens="response")
+    assert own.rank("Where is the cup?", TEXTS).scores != scores
+
+
 def test_equal_candidates_are_ranked_by_index(ensemble: Ensemble) -> None:
     assert ensemble.rank("Where?", ["the same"] * 4).order == (0, 1, 2, 3)
 

@@ -31,6 +31,19 @@ def test_layout_leads_from_every_packed_token_to_its_row_and_candidate(lengths: 
     assert layout.candidate_lengths == [length for row in lengths for length in row]
 
 
+@given(lengths=LENGTHS, data=st.data())
+@settings(max_examples=40)
+def test_a_response_is_what_follows_the_question(lengths: list[list[int]], data: st.DataObject) -> None:
+    questions = [data.draw(st.integers(0, min(row))) for row in lengths]
+    layout = Layout.of(lengths, questions)
+    for b, (row, question) in enumerate(zip(lengths, questions, strict=True)):
+        expected = [place >= question for length in row for place in range(length)]
+        assert layout.response_BL[b, : len(expected)].tolist() == expected
+        assert not layout.response_BL[b, len(expected) :].any()
+    assert torch.equal(Layout.of(lengths).response_BL, layout.mask_BL)
+    assert torch.equal(layout.to(torch.device("cpu")).response_BL, layout.response_BL)
+
+
 @given(lengths=LENGTHS)
 @settings(max_examples=40)
 def test_layout_is_no_wider_than_its_largest_query(lengths: list[list[int]]) -> None:

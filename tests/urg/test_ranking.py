@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,31 @@ def test_gradients_of_encoder_states_are_those_of_the_derivation(
     ]
     torch.stack(sums).sum().backward()
     torch.testing.assert_close(hidden_SD.grad.double(), reference.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("layers", "tokens"), [("last", "all"), ("all", "response"), ("last", "response")])
+def test_the_last_layer_and_the_response_may_count_alone(
+    layers: str, tokens: str, family: str, build: Any, queries: list[list[Tensor]], eager: Any
+) -> None:
+    """Against the whole attention of the first decoder step; company in the batch does not matter."""
+    questions = [2, 1, 2, 0, 1]
+    model = build(family)
+    slow = eager(model)
+    model.settings = replace(model.settings, score_layers=layers, score_tokens=tokens)
+    expected = []
+    for query, question in zip(queries, questions, strict=True):
+        states = torch.cat(slow.states(query)).unsqueeze(0)
+        start = torch.tensor([[slow.t5.config.decoder_start_token_id]])
+        output = slow.t5.decoder(input_ids=start, encoder_hidden_states=states, output_attentions=True)
+        layers_ML = torch.stack([layer_1H1L[0, :, 0].mean(0) for layer_1H1L in output.cross_attentions])
+        mean_L = layers_ML[-1] if layers == "last" else layers_ML.mean(0)
+        parts = mean_L.split([len(ids) for ids in query])
+        expected.append(torch.stack([part[question if tokens == "response" else 0 :].mean() for part in parts]))
+    lengths = [[len(ids) for ids in query] for query in queries]
+    packed = torch.cat([ids for query in queries for ids in query]), Layout.of(lengths, questions)
+    scores = scores_of(model, packed)
+    torch.testing.assert_close(scores.double(), pad_sequence(expected, batch_first=True), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_sums_to_one_and_padding_gets_zero(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:

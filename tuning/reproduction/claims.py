@@ -5,11 +5,12 @@ A difference counts where every seed has its sign and its mean is larger than it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tuning.reproduction.recipe import NO_RANKING, URG
+from tuning.reproduction.recipe import ALL_CANDIDATES, NO_RANKING, URG
 from tuning.reproduction.results import TEXT_METRICS, Figure, Results
 
 Held = Literal["held", "not held", "not testable here"]
@@ -83,14 +84,16 @@ def _noise_costs_half(claim: str, results: Results) -> Verdict:
 
 def _flattens(claim: str, results: Results) -> Verdict:
     recipe, metric = results.recipe, results.headline
-    found = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found: dict[float, Figure | None] = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found[math.inf] = results.dev(ALL_CANDIDATES, metric)
     known = {k: figure for k, figure in found.items() if figure is not None}
     before, after = [k for k in known if k < 3], [k for k in known if k > 3]
     if 3 not in known or not before or not after:
         return Verdict(claim, UNTESTED, "no runs with K below, at and above 3 (fig3)")
-    first = known[3].mean - known[min(before)].mean
-    later = max(known[k].mean for k in after) - known[3].mean
-    evidence = f"dev {metric}: K={min(before)} to 3 {first:+.4f}, 3 to the best of K={max(after)} and less {later:+.4f}"
+    best = max(after, key=lambda k: known[k].mean)
+    first, later = known[3].mean - known[min(before)].mean, known[best].mean - known[3].mean
+    named = "all candidates" if best == math.inf else f"K={best}"
+    evidence = f"dev {metric}: K={min(before)} to 3 {first:+.4f}, 3 to the best beyond, {named}, {later:+.4f}"
     return Verdict(claim, HELD if first > 0 and later <= max(first / 2, known[3].spread) else NOT_HELD, evidence)
 
 

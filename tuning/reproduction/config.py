@@ -16,7 +16,7 @@ class ReproduceConfig:
     preset: Literal["sample", "flan-t5-large", "flan-t5-xl"] = "sample"
     """The size: the generated sample in miniature on a laptop, or MixInstruct on a cluster with a Flan-T5."""
     only: str | None = None
-    """Experiments by commas, such as table3,fig3; null for all of them."""
+    """Experiments by commas, such as table3,fig3; null for all but `beyond`, which looks for better recipes."""
     name: str = "reproduce"
     """The reproduction's name, and its folder's in `storage`."""
     storage: str = "runs"
@@ -63,6 +63,8 @@ class Preset:
     """Dotted key → value, for every training."""
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other recipes than the preset's own, by name: dotted keys of URG's training."""
+    beyond: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """More of them, which are trained where the experiment `beyond` is asked for."""
     prepare: dict[str, Any] | None = None
     """Dotted options of `data_pipeline.prepare` for the preset's own set; null: the user names one."""
     evaluate: dict[str, Any] = field(default_factory=dict)

@@ -6,14 +6,16 @@ A new one is a pair of functions, a line in EXPERIMENTS, and a test. Published f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.page import Figure as Plot
 from data_pipeline.page import figure_layout
-from tuning.reproduction.recipe import ABLATIONS, BASELINES, NO_RANKING, URG, Recipe
+from tuning.reproduction.claims import difference, is_above
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, BASELINES, NO_RANKING, URG, Recipe
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
+from tuning.reproduction.sureness import all_rows
 from urg.evaluation.paper_tables import published
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
@@ -55,8 +57,13 @@ def _table1(results: Results) -> list[Shown]:
     return [_sheet("Rows by source", ("source", "ours", "published", "published: reference by"), lines)]
 
 
+def _table2_needs(recipe: Recipe) -> list[str]:
+    return [*(recipe.compare(seed) for seed in recipe.seeds), *recipe.compare_all_rows()]
+
+
 def _table2(results: Results) -> list[Shown]:
-    """Mean ± spread over seeds; the published column in the same cell order as the paper."""
+    """Mean ± spread over seeds; the published column in the same cell order as the paper. The first seed on all rows
+    where there is such a step."""
     table, groups = published()["urg"]["table2"], []
     metrics = [m for m in ("label", *TEXT_METRICS) if results.compared(URG, m) or results.compared("urg_rank", m)]
     names = _systems(results)
@@ -73,7 +80,9 @@ def _table2(results: Results) -> list[Shown]:
     groups = [group for group in [*groups, Group("ours alone", rest)] if group.lines]
     head = ("system", *metrics, "published as", *table["columns"])
     spans = (("", 1), ("ours", len(metrics)), ("published", 1 + len(table["columns"])))
-    return [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+    document = results.document(ALL_ROWS)
+    found = [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+    return found if document is None else [*found, *all_rows(document, metrics)]
 
 
 def _systems(results: Results) -> list[str]:
@@ -110,19 +119,35 @@ def _table3(results: Results) -> list[Shown]:
     return [Sheet("Ablations", head, (Group("", tuple(lines)),), spans, notes)]
 
 
-def _recipes(results: Results) -> list[Shown]:
-    metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
-    ranks = ("label", "hit@1", "ndcg", "spearman")
-    lines = []
-    for name in (URG, *results.recipe.preset.recipes):
-        fused = [shown(results.variant(name, metric), metric) for metric in metrics]
-        picked = [shown(results.variant(name, metric, "urg_rank")) for metric in ranks]
-        changed = results.recipe.preset.recipes.get(name, {})
-        told = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the preset's own"
-        lines.append(Line((name, told, *fused, *picked)))
-    head = ("recipe", "changes", *metrics, *ranks)
-    spans = (("", 2), ("fused text", len(metrics)), ("ranking", len(ranks)))
-    return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results),))]
+def _recipes(recipes: Callable[[Recipe], Mapping[str, Mapping[str, Any]]]) -> Callable[[Results], list[Shown]]:
+    """The preset's own recipe beside others, and which of them win by more than their spread over seeds."""
+
+    def show(results: Results) -> list[Shown]:
+        metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
+        ranks, lines = ("label", "hit@1", "ndcg", "spearman"), []
+        for name, changed in {URG: {}, **recipes(results.recipe)}.items():
+            told = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the preset's own"
+            fused = [shown(results.variant(name, metric), metric) for metric in metrics]
+            picked = [shown(results.variant(name, metric, "urg_rank")) for metric in ranks]
+            lines.append(Line((name, told, *fused, *picked, *_against_own(results, name))))
+        head = ("recipe", "changes", *metrics, *ranks, f"text: {results.headline}", "pick: label")
+        spans = (("", 2), ("fused text", len(metrics)), ("ranking", len(ranks)), ("against the preset's own", 2))
+        note = "Against the preset's own, seed by seed: wins or loses where every seed does, by more than the spread."
+        return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results), note))]
+
+    return show
+
+
+def _against_own(results: Results, name: str) -> list[str]:
+    """A recipe's text and pick against the preset's own, with a word where the difference counts."""
+    cells = []
+    for metric, system in ((results.headline, URG), ("label", "urg_rank")):
+        own, other = (results.variant(variant, metric, system) for variant in (URG, name))
+        gap, lost = difference(other, own), difference(own, other)
+        won = gap is not None and is_above(gap)
+        word = " wins" if won else " loses" if lost is not None and is_above(lost) else ""
+        cells.append(NONE if gap is None or name == URG else f"{gap.text()}{word}")
+    return cells
 
 
 def _benchmark(experiment: str) -> Callable[[Recipe], list[str]]:
@@ -140,13 +165,15 @@ def _complexity(results: Results) -> list[Shown]:
     growth = (results.benchmark("complexity") or {})["complexity"]
     lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
     lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
+    lines.append(Line(("urg, measured, tokens of a response", f"L^{growth['length_exponent']:.2f}")))
     seconds = growth["seconds_by_n"]
     drawn = {"type": "scatter", "mode": "lines+markers", "x": [int(n) for n in seconds], "y": list(seconds.values())}
     layout = figure_layout("candidates N", "seconds a batch")
     layout["xaxis"] |= {"type": "log"}
     layout["yaxis"] |= {"type": "log"}
     plot = Plot("Ranking time by N", "URG, both axes logarithmic.", [drawn | {"marker": {"color": "--accent"}}], layout)
-    return [_sheet("Growth with N", ("system", "time or tokens"), lines, "Analytic: tokens that are encoded."), plot]
+    told = "The first five: tokens that are encoded. Measured: 12 candidates where their length L grows."
+    return [_sheet("Growth with N and L", ("system", "time or tokens"), lines, told), plot]
 
 
 def _table5(results: Results) -> list[Shown]:
@@ -187,19 +214,23 @@ def _files(pattern: str, what: str) -> Callable[[Results], list[Shown]]:
 
 
 def _fig3_needs(recipe: Recipe) -> list[str]:
-    return [recipe.train(recipe.with_k(k), seed) for k in recipe.preset.ks for seed in recipe.seeds]
+    variants = [*map(recipe.with_k, recipe.preset.ks), ALL_CANDIDATES]
+    return [recipe.train(variant, seed) for variant in variants for seed in recipe.seeds]
 
 
 def _fig3(results: Results) -> list[Shown]:
     recipe, metric = results.recipe, results.headline
-    found = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found = {str(k): results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
+    found["all"] = results.dev(ALL_CANDIDATES, metric)
     own = {k: figure for k, figure in found.items() if figure is not None}
     drawn: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "marker": {"color": "--accent"}}
     drawn |= {"x": list(own), "y": [figure.mean for figure in own.values()]}
     drawn |= {"error_y": {"type": "data", "array": [figure.spread for figure in own.values()]}}
-    told = f"Dev split, {metric}, a training for each K and seed; bars: spread over seeds."
-    plot = Plot("Dev score by K", told, [drawn], figure_layout("K", metric))
-    lines = [Line((str(k), shown(figure, metric))) for k, figure in own.items()]
+    told = f"Dev split, {metric}, a training for each K and seed; all: nothing is filtered. Bars: spread over seeds."
+    layout = figure_layout("K", metric)
+    layout["xaxis"] |= {"type": "category"}
+    plot = Plot("Dev score by K", told, [drawn], layout)
+    lines = [Line((k, shown(figure, metric))) for k, figure in own.items()]
     return [plot, _sheet("Dev score by K", ("K", metric), lines, _seeds(results))]
 
 
@@ -238,10 +269,12 @@ def _seeds(results: Results) -> str:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment("Table 1: the data", _table1_needs, _table1),
-    "table2": Experiment("Table 2: all systems, all metrics", _per_seed(Recipe.compare), _table2),
+    "table2": Experiment("Table 2: all systems, all metrics", _table2_needs, _table2),
     "table3": Experiment("Table 3: ablations", _variants(lambda recipe: (URG, *ABLATIONS)), _table3),
     "recipes": Experiment(
-        "Beyond the paper: recipes", _variants(lambda recipe: (URG, *recipe.preset.recipes)), _recipes
+        "The preset's recipe and others",
+        _variants(lambda recipe: (URG, *recipe.preset.recipes)),
+        _recipes(lambda recipe: recipe.preset.recipes),
     ),
     "fig3": Experiment("Figure 3: K", _fig3_needs, _fig3),
     "table5": Experiment("Table 5: noise", _per_seed(Recipe.noise), _table5),
@@ -252,7 +285,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "table8": Experiment("Table 8: cases", _cases, _files("cases.*", "The cases are in")),
     "sweep": Experiment("The five-parameter sweep", _sweep_needs, _sweep),
+    "beyond": Experiment(
+        "Beyond the paper: more recipes",
+        _variants(lambda recipe: (URG, *recipe.preset.beyond)),
+        _recipes(lambda recipe: recipe.preset.beyond),
+    ),
 }
+ON_REQUEST = frozenset({"beyond"})
+"""No experiments of the paper: only where they are named."""
 ALSO = {"table7": "table4", "s3.5": "complexity"}
 """Other names for the same."""
-__all__ = ["ALSO", "BASELINES", "EXPERIMENTS", "Experiment", "Shown"]
+__all__ = ["ALSO", "BASELINES", "EXPERIMENTS", "ON_REQUEST", "Experiment", "Shown"]

@@ -17,10 +17,12 @@ from tuning.reproduction.steps import Step, options
 URG = "urg"
 BASELINES = ("simcls", "summareranker", "pair_ranker", "gen_fuser")
 NO_RANKING = "wo_ranking"
+ALL_CANDIDATES = "all_candidates"
+ALL_ROWS = "compare-all-rows"
 ABLATIONS: dict[str, dict[str, Any]] = {
     NO_RANKING: {"loss.gamma": 0.0, "loss.selection": "random"},
     "wo_rank_loss": {"loss.gamma": 0.0},
-    "all_candidates": {"model.k": 1000},
+    ALL_CANDIDATES: {"model.k": 1000},
     "wo_erm": {"loss.beta": 0.0, "loss.second_ce": False},
     "wo_kl": {"loss.beta": 0.0},
 }
@@ -89,8 +91,16 @@ class Recipe:
 
     def compare(self, seed: int) -> str:
         """The step that measures every system of Table 2, all trained with one seed."""
+        return self._compare(f"compare-s{seed}", seed, {})
+
+    def compare_all_rows(self) -> list[str]:
+        """The step that measures the systems of the first seed on every row of the test split, where those of each
+        seed are measured on its first rows only; none otherwise."""
+        return [self._compare(ALL_ROWS, self.seeds[0], {"rows": None})] if "rows" in self.preset.evaluate else []
+
+    def _compare(self, step: str, seed: int, values: dict[str, Any]) -> str:
         needs = [self.train(variant, seed) for variant in (URG, *BASELINES)]
-        return self._measure(f"compare-s{seed}", (URG, seed), self._folders(BASELINES, seed), needs)
+        return self._measure(step, (URG, seed), self._folders(BASELINES, seed) | values, needs)
 
     def noise(self, seed: int) -> str:
         """The step of Table 5: bad candidates beside good ones."""
@@ -143,7 +153,7 @@ class Recipe:
             return name, {}
         if name.startswith("k") and name[1:].isdigit():
             return URG, {"model.k": int(name[1:])}
-        return URG, {URG: {}, **ABLATIONS, **self.preset.recipes}[name]
+        return URG, {URG: {}, **ABLATIONS, **self.preset.recipes, **self.preset.beyond}[name]
 
     def with_k(self, k: int) -> str:
         """The variant of Figure 3 with this K."""

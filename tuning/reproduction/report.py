@@ -13,6 +13,7 @@ from data_pipeline.page import Figure, document, figure_html
 from tuning.reproduction.claims import HELD, NOT_HELD, Verdict, verdicts
 from tuning.reproduction.experiments import EXPERIMENTS, Experiment, Shown
 from tuning.reproduction.results import Results
+from tuning.reproduction.time_taken import time_taken
 from urg.evaluation.results import write_json, write_text
 from urg.evaluation.sheet import Sheet, as_html, as_json, escaped_markdown, markdown
 
@@ -31,8 +32,9 @@ class Part:
 
 
 def parts(results: Results, needs: Mapping[str, Sequence[str]]) -> list[Part]:
-    """Every experiment. needs: of those that were asked for, the steps."""
-    return [_part(name, experiment, results, needs.get(name)) for name, experiment in EXPERIMENTS.items()]
+    """Every experiment, and what it took. needs: of those that were asked for, the steps."""
+    found = [_part(name, experiment, results, needs.get(name)) for name, experiment in EXPERIMENTS.items()]
+    return [*found, Part("time", "What it took", (time_taken(results),), None)]
 
 
 def _part(name: str, experiment: Experiment, results: Results, needs: Sequence[str] | None) -> Part:

@@ -36,10 +36,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a step ended: the seconds it took, or why it failed."""
+    """How a step ended: what it took, or why it failed."""
 
     seconds: float = 0.0
     failure: str | None = None
+    began: float = 0.0
+    """When, in seconds since the epoch; 0 where it did not run."""
 
 
 def options(values: Mapping[str, Any]) -> list[str]:
@@ -55,12 +57,14 @@ def marker(root: Path, step: str) -> Path:
     return root / "steps" / f"{step}.json"
 
 
-def is_done(root: Path, step: Step) -> bool:
-    """Whether the step has been done. Raises UserError where its marker is of another command."""
+def ending_of(root: Path, step: Step) -> Ending | None:
+    """How a step ended that has been done; None where it has not. Raises UserError where its marker is of another
+    command."""
     path = marker(root, step.name)
     if not path.exists():
-        return False
-    stored = json.loads(path.read_text(encoding="utf-8"))["command"]
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    stored = content["command"]
     if stored != list(step.command):
         old, new = (" ".join(argument for argument in side if argument not in other) for side, other in
                     ((stored, step.command), (step.command, stored)))  # fmt: skip
@@ -68,7 +72,7 @@ def is_done(root: Path, step: Step) -> bool:
             f"{root} holds another reproduction: its step {step.name} was run with {old or 'other options'} and not "
             f"with {new or 'these'}. Choose another --name."
         )
-    return True
+    return Ending(content["seconds"], began=content.get("began", 0.0))
 
 
 def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, Ending]:
@@ -76,7 +80,7 @@ def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, 
 
     A step fails where its command does, or where one that it needs failed; the others go on.
     """
-    endings = {name: Ending() for name, step in steps.items() if is_done(root, step)}
+    endings = {name: ending for name, step in steps.items() if (ending := ending_of(root, step)) is not None}
     running: dict[Future[Ending], str] = {}
     with ThreadPoolExecutor(at_once) as pool:
         while len(endings) < len(steps):
@@ -118,18 +122,18 @@ def _run(root: Path, step: Step, place: str, environment: dict[str, str]) -> End
     log = root / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{place} {step.name}: python -m {' '.join(step.command)}", flush=True)
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", *step.command]
         code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started, 1)
     if code:
         reason = _last_line(log) or f"exit code {code}"
         print(f"{place} {step.name}: failed, {reason} (log: {log})", flush=True)
-        return Ending(seconds, f"{reason} (log: {log})")
-    _write_marker(marker(root, step.name), {"command": list(step.command), "seconds": round(seconds, 1)})
+        return Ending(seconds, f"{reason} (log: {log})", began)
+    _write_marker(marker(root, step.name), {"command": list(step.command), "began": began, "seconds": seconds})
     print(f"{place} {step.name}: done in {seconds:.0f} s", flush=True)
-    return Ending(seconds)
+    return Ending(seconds, began=began)
 
 
 def _write_marker(path: Path, content: dict[str, Any]) -> None:

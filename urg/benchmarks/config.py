@@ -23,8 +23,8 @@ class BenchmarkConfig:
     """Shape for ranking (tiny, t5-small, t5-base, t5-large, t5-xl; random weights), or a model folder."""
     train_shape: str = "t5-small"
     """Shape for training, or a model folder."""
-    ranker_shape: Literal["tiny", "deberta-v3-base", "deberta-v3-large"] = "deberta-v3-base"
-    """Shape of the other rankers' encoder, random weights."""
+    ranker_shape: Literal["tiny", "t5-small", "deberta-v3-base", "deberta-v3-large"] = "deberta-v3-base"
+    """Shape of the other rankers' encoder, random weights: DeBERTa-v3's, t5-small in about the size of that T5's."""
     new_tokens: int = 64
     """Tokens that fusing writes."""
     stack_steps: int = 160

@@ -22,6 +22,7 @@ from urg.systems.summareranker import SummaReranker
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "t5-small": {"hidden_size": 512, "intermediate_size": 1280, "num_hidden_layers": 8, "num_attention_heads": 8},
     "deberta-v3-base": {
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -35,7 +36,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
     },
 }
-"""DeBERTa-v3's sizes (He et al. 2021), and one for tests."""
+"""DeBERTa-v3's sizes (He et al. 2021), one whose layers have as many parameters as T5 v1.1 small's encoder, and one for
+tests."""
 DEBERTA_V3: dict[str, Any] = {
     "vocab_size": 128_100,
     "relative_attention": True,

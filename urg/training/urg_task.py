@@ -132,6 +132,8 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
         target_tokens=lengths.target,
         label=config.data.label,
         generated_data=bool(shards.manifest["generated"]),
+        score_layers=config.model.score_layers,
+        score_tokens=config.model.score_tokens,
         writes=config.loss.generation,
     )
     base = base_model(config)

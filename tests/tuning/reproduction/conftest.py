@@ -11,19 +11,29 @@ import pytest
 
 from tuning.reproduce import plan
 from tuning.reproduction.config import ReproduceConfig
-from tuning.reproduction.recipe import Recipe
+from tuning.reproduction.experiments import EXPERIMENTS
+from tuning.reproduction.recipe import ALL_ROWS, Recipe
 from tuning.reproduction.results import Results
 from tuning.reproduction.steps import Ending
 
 QUALITY = {"sim-a": 0.5, "sim-b": 0.6, "random": 0.4, "pair_ranker": 0.65, "urg_rank": 0.7, "urg_random_k": 0.62}
 QUALITY |= {"llm_blender": 0.72, "urg": 0.8, "oracle": 0.9}
 RATIOS = {"rank_vs_pairranker_full": 20.0, "rank_vs_pairranker_bubble": 3.0}
+TESTS = {
+    "label": [{"first": "urg_rank", "second": "pair_ranker", "rows": 1200, "difference": 0.05, "p_holm": 0.001}],
+    "rougeL": [
+        {"first": "llm_blender", "second": "urg", "rows": 1200, "difference": -0.08, "p_holm": 0.03},
+        {"first": "urg", "second": "oracle", "rows": 1200, "difference": -0.1, "p_holm": 0.002},
+        {"first": "sim-b", "second": "urg", "rows": 1200, "difference": -0.2, "p_holm": 0.2},
+        {"first": "sim-a", "second": "sim-b", "rows": 1200, "difference": -0.1, "p_holm": 0.002},
+    ],
+}
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """All experiments of the sample, three seeds."""
-    return plan(ReproduceConfig(storage=str(tmp_path)))[0]
+    return plan(ReproduceConfig(storage=str(tmp_path), only=",".join(EXPERIMENTS)))[0]
 
 
 @pytest.fixture
@@ -45,7 +55,12 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         own = {"rows": 4, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8, "norm": 1.0}
         timed = {"encoder": "tiny", "batches": {"8": {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}}}
         _json(recipe.timings("rankers") / "benchmark.json", document | {"config": {"quick": True}, "rankers": timed})
-        growth = {"analytic_n_exponent": {"urg": 1.0}, "n_exponent": 1.02, "seconds_by_n": {"4": 1.0, "8": 2.0}}
+        growth = {
+            "analytic_n_exponent": {"urg": 1.0},
+            "n_exponent": 1.02,
+            "length_exponent": 0.9,
+            "seconds_by_n": {"4": 1.0, "8": 2.0},
+        }
         _json(recipe.timings("complexity") / "benchmark.json", {"complexity": growth})
         sources = {"generated": {"rows": 3000}}
         _json(recipe.root / "stats" / "stats.json", {"sources": sources})
@@ -100,7 +115,12 @@ def _evaluated(
     metrics = ("label", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
     systems = {system: dict.fromkeys(metrics, score + shift) for system, score in own.items()}
     kinds: dict[str, Any] = {system: "model" if system.startswith("sim-") else "ranker" for system in own}
-    _json(output / "metrics.json", {"systems": systems, "kinds": kinds})
+    document: dict[str, Any] = {"systems": systems, "kinds": kinds}
+    if name == ALL_ROWS:
+        assert given["--rows"] == "null"
+        ends = {system: {"rougeL": [score - 0.01, score + 0.01]} for system, score in own.items()}
+        document |= {"data": {"rows": 1200}, "intervals": ends, "statistics": "intervals: 95%", "tests": TESTS}
+    _json(output / "metrics.json", document)
 
 
 def _json(path: Path, content: Any) -> None:

@@ -13,13 +13,14 @@ from data_pipeline.errors import UserError
 from tuning import config as sweep_config
 from tuning.reproduce import asked, plan
 from tuning.reproduction.config import ReproduceConfig
-from tuning.reproduction.experiments import ALSO, EXPERIMENTS
-from tuning.reproduction.recipe import ABLATIONS, URG
+from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, URG
 from urg import benchmark
 from urg import config as train_config
 from urg.evaluation.answer_store import NOT_IN_KEY
 from urg.evaluation.config import EvaluateConfig
 
+ALL = ",".join(EXPERIMENTS)
 COMMANDS: dict[str, tuple[Any, Path | None]] = {
     "data_pipeline.prepare": (prepare_config.PrepareConfig, prepare_config.PRESETS),
     "data_pipeline.stats": (stats.StatsConfig, None),
@@ -33,6 +34,8 @@ COMMANDS: dict[str, tuple[Any, Path | None]] = {
 @pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
 def test_every_step_is_a_command_that_parses(preset: Any, tmp_path: Path):
     recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path)))
+    assert needs.keys() == EXPERIMENTS.keys() - ON_REQUEST
+    recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=ALL))
     assert needs.keys() == EXPERIMENTS.keys()
     for step in recipe.steps.values():
         config_class, presets = COMMANDS[step.command[0]]
@@ -47,9 +50,11 @@ def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
         return {name for name in recipe.steps if name.startswith("train-")}
 
     alone = {name: trained(name) for name in EXPERIMENTS}
-    assert trained(None) == set().union(*alone.values())
+    assert trained(None) == set().union(*(alone[name] for name in EXPERIMENTS if name not in ON_REQUEST))
+    assert alone["beyond"] >= {f"train-{URG}-s0", "train-schedule-s0"}
     assert f"train-{URG}-s0" in alone["table2"] & alone["table3"] & alone["fig3"] & alone["table5"]
     assert not any("k3" in name for name in alone["fig3"])  # K=3 is URG itself
+    assert f"train-{ALL_CANDIDATES}-s0" in alone["table3"] & alone["fig3"]
     assert len(alone["table3"]) == 3 * (1 + len(ABLATIONS))
 
 
@@ -73,6 +78,18 @@ def _evaluated(step: Any) -> dict[str, Any]:
     return asdict(parse_config(EvaluateConfig, presets=None, argv=step.command[1:]))
 
 
+def test_one_seed_is_measured_on_every_row_where_the_others_take_the_first_ones(tmp_path: Path):
+    sample = plan(ReproduceConfig(only="table2", storage=str(tmp_path)))[0].steps
+    compared, wide = _evaluated(sample["compare-s0"]), _evaluated(sample[ALL_ROWS])
+    differ = {key for key in compared if compared[key] != wide[key]}
+    assert (differ, compared["rows"], wide["rows"]) == ({"output", "rows"}, 400, None)
+    prepared = parse_config(prepare_config.PrepareConfig, presets=prepare_config.PRESETS,
+                            argv=sample["prepare"].command[1:])  # fmt: skip
+    assert prepared.sample.test >= 1000
+    full = plan(ReproduceConfig(preset="flan-t5-large", only="table2", shards="set", storage=str(tmp_path)))[0].steps
+    assert ALL_ROWS not in full
+
+
 def test_the_sample_trains_sixteen_rows_a_step_on_one_worker_and_times_nothing_beside_others(tmp_path: Path):
     recipe = plan(ReproduceConfig(storage=str(tmp_path)))[0]
     argv = recipe.steps["train-urg-s0"].command[1:]
@@ -93,7 +110,8 @@ def test_more_seeds_add_steps_and_change_none(tmp_path: Path):
 def test_experiments_by_name_come_in_the_order_of_the_report():
     assert asked("fig3, table1") == ["table1", "fig3"]
     assert asked("table7,table4") == ["table4"]
-    assert asked(None) == list(EXPERIMENTS)
+    assert asked(None) == [name for name in EXPERIMENTS if name not in ON_REQUEST]
+    assert asked("beyond,table1") == ["table1", "beyond"]
     assert set(ALSO.values()) <= EXPERIMENTS.keys()
     with pytest.raises(UserError, match="there is no experiment table9; choose from table1, table2"):
         asked("table1,table9")

@@ -14,6 +14,7 @@ from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.report import write_report
 from tuning.reproduction.results import Results
 from tuning.reproduction.steps import Ending
+from urg.evaluation.sheet import Sheet
 
 
 def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[..., Results], recipe: Recipe):
@@ -25,15 +26,30 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert all(experiment.title in text for experiment in EXPERIMENTS.values())
     assert [name for name, part in stored["experiments"].items() if part["missing"]] == []
     assert "0.8010 ± 0.0010" in text  # URG's mean and spread over the seeds 0, 1, 2
-    table2 = stored["experiments"]["table2"]["tables"][0]
+    table2, of_all_rows, sure = stored["experiments"]["table2"]["tables"]
+    assert "all 1,200 rows" in of_all_rows["title"]
+    assert sure["groups"][0]["rows"][0][-1] == "above"
+    assert stored["experiments"]["time"]["tables"][0]["groups"][0]["rows"]
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
     assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
     (timed, ratios) = stored["experiments"]["table4"]["tables"]
     first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
     assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")
     assert "no result" in " ".join(ratios["notes"])  # --quick
+    assert "L^0.90" in text.replace("\\", "")
     assert "compare-s0: human/sheet.csv." in text
     assert "compare-s0: cases.md." in text
+
+
+def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., Results], recipe: Recipe):
+    results = made_up(ablated={"schedule": 0.9, "gold": 0.7})
+    (sheet,) = EXPERIMENTS["beyond"].show(results)
+    assert isinstance(sheet, Sheet)
+    against = {line.cells[0]: line.cells[-2:] for line in sheet.groups[0].lines}
+    assert against["urg"] == ("–", "–")
+    assert against["schedule"] == ("0.1000 ± 0.0000 wins", "0.0000 ± 0.0000")
+    assert against["gold"] == ("-0.1000 ± 0.0000 loses", "0.0000 ± 0.0000")
+    assert {line.cells[0]: line.cells[1] for line in sheet.groups[0].lines}["gold"] == "loss.selection gold"
 
 
 def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):
@@ -63,8 +79,8 @@ def test_a_part_of_it_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert failed == []
     stored = json.loads(report.with_name("report.json").read_text(encoding="utf-8"))
     (table,) = stored["experiments"]["fig3"]["tables"]
-    assert [row[0] for row in table["groups"][0]["rows"]] == ["1", "3"]
+    assert [row[0] for row in table["groups"][0]["rows"]] == ["1", "3", "all"]
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduce" / "logs").iterdir()}
-    assert {path.stem for path in done} == {"prepare", "train-urg-s0", "train-k1-s0"}
+    assert {path.stem for path in done} == {"prepare", "train-urg-s0", "train-k1-s0", "train-all_candidates-s0"}
     reproduce(*plan(config))
     assert {path: path.stat().st_mtime_ns for path in done} == done

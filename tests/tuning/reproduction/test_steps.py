@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from tuning.reproduction.steps import Step, is_done, marker, options, run_steps
+from tuning.reproduction.steps import Step, ending_of, marker, options, run_steps
 
 Copy = Callable[..., Step]
 
@@ -90,7 +90,7 @@ def test_a_marker_of_another_command_is_refused_with_the_difference(tmp_path: Pa
     run_steps(tmp_path, steps(copy("a", "first")), 1)
     changed = Step("a", ("json.tool", str(tmp_path / "other"), str(tmp_path / "a")))
     with pytest.raises(UserError, match=r"its step a was run with \S+/first and not with \S+/other"):
-        is_done(tmp_path, changed)
+        ending_of(tmp_path, changed)
     assert json.loads(marker(tmp_path, "a").read_text())["command"][0] == "json.tool"
 
 
