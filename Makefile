@@ -12,6 +12,8 @@ PORT ?= 5000
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SHELL := /bin/bash
+# Packages are compiled when they are first imported; where that may not be kept, every worker compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-faults test-long check ui bench-data clean lock

@@ -172,8 +172,8 @@ class BatchConfig:
     accumulation: int = 1
     """Micro-batches a worker takes for one step. The global batch is micro × accumulation × workers."""
     tokens: int | None = None
-    """Most encoder tokens that a worker takes at once, all candidates together; null for no limit. A step with long rows
-    then takes more micro-batches, for the same gradient; a single row that is longer is taken alone."""
+    """Most encoder tokens that a worker takes at once, all candidates together; null for no limit. A step with long
+    rows then takes more micro-batches, for the same gradient; a single row that is longer is taken alone."""
 
     def __post_init__(self) -> None:
         require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1.")

@@ -161,7 +161,7 @@ def _is_done(run: Path, steps: int) -> bool:
 
     if checkpoints.last_step(run) < steps or not (run / "model").is_dir():
         return False
-    newest, _ = checkpoints.newest_whole(run)
+    newest, _ = checkpoints.newest_whole(checkpoints.newest_first(run))
     return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
 
 

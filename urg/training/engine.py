@@ -49,6 +49,7 @@ class Engine:
         self.resized = resized and config.engine.zero_stage > 0
         self._is_plain = config.engine.zero_stage == 0 and config.engine.dtype == "fp32"
         self._unwritten: Exception | None = None
+        self._written: list[Path] = []
         self._write, self._engine.checkpoint_engine.save = self._engine.checkpoint_engine.save, self._try_to_write
 
     @property
@@ -111,18 +112,20 @@ class Engine:
                 weights[name] = (parameter if whole is None else whole).detach().to("cpu", torch.float32, copy=True)
         return weights
 
-    def save(self, folder: Path) -> None:
-        """Write model and optimizer state under `folder`, which has a folder `state`; each worker writes its own part.
-        Raises what hindered this worker from it, but only when all workers are through."""
-        self._unwritten = None
+    def save(self, folder: Path) -> list[Path]:
+        """Write model and optimizer state under `folder`, which has a folder `state`; returns what this worker wrote
+        of it. Raises what hindered this worker from it, but only when all workers are through."""
+        self._unwritten, self._written = None, []
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         if self._unwritten:
             raise self._unwritten
+        return self._written
 
     def _try_to_write(self, state_dict: Any, path: str) -> None:
         """Write a file, for DeepSpeed. An error is kept for later: the others wait for this worker."""
         try:
             self._write(state_dict, path)
+            self._written.append(Path(path))
         except Exception as error:
             self._unwritten = error
 
