@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,10 +24,11 @@ def mounted_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 def fill(disk: Path, free: int) -> Path:
-    """Leave `free` bytes of room on a disk, to which others may write meanwhile; deleting what is returned empties it
-    again."""
+    """Leave `free` bytes of room on a disk that others may write to; deleting what is returned empties it again."""
     ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        while (excess := shutil.disk_usage(disk).free - free) > 0:
-            file.write(bytes(min(excess, 1 << 16)))
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):  # of what was free somebody may have had some
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - free)))
+    lacking = free - shutil.disk_usage(disk).free
+    if lacking > 0:
+        os.truncate(ballast, max(0, ballast.stat().st_size - lacking))
     return ballast

@@ -167,10 +167,8 @@ def _is_done(run: Path, steps: int) -> bool:
 
 def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> Outcome:
     """Start Ray Train and wait, showing the workers' log."""
-    from data_pipeline.ray_session import ray_session
     from urg.progress import follow
     from urg.tracking import absolute_uri
-    from urg.training.notices import sigterm_stops
     from urg.training.state import Job
 
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
@@ -179,37 +177,48 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, config.engine.timeout_s)))
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
-    with ray_session():
-        _require_resources(config)
-        follower.start()
-        try:
-            with sigterm_stops(run):
-                return _through_failed_starts(job)
-        finally:
-            finished.set()
-            follower.join(timeout=5)
+    follower.start()
+    try:
+        return _through_failed_starts(job)
+    finally:
+        finished.set()
+        follower.join(timeout=5)
 
 
 def _through_failed_starts(job: Job) -> Outcome:
-    """Train. Ray Train's controller retries what its workers die of, but for a death while the training function is
-    handed to them, half of the time that a start takes: that ends it, and another one begins here."""
+    """Train. Ray Train starts its workers anew when one dies, but not when it dies while the training function is
+    handed to it, half of the time that a start takes: that ends Ray's controller. Here another one begins, in a new
+    session, for the dead one would keep its room in the old one."""
     from ray.exceptions import RayError
     from ray.train import ControllerError
 
     from urg.progress import RunLog
-    from urg.training import checkpoints
+    from urg.training.notices import UNTIL_STOPPED
 
     left = job.config.engine.max_failures
     while True:
-        checkpoints.forget_snapshot(job.run)
         try:
-            result: Any = _trainer(job).fit()
-            return result.return_value
+            return _in_a_session(job)
         except ControllerError as error:
-            if left == 0 or not isinstance(error.controller_failure, RayError):
+            stopped = not (job.run / UNTIL_STOPPED).exists()
+            if left == 0 or stopped or not isinstance(error.controller_failure, RayError):
                 raise
             left -= 1
             RunLog(job.run / "train.log").line("a worker was lost before it began: all start anew")
+
+
+def _in_a_session(job: Job) -> Outcome:
+    """Train in the Ray that there is, or in one of our own."""
+    from data_pipeline.ray_session import ray_session
+    from urg.training import checkpoints
+    from urg.training.notices import sigterm_stops
+
+    checkpoints.forget_snapshot(job.run)
+    with ray_session():
+        _require_resources(job.config)
+        with sigterm_stops(job.run):
+            result: Any = _trainer(job).fit()
+        return result.return_value
 
 
 def _require_finished(outcome: Outcome, config: TrainConfig, steps: int) -> None:

@@ -115,12 +115,15 @@ def flip_a_bit_of_a_shard(stage: Stage) -> None:
 
 def fill_disk(stage: Stage) -> None:
     """The run ends with a sentence about its next checkpoint; then there is room again."""
-    ballast = fill(stage.run.folder.parent, NO_ROOM)
+    disk = stage.run.folder.parent
     try:
+        while stage.run.process and stage.run.process.poll() is None:  # it deletes what is old
+            fill(disk, NO_ROOM)
+            time.sleep(0.1)
         (said,) = (line for line in stage.run.ends(2).splitlines() if "no room for" in line)
         assert f"{stage.run.folder}/{PREFIX}" in said
     finally:
-        ballast.unlink()
+        (disk / "ballast").unlink()
 
 
 def kill_node(stage: Stage) -> None:
