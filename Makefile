@@ -1,6 +1,7 @@
 # Every target sets itself up: a virtual environment in .venv with the versions of requirements.lock.
 # PYTHON: the interpreter to build it from. VENV: its folder. PIP_ARGS, PYTEST_ARGS: more options for pip and pytest.
-# TEST_WORKERS: processes that `make test` and `make test-faults` run tests in, whole files at a time.
+# TEST_WORKERS: processes that `make test` and `make test-faults` run tests in, whole files at a time,
+# in the order of tests/conftest.py.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP_ARGS ?=
@@ -45,7 +46,7 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 
 # pytest's own exit code is kept beside the environment: make would turn it into 2.
 test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
-	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
+	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
 # Files stay whole, and those that start nodes run one after another (tests/faults/conftest.py); first, as they take longest.
 test-faults: $(INSTALLED)  ## every fault test, the long ones too: kills, damage, full disks (half an hour on two cores)

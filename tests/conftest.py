@@ -13,6 +13,15 @@ from hypothesis import settings
 settings.register_profile("urg", deadline=None, derandomize=True, database=None)
 settings.load_profile("urg")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray Train takes one checkpoint's report at each look at its workers: every two seconds, while a tiny run writes five.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not asked for are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with slow tests first: those of a second fill up what time the processes of `make test` have left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
