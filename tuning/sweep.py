@@ -194,12 +194,16 @@ def _identity(blueprint: Blueprint) -> dict[str, Any]:
 
 def _require_same_sweep(blueprint: Blueprint) -> None:
     """Raise UserError, with the differences, where the folder holds another sweep, or one that must not go on."""
+    from urg.train import default_settings
+
     stored = blueprint.folder / "sweep.json"
     if not stored.exists():
         return
     if not blueprint.config.resume:
         raise UserError(f"{blueprint.folder} holds a sweep: choose another --name, or --resume to go on with it.")
-    old, new = json.loads(stored.read_text()), _identity(blueprint)
+    new = _identity(blueprint)
+    came_later = {f"base: {key}": value for key, value in default_settings().items() if f"base: {key}" in new}
+    old = came_later | json.loads(stored.read_text())
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys]
     if changed:

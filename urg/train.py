@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import PRESETS, TrainConfig
+from urg.config import PRESETS, EvalConfig, TrainConfig
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -141,7 +141,7 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
 
 def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
-    old, new = ({**side["config"]} for side in (stored, wanted))
+    old, new = {**default_settings(), **stored["config"]}, {**wanted["config"]}
     for side in (old, new):  # `auto` and `never` start a run alike
         side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
         side["global batch"] = side["batch.micro"] * side["batch.accumulation"] * side["engine.workers"]
@@ -153,6 +153,12 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
         raise UserError(
             f"run folder {run} belongs to another configuration: {'; '.join(changed)}. Choose another --name."
         )
+
+
+def default_settings() -> dict[str, Any]:
+    """The default of every setting by dotted key, as JSON gives it back: what a run had that was stored before there
+    was such a setting."""
+    return _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
 
 
 def _is_done(run: Path, steps: int) -> bool:
@@ -204,7 +210,8 @@ def _through_failed_starts(job: Job) -> Outcome:
             if left == 0 or stopped or not isinstance(error.controller_failure, RayError):
                 raise
             left -= 1
-            RunLog(job.run / "train.log").line("a worker was lost before it began: all start anew")
+            lost = f"a worker was lost before it began ({type(error.controller_failure).__name__}): all start anew"
+            RunLog(job.run / "train.log").line(lost)
 
 
 def _in_a_session(job: Job) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,23 @@ from tuning.config import PRESETS, SchedulerConfig, SweepConfig
 from tuning.estimate import describe
 
 Make = Callable[..., SweepConfig]
+
+
+def test_a_sweep_that_is_older_than_a_setting_goes_on_with_its_default(make_sweep: Make) -> None:
+    from tuning.sweep import _require_same_sweep, _write_identity
+
+    blueprint = draw_up(make_sweep(resume=True))
+    blueprint.folder.mkdir(parents=True)
+    _write_identity(blueprint)
+    stored = json.loads((blueprint.folder / "sweep.json").read_text())
+    assert stored.pop("base: model.score_tokens") == "all"
+    (blueprint.folder / "sweep.json").write_text(json.dumps(stored))
+    _require_same_sweep(blueprint)
+    other = draw_up(make_sweep(resume=True, overrides={"model.score_tokens": "response"}))
+    with pytest.raises(
+        UserError, match=r"another sweep: base: model\.score_tokens \(was 'all', now 'response'\)\. Cho"
+    ):
+        _require_same_sweep(other)
 
 
 def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: Path, prepared_set: Path) -> None:

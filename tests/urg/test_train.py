@@ -179,6 +179,17 @@ def test_a_run_may_change_its_workers_but_not_its_global_batch(make: Make, tmp_p
         _require_same_run(tmp_path, two, identity(batch__micro=2))
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(make: Make, tmp_path: Path) -> None:
+    from urg.train import _flat, _require_same_run
+
+    stored = {"config": _flat(make()), "data": "key"}
+    for later in ("model.score_layers", "model.score_tokens", "batch.tokens"):
+        del stored["config"][later]
+    _require_same_run(tmp_path, stored, {"config": _flat(make(batch__tokens=900)), "data": "key"})
+    with pytest.raises(UserError, match=r"configuration: model\.score_layers \(was 'all', now 'last'\)\. Choose"):
+        _require_same_run(tmp_path, stored, {"config": _flat(make(model__score_layers="last")), "data": "key"})
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 5])
 def test_any_number_of_workers_takes_the_whole_global_batch(make: Make, workers: int) -> None:
     from urg.batching import micro_batches
@@ -300,7 +311,7 @@ def test_a_worker_that_dies_before_it_begins_is_tried_again_as_one_that_trains(
         assert module._through_failed_starts(job) == Outcome(stopped_at=7)
     assert len(started) == again + 1
     said = (tmp_path / "train.log").read_text() if again else ""
-    assert said.count("a worker was lost before it began") == again
+    assert said.count("a worker was lost before it began (ActorDiedError)") == again
 
 
 def test_what_another_start_does_not_mend_ends_a_run(
