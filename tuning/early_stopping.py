@@ -34,7 +34,10 @@ def main(config: SweepConfig) -> None:
 
 
 def twins(config: SweepConfig) -> tuple[SweepConfig, SweepConfig]:
-    """The sweep under ASHA, and the one with every trial to its end; no other difference."""
+    """The sweep under ASHA, and the one with every trial to its end; no other difference. Raises UserError for what
+    ASHA cannot do."""
+    if config.folds is not None or len(config.objective) > 1:
+        raise UserError("ASHA ends trials by one objective and without folds: give one --objective, and --folds null.")
     searcher = config.searcher if config.searcher == "grid" else "random"
     asha, whole = (
         dataclasses.replace(

@@ -73,6 +73,9 @@ def test_other_points_and_nothing_trained_are_refused(
     monkeypatch.setattr("tuning.sweep.sweep", lambda config: _play(make_sweep(name=config.name, trials=next(found))))
     with pytest.raises(UserError, match="have not tried the same points"):
         measure(make_sweep(scheduler=asha))
+    for impossible in ({"folds": 3}, {"objective": ["label", "ndcg"]}):
+        with pytest.raises(UserError, match="by one objective and without folds"):
+            twins(make_sweep(**impossible))
     nothing = cost(_play(make_sweep(name="one", trials=1)))
     with pytest.raises(UserError, match="nothing was trained"):
         ratios(dataclasses.replace(nothing, steps=0), nothing)
