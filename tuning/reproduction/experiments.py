@@ -132,7 +132,9 @@ def _recipes(recipes: Callable[[Recipe], Mapping[str, Mapping[str, Any]]]) -> Ca
             lines.append(Line((name, told, *fused, *picked, *_against_own(results, name))))
         head = ("recipe", "changes", *metrics, *ranks, f"text: {results.headline}", "pick: label")
         spans = (("", 2), ("fused text", len(metrics)), ("ranking", len(ranks)), ("against the preset's own", 2))
-        note = "Against the preset's own, seed by seed: wins or loses where every seed does, by more than the spread."
+        note = (
+            "Against the preset's own, seed by seed: wins or loses where each of several does, by more than the spread."
+        )
         return [Sheet("Recipes", head, (Group("", tuple(lines)),), spans, (_seeds(results), note))]
 
     return show
@@ -144,9 +146,11 @@ def _against_own(results: Results, name: str) -> list[str]:
     for metric, system in ((results.headline, URG), ("label", "urg_rank")):
         own, other = (results.variant(variant, metric, system) for variant in (URG, name))
         gap, lost = difference(other, own), difference(own, other)
-        won = gap is not None and is_above(gap)
-        word = " wins" if won else " loses" if lost is not None and is_above(lost) else ""
-        cells.append(NONE if gap is None or name == URG else f"{gap.text()}{word}")
+        if gap is None or lost is None or name == URG:
+            cells.append(NONE)
+            continue
+        word = " wins" if is_above(gap) else " loses" if is_above(lost) else ""
+        cells.append(gap.text() + (word if len(gap.values) > 1 else ""))  # one seed has no spread
     return cells
 
 

@@ -72,7 +72,8 @@ def ending_of(root: Path, step: Step) -> Ending | None:
             f"{root} holds another reproduction: its step {step.name} was run with {old or 'other options'} and not "
             f"with {new or 'these'}. Choose another --name."
         )
-    return Ending(content["seconds"], began=content.get("began", 0.0))
+    # Markers of before do not say when; each is written as its step ends.
+    return Ending(content["seconds"], began=content.get("began", path.stat().st_mtime - content["seconds"]))
 
 
 def run_steps(root: Path, steps: Mapping[str, Step], at_once: int) -> dict[str, Ending]:

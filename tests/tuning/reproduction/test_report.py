@@ -12,7 +12,7 @@ from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import EXPERIMENTS
 from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.report import write_report
-from tuning.reproduction.results import Results
+from tuning.reproduction.results import Figure, Results
 from tuning.reproduction.steps import Ending
 from urg.evaluation.sheet import Sheet
 
@@ -50,6 +50,15 @@ def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., 
     assert against["schedule"] == ("0.1000 ± 0.0000 wins", "0.0000 ± 0.0000")
     assert against["gold"] == ("-0.1000 ± 0.0000 loses", "0.0000 ± 0.0000")
     assert {line.cells[0]: line.cells[1] for line in sheet.groups[0].lines}["gold"] == "loss.selection gold"
+
+
+def test_one_seed_decides_nothing(made_up: Callable[..., Results], monkeypatch: pytest.MonkeyPatch):
+    results = made_up()
+    monkeypatch.setattr(Results, "variant", lambda _, name, *__: Figure((0.9 if name == "schedule" else 0.8,)))
+    (sheet,) = EXPERIMENTS["beyond"].show(results)
+    assert isinstance(sheet, Sheet)
+    against = {line.cells[0]: line.cells[-2:] for line in sheet.groups[0].lines}
+    assert against["schedule"] == ("0.1000", "0.1000")
 
 
 def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Results], recipe: Recipe):

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import UserError
-from tuning.reproduction.steps import Step, ending_of, marker, options, run_steps
+from tuning.reproduction.steps import Ending, Step, ending_of, marker, options, run_steps
 
 Copy = Callable[..., Step]
 
@@ -92,6 +93,14 @@ def test_a_marker_of_another_command_is_refused_with_the_difference(tmp_path: Pa
     with pytest.raises(UserError, match=r"its step a was run with \S+/first and not with \S+/other"):
         ending_of(tmp_path, changed)
     assert json.loads(marker(tmp_path, "a").read_text())["command"][0] == "json.tool"
+
+
+def test_a_marker_that_does_not_say_when_its_step_began_was_written_at_its_end(tmp_path: Path, copy: Copy):
+    step, path = copy("a", "first"), marker(tmp_path, "a")
+    path.parent.mkdir()
+    path.write_text(json.dumps({"command": step.command, "seconds": 60.0}), encoding="utf-8")
+    os.utime(path, (5000, 5000))
+    assert ending_of(tmp_path, step) == Ending(60.0, began=4940.0)
 
 
 def test_options_are_what_a_shell_would_be_given():
