@@ -49,7 +49,7 @@ test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
 	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
 # Files stay whole, and those that start nodes run one after another (tests/faults/conftest.py); first, as they take longest.
-test-faults: $(INSTALLED)  ## every fault test, the long ones too: kills, damage, full disks (half an hour on two cores)
+test-faults: $(INSTALLED)  ## the fault tests, long ones too: kills, damage, full disks, lost nodes (half an hour on two cores)
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m faults $(PYTEST_ARGS) \
 		tests/faults $(filter-out %__pycache__/,$(wildcard tests/*/))
 
