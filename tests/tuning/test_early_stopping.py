@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,10 @@ def test_other_points_and_nothing_trained_are_refused(
     monkeypatch.setattr("tuning.sweep.sweep", lambda config: _play(make_sweep(name=config.name, trials=next(found))))
     with pytest.raises(UserError, match="have not tried the same points"):
         measure(make_sweep(scheduler=asha))
-    for impossible in ({"folds": 3}, {"objective": ["label", "ndcg"]}):
+    impossible: list[dict[str, Any]] = [{"folds": 3}, {"objective": ["label", "ndcg"]}]
+    for options in impossible:
         with pytest.raises(UserError, match="by one objective and without folds"):
-            twins(make_sweep(**impossible))
+            twins(make_sweep(**options))
     nothing = cost(_play(make_sweep(name="one", trials=1)))
     with pytest.raises(UserError, match="nothing was trained"):
         ratios(dataclasses.replace(nothing, steps=0), nothing)
