@@ -50,7 +50,6 @@ def _quick(config: BenchmarkConfig) -> BenchmarkConfig:
         repeats=3,
         new_tokens=16,
         stack_steps=48,
-        fault_steps=24,
     )
 
 

@@ -44,7 +44,8 @@ def _seconds(run: Run) -> dict[int, float]:
 def test_away_in_the_middle_of_a_run(
     make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """For more than a minute, in which a step takes as long as before it."""
+    """For more than a minute, in which no step waits for a server: MLflow's client would try for many seconds. (That a
+    step takes as long as before is measured by `urg.benchmark --experiment faults`.)"""
     slow = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2"}
     with mlflow_server(tmp_path / "server") as server:
         run = make_run("middle", slow, tracking__uri=server.uri, keep_checkpoints=STEPS)

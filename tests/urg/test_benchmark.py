@@ -147,14 +147,13 @@ def test_the_peak_is_what_a_call_holds() -> None:
     assert 180 << 20 < peak_bytes(hold, CPU) < 260 << 20
 
 
-def test_what_keeping_costs_is_that_of_whole_runs_and_of_the_step_with_a_checkpoint() -> None:
-    """Runs of 40 steps from the fifth on: a second each, 1.01 with tracking, and 0.5 more for a checkpoint at 20."""
-    moments = [(step, step * 2.0) for step in range(1, 41)]
-    assert faults._intervals(moments) == [2.0] * 35
-    kept = [1.01] * 35
-    kept[20 - faults.WARM] += 0.5
-    told = faults._cost_of_keeping({"bare": [[1.0] * 35] * 3, "kept": [kept] * 3}, 40)
-    assert told == pytest.approx({"overhead": 0.01 + 0.5 / 35, "checkpoint_seconds": 0.5})
+def test_what_keeping_costs_is_that_of_whole_runs_and_of_the_interval_with_a_checkpoint() -> None:
+    """Runs of 60 steps that log each tenth: a second a step, 1.01 with tracking, and 5 more for a checkpoint at 30."""
+    moments = [(step, step * 2.0) for step in (1, *range(10, 61, 10))]
+    assert faults._intervals(moments) == [2.0] * 5
+    kept = [1.01, 1.01, 1.51, 1.01, 1.01]
+    told = faults._cost_of_keeping({"bare": [[1.0] * 5] * 3, "kept": [kept] * 3}, 60)
+    assert told == pytest.approx({"overhead": 0.11, "checkpoint_seconds": 5.0})
 
 
 def test_the_moments_are_those_of_the_log_and_what_is_due_is_done_once(tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_the_moments_are_those_of_the_log_and_what_is_due_is_done_once(tmp_path:
 @pytest.mark.timeout(1500)
 def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
     shapes = {"rank_shape": "tiny", "train_shape": "tiny", "ranker_shape": "tiny"}
-    small = {"batches": (2,), "repeats": 1, "train_rows": 2, "new_tokens": 3, "stack_steps": 16, "fault_steps": 24}
+    small = {"batches": (2,), "repeats": 1, "train_rows": 2, "new_tokens": 3, "stack_steps": 16, "fault_steps": 40}
     main(BenchmarkConfig(str(tmp_path), **shapes, **small))
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(result["ratios"]) == set(RATIOS)
@@ -188,9 +187,9 @@ def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
 
 
 def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:
-    result = {"ratios": {}, "missing": {"n_exponent": "its experiment was not asked for"}, "config": {"quick": True}}
+    result = {"ratios": {}, "missing": {"n_exponent": "its experiment was not run"}, "config": {"quick": True}}
     (sheet,) = sheets(result)
-    assert sheet.groups[0].lines[0].cells == ("n_exponent", "missing: its experiment was not asked for")
+    assert sheet.groups[0].lines[0].cells == ("n_exponent", "missing: its experiment was not run")
     assert "no result" in sheet.notes[0]
 
 

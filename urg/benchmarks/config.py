@@ -30,7 +30,7 @@ class BenchmarkConfig:
     stack_steps: int = 160
     """Steps of `urg.train` and of the bare loop."""
     fault_steps: int = 40
-    """Steps of each run of `faults`, an even number."""
+    """Steps of each run of `faults`, a multiple of 20."""
     batches: tuple[int, ...] = (8, 16, 32)
     """Rows of a batch in ranking; the ratios are those of the first."""
     n: int = 12
@@ -49,7 +49,7 @@ class BenchmarkConfig:
             raise UserError("batches, n, train_rows, repeats and new_tokens must be 1 or more.")
         if self.stack_steps < 16:
             raise UserError(f"stack_steps={self.stack_steps}: give 16 or more, for the first ones do not count.")
-        if self.fault_steps < 24 or self.fault_steps % 2:
-            raise UserError(f"fault_steps={self.fault_steps}: give an even number from 24 on.")
+        if self.fault_steps < 40 or self.fault_steps % 20:
+            raise UserError(f"fault_steps={self.fault_steps}: give a multiple of 20 from 40 on.")
         if self.n <= 4:
             raise UserError(f"n={self.n}: give more than four candidates, for training takes K=3 and a last one.")

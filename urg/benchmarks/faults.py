@@ -20,10 +20,11 @@ from typing import Any
 
 import psutil
 
-ROWS = 8
+ROWS = 16
 """Rows of a step and worker."""
-WARM = 5
-"""First steps of a run that do not count."""
+WARM = 10
+"""First steps of a run that do not count; and so often a run logs, as is the default, where not every step is asked
+for."""
 _STEP = re.compile(r"^step (\d+)/\d+  loss", re.MULTILINE)
 Moments = list[tuple[int, float]]
 """(step, when its line came), repeated steps again."""
@@ -40,8 +41,8 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
         "two_workers": {"engine.workers": 2},
         "kept": {
             "tracking.uri": f"sqlite:///{work / 'mlflow.db'}",
-            "checkpoint_every": steps // 2,
-        },  # one before the last step
+            "checkpoint_every": steps // 2,  # one before the last step
+        },
     }
     seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for repeat in range(repeats):
@@ -60,13 +61,13 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def _cost_of_keeping(seconds: dict[str, list[list[float]]], steps: int) -> dict[str, float]:
-    """Whole runs beside one another: medians of their means. The step after a checkpoint has it in its interval."""
+    """Whole runs beside one another: medians of their means. What comes after a checkpoint has it in its interval."""
     means = {kind: statistics.median(map(statistics.fmean, runs)) for kind, runs in seconds.items()}
-    after = [run[steps // 2 - WARM] for run in seconds["kept"]]
+    after = [run[steps // 2 // WARM - 1] for run in seconds["kept"]]
     usual = statistics.median(value for run in seconds["kept"] for value in run)
     return {
         "overhead": means["kept"] / means["bare"] - 1,
-        "checkpoint_seconds": statistics.median(after) - usual,
+        "checkpoint_seconds": WARM * (statistics.median(after) - usual),
     }
 
 
@@ -84,7 +85,7 @@ class _Run:
             "eval.rows": 4,
             "engine.workers": 1,
             "tracking.uri": "off",
-            "tracking.log_every": 1,
+            "tracking.log_every": WARM,
         } | options
         arguments = [part for key, value in changed.items() for part in (f"--{key}", str(value))]
         self.command = _command(["urg.train", "--config", "sample", *arguments])
@@ -109,9 +110,9 @@ def _train(run: _Run, at: dict[int, Callable[[subprocess.Popen[bytes]], None]] |
 
 
 def _intervals(moments: Moments) -> list[float]:
-    """Seconds between the lines of two steps, the first ones left out."""
+    """Seconds a step between two lines, the first ones left out."""
     moments = [moment for moment in moments if moment[0] >= WARM]
-    return [after[1] - before[1] for before, after in itertools.pairwise(moments)]
+    return [(t - t0) / (step - step0) for (step0, t0), (step, t) in itertools.pairwise(moments)]
 
 
 def _outage(work: Path, steps: int) -> dict[str, float]:
@@ -128,7 +129,7 @@ def _outage(work: Path, steps: int) -> dict[str, float]:
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", process)
-        run = _Run(work, "outage", steps, {"tracking.uri": f"http://127.0.0.1:{port}"})
+        run = _Run(work, "outage", steps, {"tracking.uri": f"http://127.0.0.1:{port}", "tracking.log_every": 1})
         moments = _train(run, {steps // 2: lambda _: os.killpg(process.pid, signal.SIGKILL)})
     finally:
         if process.poll() is None:
@@ -153,7 +154,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 def _recovery(work: Path, steps: int) -> dict[str, float]:
     """Seconds from SIGKILL of one of two workers to what can be seen of the recovery."""
-    run = _Run(work, "recovery", steps, {"engine.workers": 2, "checkpoint_every": 5})
+    run = _Run(work, "recovery", steps, {"engine.workers": 2, "checkpoint_every": 5, "tracking.log_every": 1})
     seen: dict[str, float] = {}
 
     def kill(driver: subprocess.Popen[bytes]) -> None:

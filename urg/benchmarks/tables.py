@@ -109,7 +109,7 @@ def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     lines += [Line((f"outage: {when.split('_')[0]}", f"{value:.4f}")) for when, value in part["outage"].items()]
     told = f"Checkpoints and tracking: {part['overhead']:+.1%} a step, with a checkpoint in {part['steps']} steps"
     told += f" ({part['checkpoint_seconds']:.2f} s each)."
-    made = [_sheet("Median seconds a step, 8 rows a worker", ("run", "seconds"), lines, told)]
+    made = [_sheet("Median seconds a step, 16 rows a worker", ("run", "seconds"), lines, told)]
     stages = [Line((name.replace("_", " "), f"{value:.1f}")) for name, value in part["recovery"].items()]
     return [*made, _sheet("After SIGKILL of one of two workers", ("stage", "seconds since"), stages)]
 
