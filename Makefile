@@ -1,6 +1,6 @@
 # Every target sets itself up: a virtual environment in .venv with the versions of requirements.lock.
 # PYTHON: the interpreter to build it from. VENV: its folder. PIP_ARGS, PYTEST_ARGS: more options for pip and pytest.
-# TEST_WORKERS: processes that `make test` runs tests in, whole files at a time.
+# TEST_WORKERS: processes that `make test` and `make test-faults` run tests in, whole files at a time.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP_ARGS ?=
@@ -12,9 +12,11 @@ PORT ?= 5000
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SHELL := /bin/bash
+# Packages are compiled when they are first imported; where that may not be kept, every worker compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults check ui bench-data clean lock
+.PHONY: help install demo test test-faults test-long check ui bench-data clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -45,14 +47,19 @@ demo: $(INSTALLED)  ## the generated sample from text to report: prepare, train,
 test: $(INSTALLED)  ## all tests but benchmarks and the long form of fault tests
 	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not benchmark and not exhaustive" $(PYTEST_ARGS); code=$$?; echo $$code > $(VENV)/.pytest-exit; exit $$code
 
-test-faults: $(INSTALLED)  ## every fault test in its long form: kills, damage, full disks
-	$(PY) -m pytest -m "faults or exhaustive" $(PYTEST_ARGS)
+# Files stay whole, and those that start nodes run one after another (tests/faults/conftest.py); first, as they take longest.
+test-faults: $(INSTALLED)  ## every fault test, the long ones too: kills, damage, full disks (half an hour on two cores)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m faults $(PYTEST_ARGS) \
+		tests/faults $(filter-out %__pycache__/,$(wildcard tests/*/))
+
+test-long: $(INSTALLED)  ## what both of them leave out: other long forms, such as each ZeRO stage or a sweep of 20 trials (hours)
+	$(PY) -m pytest -m "exhaustive and not faults" $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not slow and not faults and not benchmark" $(PYTEST_ARGS)
+	$(PY) -m pytest -q -m "not slow and not benchmark" $(PYTEST_ARGS)
 
 ui: $(INSTALLED)  ## MLflow's UI on http://127.0.0.1:5000 (PORT=…)
 	@echo "in half a minute: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"

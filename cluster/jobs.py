@@ -25,8 +25,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray dashboard`, `kubectl port-forward` and a Ray on this machine put the Jobs API."""
 AGENT_SECONDS = 60.0
 """How long a cluster may take to have the agent that starts jobs."""
-LOST_SECONDS = 60.0
-"""How long the cluster may be out of reach before following ends."""
+LOST_SECONDS = 300.0
+"""How long the cluster may be out of reach before following ends: longer than a head takes to be started anew."""
 NAME, ATTEMPT = "urg.name", "urg.attempt"
 """The keys of a job's metadata that say which job it is, and which attempt at it."""
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -133,7 +133,8 @@ def follow(client: JobSubmissionClient, submission_id: str) -> int:
     tail, lost_since = _Tail(), None
     while True:
         try:
-            asyncio.run(tail.show(client, submission_id))
+            with contextlib.suppress(aiohttp.WSServerHandshakeError):  # there is no such log: the next line says why
+                asyncio.run(tail.show(client, submission_id))
             job = client.get_job_info(submission_id)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             lost_since = _still_bearable(lost_since, submission_id, error)

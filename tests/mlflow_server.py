@@ -23,15 +23,16 @@ def dead_uri() -> str:
 
 @dataclass
 class MlflowServer:
-    """A server on a free port of loopback, in a process group of its own, with its database in `folder`."""
+    """A server on a free port, in a process group of its own, with its database in `folder`."""
 
     folder: Path
     port: int
+    host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def store(self) -> str:
@@ -48,10 +49,11 @@ class MlflowServer:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start it, and don't wait for it."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment |= {"MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}"}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True
@@ -77,10 +79,10 @@ class MlflowServer:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
-    """A server that answers, and is gone at the end of the block."""
+def mlflow_server(folder: Path, host: str = "127.0.0.1") -> Iterator[MlflowServer]:
+    """A server that answers, and is gone at the end of the block. host: the address that it listens on."""
     folder.mkdir()
-    server = MlflowServer(folder, free_ports(1)[0])
+    server = MlflowServer(folder, free_ports(1)[0], host)
     try:
         server.start()
         yield server

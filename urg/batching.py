@@ -54,22 +54,41 @@ class GlobalBatches:
         return self._order[cursor.offset : end], after
 
 
-def micro_batches(rows: np.ndarray, tokens: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
-    """This worker's share of a global batch: `accumulation` arrays of rows; some may be empty.
+def micro_batches(
+    rows: np.ndarray, tokens: np.ndarray, rank: int, world: int, accumulation: int, budget: int | None = None
+) -> list[np.ndarray]:
+    """This worker's share of a global batch: arrays of rows, as many on every worker; some may be empty.
 
     The longest row first, each goes where the fewest tokens are (Graham's longest-processing-time rule): workers wait
     for one another after each micro-batch, and its memory is that of its tokens. So the fullest micro-batch has at most
     the tokens of a longest row more than any other. Over all ranks each row is there exactly once.
 
-    tokens: what each of `rows` costs, [rows].
+    tokens: what each of `rows` costs, [rows]. accumulation: how many micro-batches, or, with a budget, how many at
+    least: as many more as it takes for none to hold over `budget` tokens, but for a row that does so alone.
     """
-    places = [(0, 0, place) for place in range(world * accumulation)]  # (tokens, rows, where): a heap
-    place_R = np.empty(len(rows), dtype=np.int64)
+    count = accumulation if budget is None else max(accumulation, -(-int(tokens.sum()) // (budget * world)))
+    place_R = _places(tokens, world * count)
+    while budget is not None and _overfull(tokens, place_R, budget):
+        count += 1
+        place_R = _places(tokens, world * count)
+    return [rows[place_R == micro * world + rank] for micro in range(count)]
+
+
+def _places(tokens: np.ndarray, count: int) -> np.ndarray:
+    """int64 [rows]: in which of `count` places each row goes."""
+    places = [(0, 0, place) for place in range(count)]  # (tokens, rows, where): a heap
+    place_R = np.empty(len(tokens), dtype=np.int64)
     for index in np.argsort(-tokens, kind="stable"):
-        held, count, place = places[0]
-        heapq.heapreplace(places, (held + int(tokens[index]), count + 1, place))
+        held, rows, place = places[0]
+        heapq.heapreplace(places, (held + int(tokens[index]), rows + 1, place))
         place_R[index] = place
-    return [rows[place_R == micro * world + rank] for micro in range(accumulation)]
+    return place_R
+
+
+def _overfull(tokens: np.ndarray, place_R: np.ndarray, budget: int) -> bool:
+    """Whether several rows in one place are more than the budget."""
+    held = np.bincount(place_R, weights=tokens)
+    return bool(((held > budget) & (np.bincount(place_R) > 1)).any())
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,13 @@ class BatchConfig:
     """Rows a worker takes at once, on average: a step's micro-batches are made equal in tokens, not in rows."""
     accumulation: int = 1
     """Micro-batches a worker takes for one step. The global batch is micro × accumulation × workers."""
+    tokens: int | None = None
+    """Most encoder tokens that a worker takes at once, all candidates together; null for no limit. A step with long
+    rows then takes more micro-batches, for the same gradient; a single row that is longer is taken alone."""
 
     def __post_init__(self) -> None:
         require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1.")
+        require(self.tokens is None or self.tokens >= 1, "batch.tokens", self.tokens, "must be at least 1, or null.")
         require(self.accumulation >= 1, "batch.accumulation", self.accumulation, "must be at least 1.")
 
 

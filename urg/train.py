@@ -161,36 +161,64 @@ def _is_done(run: Path, steps: int) -> bool:
 
     if checkpoints.last_step(run) < steps or not (run / "model").is_dir():
         return False
-    newest, _ = checkpoints.newest_whole(run)
+    newest, _ = checkpoints.newest_whole(checkpoints.newest_first(run))
     return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
 
 
 def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> Outcome:
     """Start Ray Train and wait, showing the workers' log."""
-    from data_pipeline.ray_session import ray_session
     from urg.progress import follow
     from urg.tracking import absolute_uri
-    from urg.training import checkpoints
-    from urg.training.notices import sigterm_stops
     from urg.training.state import Job
 
-    checkpoints.forget_snapshot(run)
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
     job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
     # A process that is stopped has no watchdog that could end it: Ray asks each worker whether it lives.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, config.engine.timeout_s)))
     finished = threading.Event()
     follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
-    with ray_session():
-        _require_resources(config)
-        follower.start()
+    follower.start()
+    try:
+        return _through_failed_starts(job)
+    finally:
+        finished.set()
+        follower.join(timeout=5)
+
+
+def _through_failed_starts(job: Job) -> Outcome:
+    """Train. Ray Train starts its workers anew when one dies, but not when it dies while the training function is
+    handed to it, half of the time that a start takes: that ends Ray's controller. Here another one begins, in a new
+    session, for the dead one would keep its room in the old one."""
+    from ray.exceptions import RayError
+    from ray.train import ControllerError
+
+    from urg.progress import RunLog
+    from urg.training.notices import UNTIL_STOPPED
+
+    left = job.config.engine.max_failures
+    while True:
         try:
-            with sigterm_stops(run):
-                result: Any = _trainer(job).fit()
-            return result.return_value
-        finally:
-            finished.set()
-            follower.join(timeout=5)
+            return _in_a_session(job)
+        except ControllerError as error:
+            stopped = not (job.run / UNTIL_STOPPED).exists()
+            if left == 0 or stopped or not isinstance(error.controller_failure, RayError):
+                raise
+            left -= 1
+            RunLog(job.run / "train.log").line("a worker was lost before it began: all start anew")
+
+
+def _in_a_session(job: Job) -> Outcome:
+    """Train in the Ray that there is, or in one of our own."""
+    from data_pipeline.ray_session import ray_session
+    from urg.training import checkpoints
+    from urg.training.notices import sigterm_stops
+
+    checkpoints.forget_snapshot(job.run)
+    with ray_session():
+        _require_resources(job.config)
+        with sigterm_stops(job.run):
+            result: Any = _trainer(job).fit()
+        return result.return_value
 
 
 def _require_finished(outcome: Outcome, config: TrainConfig, steps: int) -> None:

@@ -61,6 +61,7 @@ def command_line(process: psutil.Process) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.exhaustive
+@pytest.mark.xdist_group("nodes")
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
 def test_a_node_is_cut_off_and_one_is_killed() -> None:

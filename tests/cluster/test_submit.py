@@ -126,6 +126,8 @@ def description(submission_id: str, cluster: LocalCluster) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.xdist_group("nodes")
 def test_ray_job_stop_waits_for_the_checkpoint(two_nodes: LocalCluster, checkout: Path) -> None:
     begun = checkout.parent / "begun"
     started = submit(two_nodes, checkout, "train", "--name", "stopped", "--no-wait", "--", "--slow-to-stop", str(begun))
@@ -248,6 +250,21 @@ def test_a_job_that_ends_badly_says_why(capsys: pytest.CaptureFixture[str]) -> N
     assert jobs.follow(Flaky(RuntimeError("x"), "FAILED", None), "mine") == 1
     assert jobs.follow(Flaky(RuntimeError("x"), "STOPPED", -15), "mine") == 1
     assert capsys.readouterr().err.splitlines()[0] == "job mine failed: why"
+
+
+class Restarted:
+    """A Jobs API that does not know the job: Ray refuses the log's websocket with 404, whose text nobody reads."""
+
+    def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        raise aiohttp.WSServerHandshakeError(SimpleNamespace(real_url="http://head"), (), status=404)
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        raise RuntimeError(f"Request failed with status code 404: Job {submission_id} does not exist.")
+
+
+def test_a_head_that_is_another_is_found_out_at_once() -> None:
+    with pytest.raises(UserError, match="no longer knows job mine: its head was restarted"):
+        jobs.follow(Restarted(), "mine")
 
 
 def test_a_head_that_forgot_the_job_or_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardSet
 from tests.data_pipeline.chat_server import chat_server
+from tests.small_disk import fill, mounted_disk
 
 pytestmark = pytest.mark.faults
 
@@ -28,21 +27,10 @@ MIB = 1 << 20
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("this user may not mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path, free: int) -> None:
-    """Leave `free` bytes of room on a disk."""
-    (disk / "ballast").unlink(missing_ok=True)
-    (disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - free)))
+    with mounted_disk(tmp_path / "disk", "2m") as mounted:
+        if not mounted:
+            pytest.skip("this user may not mount a file system")
+        yield tmp_path / "disk"
 
 
 def outcome(run: Callable[[], object]) -> str:

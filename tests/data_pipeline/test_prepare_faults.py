@@ -19,7 +19,7 @@ import pytest
 
 from data_pipeline.shards import ShardSet
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = pytest.mark.slow
 
 Start = Callable[[Path], subprocess.Popen[str]]
 
@@ -68,7 +68,9 @@ def _content(root: Path) -> dict[str, bytes]:
     return content | {"splits": json.dumps(manifest["splits"]).encode(), "key": manifest["key"].encode()}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, marks=pytest.mark.faults), pytest.param(20, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     kills: int, start: Start, tmp_path: Path
@@ -93,6 +95,7 @@ def test_killed_at_random_moments_the_shards_are_those_of_an_undisturbed_run(
     assert not list(hit.glob(".staging*"))
 
 
+@pytest.mark.faults
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_within_the_run(start: Start, tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def _damage(path: Path, how: str) -> None:
         path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
 def test_a_damaged_shard_is_named_and_rebuilt_by_the_same_command(root: Path, how: str, capsys: pytest.CaptureFixture):
     shards = ShardSet.open(root)
@@ -206,6 +207,7 @@ def test_a_broken_cache_is_built_anew(root: Path):
     assert ShardSet.open(root).split("train")[12].texts == before
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("where", [0.01, 0.5, 0.99])
 def test_a_cache_with_one_bit_turned_is_said_and_built_anew(root: Path, where: float, caplog: pytest.LogCaptureFixture):
     shards = ShardSet.open(root, verify=False)

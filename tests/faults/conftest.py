@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.local_cluster import LocalCluster
-from tests.faults.training import NODES, STEPS, Run
+from tests.faults.training import STEPS, Run
 from tests.preparing import prepare_without_ray
+from tests.urg.training import conftest as training
+from urg.training.state import Outcome
+
+run_workers = training.run_workers
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: the tests of a file stay together, and so do all that start nodes."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +49,24 @@ def make_run(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[LocalCluster]:
-    """Three nodes of one core; who kills one adds another."""
-    with LocalCluster(3, cpus=1, environment=NODES) as started:
-        yield started
+def train_calmly(run_workers: Callable[..., list[Outcome | None]]) -> Callable[[Run], None]:
+    """train_calmly(run): from start to end, and without Ray, which makes no difference to what a run leaves."""
+
+    def train(run: Run) -> None:
+        from data_pipeline.cli import parse_config
+        from urg.config import TrainConfig
+
+        config = parse_config(TrainConfig, argv=run.arguments)
+        assert run_workers(config, config.engine.workers) == [Outcome()] * config.engine.workers
+
+    return train
 
 
 @pytest.fixture(scope="session")
-def calm(shards: Path, cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def calm(shards: Path, train_calmly: Callable[[Run], None], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nothing befell, done."""
-    run = Run(shards, tmp_path_factory.mktemp("faults-runs"), "calm", cluster.environment())
-    run.whole()
+    run = Run(shards, tmp_path_factory.mktemp("faults-runs"), "calm")
+    train_calmly(run)
     assert run.steps() == list(range(1, STEPS + 1))
     return run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 DAMAGES = ("flip", "truncate", "delete", "no manifest", "half a manifest")
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def damage(checkpoint: Path, how: str, random: Random) -> Path:
@@ -35,7 +36,7 @@ def flip(path: Path, bit: int) -> None:
 
 def break_snapshot(run: Path, random: Random) -> None:
     """Cut Ray's snapshot of a run short, or flip a bit in it."""
-    snapshot = run / "checkpoint_manager_snapshot.json"
+    snapshot = run / SNAPSHOT
     size = max(1, snapshot.stat().st_size)
     if random.random() < 0.5:
         os.truncate(snapshot, random.randrange(size))

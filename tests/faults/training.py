@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from cluster.local_cluster import LocalCluster, Node
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -42,6 +45,10 @@ OPTIONS: dict[str, Any] = {
 _HEALTH = {"period_ms": "500", "timeout_ms": "2000", "failure_threshold": "5", "initial_delay_ms": "500"}
 NODES = {f"RAY_health_check_{name}": value for name, value in _HEALTH.items()}
 """The environment of nodes whose loss is noticed within 13 seconds, not within a minute."""
+STARTS_NODES = pytest.mark.xdist_group("nodes")
+"""Of tests that run one after another: on two cores, of two clusters each would find the other's nodes dead."""
+PACE_S = 1.0
+"""How often Ray Train looks at its workers, and takes a checkpoint's report: with one a step, the time of a step."""
 _STEP = re.compile(r"^step (\d+)/\d+  loss")
 
 
@@ -57,13 +64,16 @@ class Run:
         self.command = [sys.executable, "-m", "urg.train", *self.arguments]
         self.folder, self.said = storage / name, storage / f"{name}.out"
         own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
-        self.environment = own | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
+        pace = {f"RAY_TRAIN_{of}_INTERVAL_S": str(PACE_S) for of in ("HEALTH_CHECK", "PREEMPTION_POLL")}
+        self.environment = own | {"PYTHONPATH": str(ROOT)} | pace | dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
+        self._said_before = 0
         storage.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
         """Start the command, or start it again."""
         with self.said.open("ab") as stream:
+            self._said_before = stream.tell()
             self.process = subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -81,13 +91,19 @@ class Run:
 
     def finish(self, timeout: float = 400) -> None:
         """Wait for the end, which must be a good one."""
+        self.ends(0, timeout)
+
+    def ends(self, expected: int, timeout: float = 400) -> str:
+        """Wait for the end, which must be with this exit code; what the command has said since it was started last."""
         assert self.process
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             code = None
-        assert code == 0, f"{code}: {self.said.read_text()[-3000:]}\n{self.log()[-1500:]}"
+        said = self.said.read_bytes()[self._said_before :].decode()
+        assert code == expected, f"{code}: {said[-3000:]}\n{self.log()[-1500:]}"
+        return said
 
     def whole(self) -> None:
         """From start to end."""
@@ -103,14 +119,14 @@ class Run:
         """The steps that were logged, in order, repeated ones again."""
         return [int(found[1]) for found in map(_STEP.match, self.log().splitlines()) if found]
 
-    def wait(self, condition: Callable[[], Any], timeout: float = 240) -> None:
-        """Return when the condition holds; fails where the run ends first, or it takes too long."""
+    def wait(self, condition: Callable[[], Any], timeout: float = 240, every: float = 0.02) -> None:
+        """Return when the condition holds; fails where the run ends first, or it takes too long. every: seconds."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process, "it was not started"
             assert self.process.poll() is None, f"the run has ended: {self.said.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"it takes too long: {self.log()[-1500:]}"
-            time.sleep(0.02)
+            time.sleep(every)
 
     @contextmanager
     def resumed(self, steps: int = 2) -> Iterator[None]:
@@ -155,10 +171,27 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 90) -> 
 def training_workers(ancestor: int | None = None) -> list[psutil.Process]:
     """Ray Train's workers among the descendants of a process (default: this one)."""
     found = []
-    for process in psutil.Process(ancestor).children(recursive=True):
+    try:
+        family = psutil.Process(ancestor).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    for process in family:
         try:
             if "TrainWorker" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:  # it has ended meanwhile
             continue
     return found
+
+
+def busy(cluster: LocalCluster) -> Node:
+    """A node, not the head, with a worker of the training on it."""
+    return next(node for node in cluster.workers if training_workers(node.process.pid))
+
+
+def announce_end(cluster: LocalCluster, node: Node) -> None:
+    """Have Ray drain a node, as on the notice of a spot instance."""
+    drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    drain += ["--node-id", cluster.alive()[node.address], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    drain += ["--reason-message", "rehearsal", "--deadline-remaining-seconds", "600"]
+    subprocess.run(drain, env=os.environ | cluster.environment(), check=True, timeout=120)

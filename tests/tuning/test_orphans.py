@@ -10,7 +10,7 @@ import pytest
 
 from tuning.orphans import end_cleaners, free_placement_groups, orphans_freed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(240)]
 
 
 class PlacementGroupCleaner:

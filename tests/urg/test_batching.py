@@ -67,6 +67,30 @@ def test_micro_batches_differ_by_a_longest_row_at_most(lengths: list[int], world
     assert max(held) <= sum(lengths) / world + max(lengths) * (1 - 1 / world)
 
 
+@given(LENGTHS, st.sampled_from([(1, 1), (1, 3), (2, 2), (5, 1)]), st.integers(1, 1500))
+def test_a_token_budget_is_kept_by_more_micro_batches(lengths: list[int], split: tuple[int, int], budget: int) -> None:
+    world, accumulation = split
+    rows, tokens = np.arange(len(lengths)), np.array(lengths)
+    shares = [micro_batches(rows, tokens, rank, world, accumulation, budget) for rank in range(world)]
+    parts = [part for share in shares for part in share]
+    assert all(int(tokens[part].sum()) <= budget or len(part) == 1 for part in parts)
+    assert sorted(int(row) for part in parts for row in part) == rows.tolist()
+    (count,) = {len(share) for share in shares}
+    assert count >= accumulation
+    if count > accumulation:  # one fewer would not do: too many tokens in all, or rows that do not fit together
+        fewer = [micro_batches(rows, tokens, rank, world, count - 1) for rank in range(world)]
+        held = [int(tokens[part].sum()) for share in fewer for part in share if len(part) > 1]
+        assert sum(lengths) > budget * world * (count - 1) or max(held) > budget
+
+
+def test_a_budget_that_is_met_changes_nothing() -> None:
+    tokens = np.array([30, 10, 20, 40])
+    whole = micro_batches(np.arange(4), tokens, 0, 2, 2)
+    assert [part.tolist() for part in whole] == [
+        part.tolist() for part in micro_batches(np.arange(4), tokens, 0, 2, 2, 40)
+    ]
+
+
 def test_rows_of_one_length_are_spread_evenly() -> None:
     shares = [micro_batches(np.arange(7), np.zeros(7), rank, 3, 1)[0] for rank in range(3)]
     assert sorted(map(len, shares)) == [2, 2, 3]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -258,3 +260,68 @@ def test_a_task_that_the_data_have_no_score_for_is_named(make: Make) -> None:
         config = make(system="simcls", ranker__tasks=tasks)
         with pytest.raises(UserError, match=sentence):
             build_task(config, ShardSet.open(config.data.shards))
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """play(fit): from now on this is what Ray Train does, without Ray."""
+    from data_pipeline import ray_session
+    from urg import train as module
+
+    monkeypatch.setattr(ray_session, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(module, "_require_resources", lambda _: None)
+    return lambda fit: monkeypatch.setattr(module, "_trainer", lambda _: SimpleNamespace(fit=fit))
+
+
+@pytest.mark.parametrize(("failures", "again"), [(0, 0), (2, 2), (9, 3)])
+def test_a_worker_that_dies_before_it_begins_is_tried_again_as_one_that_trains(
+    failures: int, again: int, make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None]
+) -> None:
+    """What `fit` does when the cluster loses a worker to which it hands the training function."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import ControllerError
+
+    from urg import train as module
+    from urg.training.state import Job, Outcome
+
+    job, started = Job(make(engine__max_failures=3), tmp_path, "off", None, {}), []
+
+    def fit() -> SimpleNamespace:
+        started.append(1)
+        if len(started) <= failures:
+            raise ControllerError(ActorDiedError())
+        return SimpleNamespace(return_value=Outcome(stopped_at=7))
+
+    play(fit)
+    if failures > 3:
+        with pytest.raises(ControllerError):
+            module._through_failed_starts(job)
+    else:
+        assert module._through_failed_starts(job) == Outcome(stopped_at=7)
+    assert len(started) == again + 1
+    said = (tmp_path / "train.log").read_text() if again else ""
+    assert said.count("a worker was lost before it began") == again
+
+
+def test_what_another_start_does_not_mend_ends_a_run(
+    make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None]
+) -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train import ControllerError
+
+    from urg import train as module
+    from urg.training.notices import UNTIL_STOPPED
+    from urg.training.state import Job
+
+    def bug() -> None:
+        raise ControllerError(ValueError("a bug"))
+
+    def stopped() -> None:
+        (tmp_path / UNTIL_STOPPED).unlink()
+        raise ControllerError(ActorDiedError())
+
+    for fit in (bug, stopped):
+        play(fit)
+        with pytest.raises(ControllerError):
+            module._through_failed_starts(Job(make(), tmp_path, "off", None, {}))
+    assert not (tmp_path / "train.log").exists()

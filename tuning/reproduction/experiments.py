@@ -165,6 +165,7 @@ def _complexity(results: Results) -> list[Shown]:
     growth = (results.benchmark("complexity") or {})["complexity"]
     lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
     lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
+    lines.append(Line(("pair_ranker_full, measured", f"N^{growth['pair_ranker_full_n_exponent']:.2f}")))
     lines.append(Line(("urg, measured, tokens of a response", f"L^{growth['length_exponent']:.2f}")))
     seconds = growth["seconds_by_n"]
     drawn = {"type": "scatter", "mode": "lines+markers", "x": [int(n) for n in seconds], "y": list(seconds.values())}

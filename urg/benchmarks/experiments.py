@@ -55,8 +55,10 @@ def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    """PairRanker's encoder is a small one: all pairs of 48 candidates take minutes on a larger."""
     make = functools.partial(make_model, config.train_shape)
-    return measure_growth(make, min(config.batches), config.repeats, device)
+    encoder = "tiny" if config.ranker_shape == "tiny" else "t5-small"
+    return measure_growth(make, encoder, min(config.batches), config.repeats, device)
 
 
 def _rankers(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -121,6 +123,7 @@ RATIOS = (
     "train_memory_vs_naive3",
     "stack_vs_bare",
     "n_exponent",
+    "pairranker_n_exponent",
     "weak_scaling",
     "safety_overhead",
     "outage_step",
@@ -162,4 +165,4 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
             "recovery_seconds": part["recovery"]["next_step"],
         }
-    return {"n_exponent": part["n_exponent"]}
+    return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}

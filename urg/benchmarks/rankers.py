@@ -75,9 +75,7 @@ def measure_rankers(
     rows = draw_rows(batch, n, 32_000, seed=batch)
     calls["urg"], sizes["urg"] = (lambda: ours(rows)), batch
     for system in OTHERS:
-        model = make_ranker(system, encoder).to(device)
-        if device.type == "cpu":
-            freeze_linears(model)
+        model = prepared_ranker(system, encoder, device)
         sizes[system] = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
         calls[system] = _bound(RANKINGS[system], model, rows[: sizes[system]])
         weights[system] = sum(p.numel() for p in model.parameters())
@@ -93,6 +91,14 @@ def _told(timing: Timing, rows: int, parameters: int) -> dict[str, Any]:
     speed = rows / timing.median
     told = {"rows": rows, "seconds": timing.median, "spread": timing.spread, "rows_per_s": speed}
     return told | {"parameters": parameters, "norm": parameters / 1e9 * speed}
+
+
+def prepared_ranker(system: str, encoder: str, device: torch.device) -> EncoderRanker:
+    """A ranker on `device`, on a CPU with its weights laid out for the machine."""
+    model = make_ranker(system, encoder).to(device)
+    if device.type == "cpu":
+        freeze_linears(model)
+    return model
 
 
 def make_ranker(system: str, encoder: str, seed: int = 0) -> EncoderRanker:

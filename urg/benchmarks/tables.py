@@ -94,10 +94,14 @@ def _stack(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
 
 
 def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
-    lines = [Line((f"N = {n}", f"{seconds:.3f}")) for n, seconds in part["seconds_by_n"].items()]
+    pairs = part["pair_ranker_full_seconds_by_n"]
+    lines = [Line((f"N = {n}", f"{own:.3f}", f"{pairs[n]:.3f}")) for n, own in part["seconds_by_n"].items()]
+    fitted = (f"{part[key]:.2f}" for key in ("n_exponent", "pair_ranker_full_n_exponent"))
+    lines.append(Line(("fitted exponent", *fitted)))
     analytic = ", ".join(f"{name} {value:.2f}" for name, value in part["analytic_n_exponent"].items())
-    told = f"Fitted exponent of N: {part['n_exponent']:.2f}; of tokens encoded: {analytic}."
-    return [_sheet("Ranking time by the number of candidates", ("candidates", "seconds"), lines, told)]
+    told = f"Exponents of the tokens encoded: {analytic}."
+    head = ("candidates", "urg: seconds", "pair_ranker_full: seconds, of one row")
+    return [_sheet("Ranking time by the number of candidates", head, lines, told)]
 
 
 def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:

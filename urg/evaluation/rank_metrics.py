@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
@@ -72,7 +71,9 @@ def spearman(scores: ArrayLike, labels: ArrayLike) -> float:
     scores_N, labels_N = _labelled(scores, labels)
     if _undefined(scores_N, labels_N, needs_spread=True):
         return float("nan")
-    return float(scipy.stats.spearmanr(scores_N, labels_N).statistic)
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(scores_N, labels_N).statistic)
 
 
 def kendall(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -80,7 +81,9 @@ def kendall(scores: ArrayLike, labels: ArrayLike) -> float:
     scores_N, labels_N = _labelled(scores, labels)
     if _undefined(scores_N, labels_N, needs_spread=True):
         return float("nan")
-    return float(scipy.stats.kendalltau(scores_N, labels_N, variant="b").statistic)
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(scores_N, labels_N, variant="b").statistic)
 
 
 def pearson(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -88,9 +91,11 @@ def pearson(scores: ArrayLike, labels: ArrayLike) -> float:
     scores_N, labels_N = _labelled(scores, labels)
     if _undefined(scores_N, labels_N, needs_spread=True):
         return float("nan")
+    from scipy.stats import pearsonr
+
     # Centred and scaled first: the values of a softmax may differ in the ninth digit, and scipy then warns.
     sides = [(side - side.mean()) / np.abs(side - side.mean()).max() for side in (scores_N, labels_N)]
-    return float(scipy.stats.pearsonr(*sides).statistic)
+    return float(pearsonr(*sides).statistic)
 
 
 RANK_METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {

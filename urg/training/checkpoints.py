@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from data_pipeline.shard_writing import file_sha256
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
 PREFIX = "checkpoint-"
+Entries = dict[str, dict[str, Any]]
+"""Size and checksum by a file's name."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system's errors where a disk, a quota or a limit is exhausted."""
 
@@ -37,20 +40,28 @@ def new_folder(run: Path, step: int) -> Path:
     return run / f"{PREFIX}{step:08d}-{uuid.uuid4().hex[:6]}"
 
 
-def commit(folder: Path, train_state: dict[str, Any], world: int) -> None:
-    """Write the training state and, last and atomically, the manifest of all files that are there, each of them on
-    disk."""
-    write_json(folder / STATE, {**train_state, "world": world})
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def entries(folder: Path, paths: Iterable[Path]) -> Entries:
+    """What the manifest of the checkpoint in `folder` says of these of its files, by name; each is then on disk."""
+    listed = sorted(paths)
     with ThreadPoolExecutor() as threads:  # a file's checksum leaves the other cores idle
-        entries = dict(zip((str(path.relative_to(folder)) for path in paths), threads.map(_entry, paths), strict=True))
-    write_json(folder / MANIFEST, {"files": entries})
+        found = list(threads.map(_entry, listed))
+    return {str(path.relative_to(folder)): entry for path, entry in zip(listed, found, strict=True)}
+
+
+def commit(folder: Path, train_state: dict[str, Any], world: int, known: Entries | None = None) -> None:
+    """Write the training state and, last and atomically, the manifest of all files that are there, each of them on
+    disk. known: what the manifest says of some, from the workers that wrote them."""
+    write_json(folder / STATE, {**train_state, "world": world})
+    paths, known = {path for path in folder.rglob("*") if path.is_file()}, known or {}
+    own = entries(folder, (path for path in paths if str(path.relative_to(folder)) not in known))
+    write_json(folder / MANIFEST, {"files": dict(sorted({**known, **own}.items()))})
     for directory in (*{path.parent for path in paths}, folder.parent):
         _sync(directory)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None where it is whole."""
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, naming the file, or None where it is whole. part, parts: look only at every
+    `parts`-th file, from number `part` on."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         listed = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
@@ -58,7 +69,7 @@ def damage(folder: Path) -> str | None:
         return f"{folder} has no {MANIFEST}: it was never finished."
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return f"{folder / MANIFEST} is unreadable."
-    for path, size, sha256 in listed:
+    for path, size, sha256 in listed[part::parts]:
         if not path.is_file() or path.stat().st_size != size:
             return f"{path} is missing or has another size than its manifest says."
         if file_sha256(path) != sha256:
@@ -66,16 +77,22 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that verifies (None without one), and what is wrong with those that were passed
-    over."""
+def newest_whole(
+    folders: Iterable[Path], find_damage: Callable[[Path], str | None] = damage
+) -> tuple[Path | None, list[str]]:
+    """The first of these checkpoints that verifies (None without one), and what is wrong with those before it."""
     passed_over: list[str] = []
-    for folder in sorted(run.glob(f"{PREFIX}*"), key=_recency, reverse=True):
-        wrong = damage(folder)
+    for folder in folders:
+        wrong = find_damage(folder)
         if wrong is None:
             return folder, passed_over
         passed_over.append(wrong)
     return None, passed_over
+
+
+def newest_first(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not."""
+    return sorted(run.glob(f"{PREFIX}*"), key=_recency, reverse=True)
 
 
 def remove_unfinished(run: Path) -> None:

@@ -1,7 +1,8 @@
-"""The engine: DeepSpeed behind five verbs. Nothing else in the project imports it.
+"""The engine: DeepSpeed behind six verbs. Nothing else in the project imports it.
 
 Gradients are averaged over workers and micro-batches by DeepSpeed, while our losses are already shares of the global
-batch (objective.py); `backward` undoes the averaging, so that what is applied is the plain sum.
+batch (objective.py); `backward` undoes the averaging, so that what is applied is the plain sum, of however many
+micro-batches a step has.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from urg.config import TrainConfig
+from urg.training.process import hidden
 
 
 class Engine:
@@ -29,7 +31,8 @@ class Engine:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.engine.use_gpu else "cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import deepspeed
+            with hidden("mlflow"):  # its autotuner, which nobody asks for, would take seconds to import it
+                import deepspeed
 
             if not config.engine.use_gpu:
                 # A C++ extension that takes minutes to compile, and that gloo does without.
@@ -46,6 +49,7 @@ class Engine:
         self.resized = resized and config.engine.zero_stage > 0
         self._is_plain = config.engine.zero_stage == 0 and config.engine.dtype == "fp32"
         self._unwritten: Exception | None = None
+        self._written: list[Path] = []
         self._write, self._engine.checkpoint_engine.save = self._engine.checkpoint_engine.save, self._try_to_write
 
     @property
@@ -63,6 +67,10 @@ class Engine:
         """Steps that were not applied because a gradient was not finite."""
         return int(self._engine.skipped_steps)
 
+    def begin(self, last: bool) -> None:
+        """Before a micro-batch. last: `step`, after it, applies the gradient."""
+        self._engine.set_gradient_accumulation_boundary(last)
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The model's forward pass."""
         return self._engine(*inputs, **options)
@@ -72,8 +80,7 @@ class Engine:
         self._engine.backward(loss * self._averaged_over)
 
     def step(self, lr: float) -> None:
-        """Count the micro-batch; after the last one of the accumulation, clip and apply the gradient with this learning
-        rate."""
+        """After a micro-batch; after a step's last one, clip and apply the gradient with this learning rate."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._is_plain and self._engine.is_gradient_accumulation_boundary():
@@ -105,18 +112,20 @@ class Engine:
                 weights[name] = (parameter if whole is None else whole).detach().to("cpu", torch.float32, copy=True)
         return weights
 
-    def save(self, folder: Path) -> None:
-        """Write model and optimizer state under `folder`, which has a folder `state`; each worker writes its own part.
-        Raises what hindered this worker from it, but only when all workers are through."""
-        self._unwritten = None
+    def save(self, folder: Path) -> list[Path]:
+        """Write model and optimizer state under `folder`, which has a folder `state`; returns what this worker wrote
+        of it. Raises what hindered this worker from it, but only when all workers are through."""
+        self._unwritten, self._written = None, []
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         if self._unwritten:
             raise self._unwritten
+        return self._written
 
     def _try_to_write(self, state_dict: Any, path: str) -> None:
         """Write a file, for DeepSpeed. An error is kept for later: the others wait for this worker."""
         try:
             self._write(state_dict, path)
+            self._written.append(Path(path))
         except Exception as error:
             self._unwritten = error
 
@@ -162,7 +171,7 @@ def for_any_number_of_workers(folder: Path, scratch: Path) -> Iterator[Path]:
 
 
 def deepspeed_config(config: TrainConfig, accumulation: int, resized: bool = False) -> dict[str, Any]:
-    """DeepSpeed's configuration for a run. accumulation: micro-batches a worker and step. resized: see Engine."""
+    """DeepSpeed's configuration for a run. accumulation: what it divides losses by. resized: see Engine."""
     engine, optim = config.engine, config.optim
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.offload_optimizer:

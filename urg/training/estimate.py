@@ -69,7 +69,7 @@ def _data(config: TrainConfig) -> tuple[list[str], int | None, int | None]:
         f"{plan.warmup_steps} of warm-up",
     ]
     tokens = round(tokens_per_row(config, facts, shards.template) * config.batch.micro)
-    return lines, tokens, len(shards.tokenizer())
+    return lines, min(tokens, config.batch.tokens or tokens), len(shards.tokenizer())
 
 
 def _size(config: TrainConfig, tokens: int | None, vocab_size: int | None) -> list[str]:

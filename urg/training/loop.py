@@ -137,8 +137,9 @@ class Trainer:
         rows, after = self.batches.at(self.state.cursor)
         counts = self.task.counts(self.split, rows)
         tokens, accumulation = self.split.encoder_tokens[rows], self.config.accumulation(self.world)
-        shares = micro_batches(rows, tokens, self.rank, self.world, accumulation)
+        shares = micro_batches(rows, tokens, self.rank, self.world, accumulation, self.config.batch.tokens)
         for micro, own in enumerate(shares):
+            self.engine.begin(last=micro == len(shares) - 1)
             asked = time.perf_counter()
             batch = self.task.batch(self._share(own, rows, step), self.engine.device)
             self.window.waited(time.perf_counter() - asked)

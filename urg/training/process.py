@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,6 +21,19 @@ def prepare_process(config: TrainConfig) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\b.*")
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """While the block runs, a package that nobody has imported yet is as if it were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def seed_everything(*key: int) -> None:

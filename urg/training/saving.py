@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,16 +31,30 @@ def agree_to_go_on(refusal: str | None) -> None:
 
 def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
     """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers."""
-    found: list[str | None] = [None]
+    folders: list[list[Path]] = [[]]
     if rank == 0:
         checkpoints.remove_unfinished(job.run)
-        newest, passed_over = checkpoints.newest_whole(job.run)
+        folders = [checkpoints.newest_first(job.run)]
+    dist.broadcast_object_list(folders)
+    newest, passed_over = checkpoints.newest_whole(folders[0], functools.partial(_damage, rank))
+    if rank == 0:
         for wrong in passed_over:
             log.line(f"passing over a damaged checkpoint: {wrong}")
-        chosen = newest or job.resume_from
-        found = [str(chosen) if chosen else None]
-    dist.broadcast_object_list(found)
-    return Path(found[0]) if found[0] else None
+    return newest or job.resume_from
+
+
+def _damage(rank: int, folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; each worker looks at its share of the files."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, checkpoints.damage(folder, rank, len(found)))
+    return next(filter(None, found), None)
+
+
+def _merged(own: checkpoints.Entries) -> checkpoints.Entries:
+    """The entries of all workers."""
+    found: list[checkpoints.Entries] = [{}] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return {name: entry for entries in found for name, entry in entries.items()}
 
 
 class Saver:
@@ -61,12 +76,14 @@ class Saver:
         name = [str(checkpoints.new_folder(self.job.run, state.step))] if self.rank == 0 else [None]
         dist.broadcast_object_list(name)
         folder = Path(str(name[0]))
+        own: checkpoints.Entries = {}
         try:
             self._together(folder, lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
-            self._together(folder, lambda: self.engine.save(folder))
+            self._together(folder, lambda: own.update(checkpoints.entries(folder, self.engine.save(folder))))
+            known = _merged(own)
             weights = self.engine.full_weights()
             self._together(folder, lambda: self._write_model(folder, weights, state, metrics))
-            self._together(folder, lambda: self._finish(folder, state, metrics))
+            self._together(folder, lambda: self._finish(folder, state, metrics, known))
         except Refused:
             self._delete_unfinished(folder)
             raise
@@ -86,9 +103,9 @@ class Saver:
             self.task.save(folder / "model", weights, state.step)
             (folder / "model" / CARD_FILE).write_text(self.task.card(state.step, metrics))
 
-    def _finish(self, folder: Path, state: TrainState, metrics: dict[str, float]) -> None:
+    def _finish(self, folder: Path, state: TrainState, metrics: dict[str, float], known: checkpoints.Entries) -> None:
         if self.rank == 0:
-            checkpoints.commit(folder, state.to_json(), self.world)
+            checkpoints.commit(folder, state.to_json(), self.world, known)
             ray_metrics.checkpoint_written(self.job.config.name)
             if metrics:
                 record_evaluation(self.job.run, state.step, metrics)

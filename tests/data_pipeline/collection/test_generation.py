@@ -213,6 +213,7 @@ def test_on_ray_from_prompts_to_rows_and_only_what_is_missing(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_prompt_that_kills_its_process_is_missing_and_all_others_are_answered(
     ray_started: None,

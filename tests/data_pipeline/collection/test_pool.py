@@ -30,6 +30,7 @@ def reasons(
     return came
 
 
+@pytest.mark.faults
 def test_a_prompt_that_kills_its_actor_is_the_only_one_without_an_answer():
     def work(task: Mapping[str, Any]) -> dict[str, Any]:
         if 1 in task["rows"]:
@@ -70,6 +71,7 @@ def test_when_all_die_it_ends_and_what_is_left_has_a_reason(monkeypatch: pytest.
     assert len(list(tmp_path.iterdir())) <= 4 + 1  # one more may have begun
 
 
+@pytest.mark.faults
 def test_after_a_death_the_shortest_are_next_so_that_long_ones_that_kill_keep_nothing_back(
     monkeypatch: pytest.MonkeyPatch,
 ):

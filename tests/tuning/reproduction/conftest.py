@@ -58,6 +58,7 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         growth = {
             "analytic_n_exponent": {"urg": 1.0},
             "n_exponent": 1.02,
+            "pair_ranker_full_n_exponent": 1.97,
             "length_exponent": 0.9,
             "seconds_by_n": {"4": 1.0, "8": 2.0},
         }

@@ -40,6 +40,7 @@ def test_what_was_read_but_not_advanced_is_read_again(tmp_path):
     assert journal.path.exists()
 
 
+@pytest.mark.faults
 def test_a_killed_process_loses_nothing(tmp_path):
     script = """
 import os, signal, sys

@@ -183,6 +183,7 @@ def test_an_unusable_database_is_one_sentence(tmp_path, database):
             tracker(f"sqlite:///{tmp_path}/{database}", spool, run_id=last_run(spool), connect_timeout=120)
 
 
+@pytest.mark.faults
 def test_a_server_that_was_never_there_costs_nothing_but_a_warning(uri, tmp_path, caplog):
     """Killed while MLflow was away all the time: the next process has everything, and no login is shown or kept."""
     away = dead_uri().replace("//", "//ann:hunter2@")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import Job, Outcome
+from urg.training.task import Task
 
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
@@ -75,10 +77,11 @@ def make_config(configure: Callable[..., TrainConfig], tmp_path: Path) -> Callab
     return partial(configure, tmp_path / "runs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
-    """run_workers(config, world, limit): train in `world` processes without Ray; each one's outcome, None where it
-    died. As Ray does, all are killed where one dies. limit: bytes that a worker may write to one file."""
+    """run_workers(config, world, limit, wrap): train in `world` processes without Ray; each one's outcome, None where
+    it died. As Ray does, all are killed where one dies. limit: bytes that a worker may write to one file. wrap: what
+    each worker makes of its task, by name (tampered_task.py)."""
     workers: list[subprocess.Popen[str]] = []
 
     def end() -> None:
@@ -86,17 +89,25 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
             worker.kill()
             worker.wait()
 
-    def run(config: TrainConfig, world: int = 2, limit: int | None = None) -> list[Outcome | None]:
+    def run(
+        config: TrainConfig, world: int = 2, limit: int | None = None, wrap: Callable[[Task], Task] | None = None
+    ) -> list[Outcome | None]:
         folder = Path(config.storage) / config.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNTIL_STOPPED).touch()
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
-        (folder / "job.pickle").write_bytes(pickle.dumps(Job(config, folder, "off", resume_from, {})))
+        (folder / "job.pickle").write_bytes(
+            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}), wrap))
+        )
         (port,) = free_ports(1)
         limited = ["prlimit", f"--fsize={limit}"] if limit else []
         command = [*limited, sys.executable, str(Path(__file__).with_name("worker_without_ray.py"))]
         command += [str(folder / "job.pickle"), str(world), str(port)]
-        workers[:] = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True) for r in range(world)]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+        workers[:] = [
+            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
+            for rank in range(world)
+        ]
         while not any(worker.poll() for worker in workers) and any(worker.poll() is None for worker in workers):
             time.sleep(0.1)
         end()

@@ -29,6 +29,7 @@ def test_two_attempts_at_a_step_do_not_meet(tmp_path: Path) -> None:
     assert checkpoints.new_folder(tmp_path, 3) != checkpoints.new_folder(tmp_path, 3)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["flip", "truncate", "delete", "no manifest", "half a manifest"])
 def test_any_damage_is_found_named_and_passed_over(tmp_path: Path, fault: str) -> None:
     older, newer = _checkpoint(tmp_path, 5), _checkpoint(tmp_path, 10)
@@ -47,15 +48,36 @@ def test_any_damage_is_found_named_and_passed_over(tmp_path: Path, fault: str) -
         manifest.write_text(manifest.read_text()[:20])
     named = "manifest" if "manifest" in fault else "weights.bin"
     assert named in str(checkpoints.damage(newer))
-    found, passed_over = checkpoints.newest_whole(tmp_path)
+    found, passed_over = checkpoints.newest_whole(checkpoints.newest_first(tmp_path))
     assert found == older
     assert len(passed_over) == 1
     with pytest.raises(UserError, match="cannot resume"):
         checkpoints.require_whole(newer)
 
 
+def test_a_manifest_takes_what_workers_know_of_their_own_files_and_reads_the_rest(tmp_path: Path) -> None:
+    alone = _checkpoint(tmp_path, 3)
+    folder = checkpoints.new_folder(tmp_path, 4)
+    (folder / "state").mkdir(parents=True)
+    for rank in range(3):
+        (folder / "state" / f"rank-{rank}.pt").write_bytes(os.urandom(100 + rank))
+    known = checkpoints.entries(folder, [folder / "state" / "rank-2.pt", folder / "state" / "rank-1.pt"])
+    assert list(known) == ["state/rank-1.pt", "state/rank-2.pt"]
+    (folder / "state" / "rank-2.pt").write_bytes(bytes(102))  # after its worker has read it
+    checkpoints.commit(folder, {"step": 4}, 3, known)
+    assert "rank-2.pt has been altered" in str(checkpoints.damage(folder))
+    assert checkpoints.damage(alone) is None
+
+
+def test_each_file_is_looked_at_by_one_worker(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path, 7)
+    (folder / "state" / "weights.bin").write_bytes(bytes(2000))
+    found = [checkpoints.damage(folder, part, 5) for part in range(5)]
+    assert [wrong is not None for wrong in found] == [True, False, False, False, False]
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert checkpoints.newest_whole(tmp_path) == (None, [])
+    assert checkpoints.newest_whole(checkpoints.newest_first(tmp_path)) == (None, [])
 
 
 def test_only_interrupted_writes_are_removed(tmp_path: Path) -> None:

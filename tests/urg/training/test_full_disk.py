@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
+from tests.small_disk import mounted_disk
 from urg.config import TrainConfig
 from urg.train import train
 from urg.training import checkpoints
@@ -61,16 +62,13 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it_and_the_run_go
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes; the test is skipped where this user may not mount one."""
-    (tmp_path / "runs").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path / "runs")], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield tmp_path / "runs"
-    subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
+    with mounted_disk(tmp_path / "runs", "2m") as mounted:
+        if not mounted:
+            pytest.skip("mounting a small disk needs root")
+        yield tmp_path / "runs"
 
 
 @pytest.mark.slow
-@pytest.mark.faults
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_small_disk_fills_up_under_ray_and_is_made_larger(

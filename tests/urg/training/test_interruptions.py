@@ -20,7 +20,7 @@ from urg.train import main, train
 from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import RESUMES, Outcome, Stopped
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 80
 Make = Callable[..., TrainConfig]
@@ -83,6 +83,7 @@ def _require_goes_on(config: TrainConfig, stops: int, expected: dict[str, torch.
     _require_equal(_weights(run), expected)
 
 
+@pytest.mark.faults
 def test_sigterm_to_the_driver_writes_a_checkpoint_that_the_same_command_resumes(
     make_run: Make, undisturbed: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +112,7 @@ def test_sigterm_to_a_worker_and_a_deleted_file_stop_a_run_alike(
     _require_goes_on(config, 2, undisturbed)
 
 
+@pytest.mark.faults
 def test_a_worker_that_waits_for_one_that_hangs_is_ended(
     make_run: Make, run_workers: Callable[..., list[Outcome | None]], undisturbed: dict[str, torch.Tensor]
 ) -> None:

@@ -70,10 +70,11 @@ def _by_hand(config: TrainConfig) -> tuple[dict[int, float], dict[str, torch.Ten
 def test_two_workers_equal_one_with_twice_the_accumulation_and_a_plain_loop(
     make_config: Make, ray_started: None
 ) -> None:
-    """With so large an ε, and without clipping, Adam's steps grow with the gradient: not its direction alone counts."""
+    """With so large an ε, and without clipping, Adam's steps grow with the gradient: not its direction alone counts.
+    The budget of one token has each row taken alone: twice the micro-batches of the configuration."""
     plain = {"model__dropout": 0.0, "optim__clip": 0, "optim__eps": 1.0, "optim__lr": 0.1}
     one = make_config("one", **plain, batch__accumulation=2)
-    two = make_config("two", **plain, engine__workers=2)
+    two = make_config("two", **plain, engine__workers=2, batch__tokens=1)
     for config in (one, two):
         train(config)
     losses, weights = _by_hand(one)
