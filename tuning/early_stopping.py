@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
@@ -19,6 +19,8 @@ from tuning.config import PRESETS, SweepConfig
 if TYPE_CHECKING:
     from tuning.cost import Cost
     from urg.evaluation.sheet import Sheet
+
+_KINDS: tuple[Literal["asha", "none"], ...] = ("asha", "none")
 
 
 def main(config: SweepConfig) -> None:
@@ -38,17 +40,10 @@ def twins(config: SweepConfig) -> tuple[SweepConfig, SweepConfig]:
     ASHA cannot do."""
     if config.folds is not None or len(config.objective) > 1:
         raise UserError("ASHA ends trials by one objective and without folds: give one --objective, and --folds null.")
-    searcher = config.searcher if config.searcher == "grid" else "random"
-    asha, whole = (
-        dataclasses.replace(
-            config,
-            name=f"{config.name}-{name}",
-            searcher=searcher,
-            scheduler=dataclasses.replace(config.scheduler, kind=kind),
-        )
-        for name, kind in (("asha", "asha"), ("whole", "none"))
-    )
-    return asha, whole
+    searcher: Literal["grid", "random"] = "grid" if config.searcher == "grid" else "random"
+    early, never = (dataclasses.replace(config.scheduler, kind=kind) for kind in _KINDS)
+    asha = dataclasses.replace(config, name=f"{config.name}-asha", searcher=searcher, scheduler=early)
+    return asha, dataclasses.replace(asha, name=f"{config.name}-whole", scheduler=never)
 
 
 def measure(config: SweepConfig) -> Sheet:

@@ -69,8 +69,8 @@ class Preset:
     """Dotted options of `data_pipeline.prepare` for the preset's own set; null: the user names one."""
     evaluate: dict[str, Any] = field(default_factory=dict)
     """Dotted options of every `urg.evaluate`."""
-    benchmark: dict[str, Any] = field(default_factory=dict)
-    """Dotted options of `urg.benchmark`."""
+    benchmark: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Experiment of `urg.benchmark` → its dotted options."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """Changes to the preset of `tuning.sweep` of the same name."""
     models: dict[str, str] = field(default_factory=dict)

@@ -121,7 +121,8 @@ class Recipe:
 
     def benchmark(self, experiment: str) -> str:
         """The step that times one experiment of `urg.benchmark`."""
-        values = {"experiment": experiment, "output": str(self.timings(experiment))} | self.preset.benchmark
+        values: dict[str, Any] = {"experiment": experiment, "output": str(self.timings(experiment))}
+        values |= self.preset.benchmark.get(experiment, {})
         return self.add(f"benchmark-{experiment}", "urg.benchmark", values, alone=True)[0]
 
     def timings(self, experiment: str) -> Path:
