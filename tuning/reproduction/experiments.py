@@ -81,7 +81,7 @@ def _table2(results: Results) -> list[Shown]:
     head = ("system", *metrics, "published as", *table["columns"])
     spans = (("", 1), ("ours", len(metrics)), ("published", 1 + len(table["columns"])))
     document = results.document(ALL_ROWS)
-    found = [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
+    found: list[Shown] = [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
     return found if document is None else [*found, *all_rows(document, metrics)]
 
 

@@ -28,7 +28,7 @@ from urg.benchmarks.training import measure_training, training_memory
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Every experiment that is asked for, and the ratios that follow."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = (config.experiment,)
+    wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
         wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name == "faults"))
     parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
