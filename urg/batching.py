@@ -66,7 +66,9 @@ def micro_batches(
     tokens: what each of `rows` costs, [rows]. accumulation: how many micro-batches, or, with a budget, how many at
     least: as many more as it takes for none to hold over `budget` tokens, but for a row that does so alone.
     """
-    count = accumulation if budget is None else max(accumulation, -(-int(tokens.sum()) // (budget * world)))
+    count = accumulation
+    if budget is not None:  # as many as all tokens need, but never more than rows
+        count = max(count, min(-(-int(tokens.sum()) // (budget * world)), -(-len(rows) // world)))
     place_R = _places(tokens, world * count)
     while budget is not None and _overfull(tokens, place_R, budget):
         count += 1

@@ -76,7 +76,7 @@ def test_a_token_budget_is_kept_by_more_micro_batches(lengths: list[int], split:
     assert all(int(tokens[part].sum()) <= budget or len(part) == 1 for part in parts)
     assert sorted(int(row) for part in parts for row in part) == rows.tolist()
     (count,) = {len(share) for share in shares}
-    assert count >= accumulation
+    assert accumulation <= count <= max(accumulation, -(-len(rows) // world))
     if count > accumulation:  # one fewer would not do: too many tokens in all, or rows that do not fit together
         fewer = [micro_batches(rows, tokens, rank, world, count - 1) for rank in range(world)]
         held = [int(tokens[part].sum()) for share in fewer for part in share if len(part) > 1]
