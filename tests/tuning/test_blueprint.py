@@ -32,7 +32,7 @@ def test_a_sweep_that_is_older_than_a_setting_goes_on_with_its_default(make_swee
     _require_same_sweep(blueprint)
     other = draw_up(make_sweep(resume=True, overrides={"model.score_tokens": "response"}))
     with pytest.raises(
-        UserError, match=r"another sweep: base: model\.score_tokens \(was 'all', now 'response'\)\. Cho"
+        UserError, match=r"another sweep: base: model\.score_tokens \(was 'all', now 'response'\); overrides"
     ):
         _require_same_sweep(other)
 
