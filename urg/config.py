@@ -24,6 +24,11 @@ def require(holds: bool, key: str, value: object, mend: str) -> None:
         raise ValueError(f"{key}={value!r}: {mend}")
 
 
+def is_gap(value: float | None) -> bool:
+    """Whether a `k_gap` is one: null, or finite and not negative."""
+    return value is None or 0 <= value < float("inf")
+
+
 @dataclass(frozen=True)
 class ScratchConfig:
     """The shape of a T5 (v1.1: gated GELU) that is built with random weights."""
@@ -54,6 +59,10 @@ class ModelConfig:
     """Shape of the model where `base` is null."""
     k: int = 3
     """K, the number of candidates that are fused."""
+    k_gap: float | None = None
+    """Fuse fewer than K where the others fall behind: those whose score is at least exp(-k_gap) of the top one's, which
+    is always one of them; 0.7 takes those that get half of its attention a token or more. Null: K always. Counts where
+    candidates are selected by their score: in use, in evaluation, and in training's predicted selection."""
     score_layers: Literal["all", "last"] = "all"
     """The decoder layers whose attention ranks; `all` is the paper's."""
     score_tokens: Literal["all", "response"] = "all"
@@ -66,6 +75,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")
+        require(is_gap(self.k_gap), "model.k_gap", self.k_gap, "must be 0 or positive, or null for K always.")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1).")
         require(self.chunk_tokens >= 1, "model.chunk_tokens", self.chunk_tokens, "must be positive.")
 
@@ -336,6 +346,12 @@ class TrainConfig:
             "is the attention on all tokens of a candidate: choose another, or model.score_tokens all.",
         )
         require(
+            self.system == "urg" or self.model.k_gap is None,
+            "model.k_gap",
+            self.model.k_gap,
+            f"is a gap between URG's scores: {self.system} has none; set null.",
+        )
+        require(
             self.system != "gen_fuser" or self.eval.metric in TEXT_METRICS,
             "eval.metric",
             self.eval.metric,
@@ -382,7 +398,10 @@ class EnsembleConfig:
     output: Path
     """JSON lines, one for each line of the input, in order; a bad row's has `error` instead of results."""
     k: int | None = None
-    """Candidates fused; null for the model's."""
+    """Candidates fused; null for the model's K, within the model's own `k_gap`."""
+    k_gap: float | None = None
+    """Of these only the ones whose score is at least exp(-k_gap) of the top one's, as `model.k_gap` of training; null:
+    all of them, and with the model's K the model's own."""
     num_beams: int = 4
     """Beams; 1 is greedy."""
     max_new_tokens: int | None = None
@@ -402,6 +421,7 @@ class EnsembleConfig:
         for key in ("k", "num_beams", "max_new_tokens", "batch_size"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, value, "must be at least 1.")
+        require(is_gap(self.k_gap), "k_gap", self.k_gap, "must be 0 or positive.")
         known = self.device is None or self.device.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
         require(known, "device", self.device, "choose cpu, or cuda where there is a GPU.")
 

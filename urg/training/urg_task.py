@@ -127,6 +127,7 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
     lengths, vocab_size = shards.lengths, len(shards.tokenizer())
     settings = Settings(
         k=config.model.k,
+        k_gap=config.model.k_gap,
         question_tokens=lengths.question,
         response_tokens=lengths.response,
         target_tokens=lengths.target,

@@ -202,15 +202,19 @@ def test_urg_diagnoses_the_rank_terms_share_of_the_gradient(
     assert urg(loss__gamma=0.0).diagnose(batch, counts) == {}
 
 
-def test_urg_is_judged_by_its_own_scores_and_text(urg: Callable[..., Task], shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "fused"), [({}, 3), ({"model__k_gap": 0.0}, 1)])
+def test_urg_is_judged_by_its_own_scores_and_text(
+    settings: dict[str, Any], fused: int, urg: Callable[..., Task], shards: Path, tmp_path: Path
+) -> None:
     from urg.ensemble import Ensemble, Query
 
-    task, examples = urg(eval__max_new_tokens=4), share_of(shards).examples
+    task, examples = urg(eval__max_new_tokens=4, **settings), share_of(shards).examples
     with torch.inference_mode():
         judged = task.judge(examples, CPU)
     task.save(tmp_path, {name: p.detach().clone() for name, p in task.module.named_parameters()}, step=1)
     queries = [Query(row.instruction, row.texts, row.input) for row in examples]
     used = Ensemble.from_pretrained(tmp_path).rank_and_fuse_batch(queries, num_beams=1, max_new_tokens=4)
-    for one, fused in zip(judged, used, strict=True):
-        assert one.scores == pytest.approx(fused.ranking.scores, rel=1e-4)
-        assert one.text == fused.text
+    for one, other in zip(judged, used, strict=True):
+        assert one.scores == pytest.approx(other.ranking.scores, rel=1e-4)
+        assert one.text == other.text
+        assert len(other.used) == fused
