@@ -102,6 +102,10 @@ class LossConfig:
     """What the ranking loss sees of the scores; `attention` is the paper's."""
     kl_teacher: Literal["detached", "joint"] = "detached"
     """Whether the KL term's gradient stops at p."""
+    teacher_dropout: bool = True
+    """Whether the KL term's p is decoded under dropout, by the pass that the first CE trains. False: by another pass,
+    with the decoder's dropout off and without a gradient, which costs a few per cent of a step's time. The encoder's
+    stays on: what it encoded is read by p and q alike, while the masks of the decoder are other ones for each."""
     kl_tau_squared: bool = False
     """Multiply the KL term by τ², as in distillation."""
     reduction: Literal["mean", "sum"] = "mean"
@@ -118,6 +122,8 @@ class LossConfig:
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        gradient = self.kl_teacher == "joint" and not self.teacher_dropout
+        require(not gradient, "loss.teacher_dropout", False, "no gradient passes: needs loss.kl_teacher detached.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
         learns = self.generation or self.gamma > 0
         require(learns, "loss.generation", self.generation, "with loss.gamma 0 there is nothing left to learn.")

@@ -78,6 +78,8 @@ class Output:
     """States [P, D] → logits [P, V]."""
     tokens_at_once: int = sys.maxsize
     """States that the head should take at once: a bound of memory."""
+    teacher_states_PD: Tensor | None = None
+    """[P, D]: as p, but without dropout and gradient; None where that pass was not asked for."""
 
 
 class URG(nn.Module):
@@ -133,12 +135,13 @@ class URG(nn.Module):
         guide_BN: Tensor | None = None,
         with_last: bool = True,
         target_P: Tensor | None = None,
+        with_teacher: bool = False,
     ) -> Output:
         """Encode once, rank, select, and decode given the K selected (p) and given those and the last (q).
 
         target: None to rank alone. guide: what to select by; None, and NaN in it, mean the predicted score.
         with_last=False leaves q out. target_P: where the real target tokens, the first ones of each row, stand in the
-        flat [B·T]; None: all are real.
+        flat [B·T]; None: all are real. with_teacher: decode given the K selected once more, as p is without dropout.
         """
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
@@ -148,10 +151,15 @@ class URG(nn.Module):
         choices_BN = [selected_BN, selected_BN | last_BN] if with_last else [selected_BN]
         if target_P is None:
             target_P = torch.arange(target_BT.numel(), device=target_BT.device)
-        p_PD, *rest = self.backbone.teacher_force(hidden_SD, layout, choices_BN, self.settings.k, target_BT, target_P)
+        backbone, k = self.backbone, self.settings.k
+        p_PD, *rest = backbone.teacher_force(hidden_SD, layout, choices_BN, k, target_BT, target_P)
+        teacher_PD = None
+        if with_teacher:
+            teacher_PD = backbone.teacher_states(hidden_SD, layout, selected_BN, k, target_BT, target_P)
         # Under ZeRO-3 all workers must call the head equally often.
-        at_once = sys.maxsize if is_partitioned(self) else max(1, LOGITS_AT_ONCE // self.backbone.vocab_size)
-        return Output(scores_BN, p_PD, rest[0] if rest else None, last_BN.any(1), self.backbone.head, at_once)
+        at_once = sys.maxsize if is_partitioned(self) else max(1, LOGITS_AT_ONCE // backbone.vocab_size)
+        q_PD = rest[0] if rest else None
+        return Output(scores_BN, p_PD, q_PD, last_BN.any(1), backbone.head, at_once, teacher_PD)
 
     def choose(
         self,

@@ -46,6 +46,12 @@ def test_the_mass_of_a_response_alone_is_no_scale() -> None:
     assert TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="log")).model.score_layers == "all"
 
 
+def test_a_teacher_without_dropout_is_detached() -> None:
+    with pytest.raises(ValueError, match=r"loss\.teacher_dropout=False: no gradient passes: needs loss\.kl_teacher"):
+        LossConfig(teacher_dropout=False, kl_teacher="joint")
+    assert not LossConfig(teacher_dropout=False).teacher_dropout
+
+
 @pytest.mark.parametrize("gap", [-0.1, float("nan"), float("inf")])
 def test_a_gap_that_is_none_is_refused(gap: float) -> None:
     with pytest.raises(ValueError, match=r"model\.k_gap=.*: must be 0 or positive, or null"):

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
 from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
-from urg.objective import weighted_sum
+from urg.objective import Counts, weighted_sum
 from urg.training.task import TASKS, Share, Task, build_task
 
 CPU = torch.device("cpu")
@@ -200,6 +200,39 @@ def test_urg_diagnoses_the_rank_terms_share_of_the_gradient(
     assert found == {"grad_ratio_rank_to_ce": pytest.approx(float(gamma * norms["rank"] / norms["ce"]), rel=1e-4)}
     assert all(p.grad is None for p in task.module.parameters()), "the step's own gradients are not touched"
     assert urg(loss__gamma=0.0).diagnose(batch, counts) == {}
+
+
+def test_without_dropout_the_teacher_of_its_own_is_the_one_there_was(urg: Callable[..., Task], shards: Path) -> None:
+    """The same terms and gradients, for one pass more over the target tokens."""
+    found = []
+    for dropout in (True, False):
+        task = urg(loss__teacher_dropout=dropout)
+        batch, counts = task.batch(share_of(shards), CPU), Counts(3, 30, 30)
+        terms = task.terms(task.module, batch, counts)
+        weighted_sum(terms, task.weights).backward()
+        gradients = {name: p.grad for name, p in task.module.named_parameters()}
+        found.append((terms, gradients, task.tokens(batch)))
+    (terms, gradients, (real, computed)), (same, others, (more, written)) = found
+    for name, term in terms.items():
+        torch.testing.assert_close(same[name], term)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-7)
+    assert more - real == len(batch.batch.target_P)
+    assert written > computed
+
+
+def test_a_teacher_without_dropout_differs_from_one_with_it(make_config: Callable[..., TrainConfig]) -> None:
+    """In the KL alone: all else draws the same masks."""
+    found = []
+    for dropout in (True, False):
+        config = make_config(model__dropout=0.2, loss__teacher_dropout=dropout)
+        task = build_task(config, ShardSet.open(config.data.shards))
+        batch = task.batch(share_of(Path(config.data.shards)), CPU)
+        torch.manual_seed(0)
+        found.append(task.terms(task.module, batch, Counts(3, 30, 30)))
+    for name in ("rank", "ce", "ce_last"):
+        assert torch.equal(found[0][name], found[1][name])
+    assert not torch.equal(found[0]["kl"], found[1]["kl"])
 
 
 @pytest.mark.parametrize(("settings", "fused"), [({}, 3), ({"model__k_gap": 0.0}, 1)])
