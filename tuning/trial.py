@@ -141,10 +141,16 @@ NEVER = "the objective was never reported"
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a run failed, in one line: the innermost error of the first worker that failed."""
-    failures = getattr(error, "worker_failures", None)
-    text = str(next(iter(failures.values())) if failures else error) or type(error).__name__
+    """Why a run failed, in one line: the innermost error of the first worker that failed; of one that ran out of
+    memory, if there is one, since the others then say that they have lost it."""
+    failures = list((getattr(error, "worker_failures", None) or {0: error}).values())
+    failure = next(filter(_is_of_memory, failures), failures[0])
+    text = str(failure) or type(failure).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     line = " ".join((named or lines or [text])[-1].split())[:500]
-    return f"out of memory: {line}" if _OUT_OF_MEMORY.search(text) else line
+    return f"out of memory: {line}" if _is_of_memory(failure) else line
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None

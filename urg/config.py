@@ -24,6 +24,11 @@ def require(holds: bool, key: str, value: object, mend: str) -> None:
         raise ValueError(f"{key}={value!r}: {mend}")
 
 
+def is_gap(value: float | None) -> bool:
+    """Whether a `k_gap` is one: null, or finite and not negative."""
+    return value is None or 0 <= value < float("inf")
+
+
 @dataclass(frozen=True)
 class ScratchConfig:
     """The shape of a T5 (v1.1: gated GELU) that is built with random weights."""
@@ -54,6 +59,10 @@ class ModelConfig:
     """Shape of the model where `base` is null."""
     k: int = 3
     """K, the number of candidates that are fused."""
+    k_gap: float | None = None
+    """Fuse fewer than K where the others fall behind: those whose score is at least exp(-k_gap) of the top one's, which
+    is always one of them; 0.7 takes those that get half of its attention a token or more. Null: K always. Counts where
+    candidates are selected by their score: in use, in evaluation, and in training's predicted selection."""
     score_layers: Literal["all", "last"] = "all"
     """The decoder layers whose attention ranks; `all` is the paper's."""
     score_tokens: Literal["all", "response"] = "all"
@@ -66,6 +75,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.k >= 1, "model.k", self.k, "at least one candidate must be fused.")
+        require(is_gap(self.k_gap), "model.k_gap", self.k_gap, "must be 0 or positive, or null for K always.")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1).")
         require(self.chunk_tokens >= 1, "model.chunk_tokens", self.chunk_tokens, "must be positive.")
 
@@ -92,6 +102,10 @@ class LossConfig:
     """What the ranking loss sees of the scores; `attention` is the paper's."""
     kl_teacher: Literal["detached", "joint"] = "detached"
     """Whether the KL term's gradient stops at p."""
+    teacher_dropout: bool = True
+    """Whether the KL term's p is decoded under dropout, by the pass that the first CE trains. False: by another pass,
+    with the decoder's dropout off and without a gradient, which costs a few per cent of a step's time. The encoder's
+    stays on: what it encoded is read by p and q alike, while the masks of the decoder are other ones for each."""
     kl_tau_squared: bool = False
     """Multiply the KL term by τ², as in distillation."""
     reduction: Literal["mean", "sum"] = "mean"
@@ -108,6 +122,8 @@ class LossConfig:
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        gradient = self.kl_teacher == "joint" and not self.teacher_dropout
+        require(not gradient, "loss.teacher_dropout", False, "no gradient passes: needs loss.kl_teacher detached.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
         learns = self.generation or self.gamma > 0
         require(learns, "loss.generation", self.generation, "with loss.gamma 0 there is nothing left to learn.")
@@ -336,6 +352,12 @@ class TrainConfig:
             "is the attention on all tokens of a candidate: choose another, or model.score_tokens all.",
         )
         require(
+            self.system == "urg" or self.model.k_gap is None,
+            "model.k_gap",
+            self.model.k_gap,
+            f"is a gap between URG's scores: {self.system} has none; set null.",
+        )
+        require(
             self.system != "gen_fuser" or self.eval.metric in TEXT_METRICS,
             "eval.metric",
             self.eval.metric,
@@ -382,7 +404,10 @@ class EnsembleConfig:
     output: Path
     """JSON lines, one for each line of the input, in order; a bad row's has `error` instead of results."""
     k: int | None = None
-    """Candidates fused; null for the model's."""
+    """Candidates fused; null for the model's K, within the model's own `k_gap`."""
+    k_gap: float | None = None
+    """Of these only the ones whose score is at least exp(-k_gap) of the top one's, as `model.k_gap` of training; null:
+    all of them, and with the model's K the model's own."""
     num_beams: int = 4
     """Beams; 1 is greedy."""
     max_new_tokens: int | None = None
@@ -402,6 +427,7 @@ class EnsembleConfig:
         for key in ("k", "num_beams", "max_new_tokens", "batch_size"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, value, "must be at least 1.")
+        require(is_gap(self.k_gap), "k_gap", self.k_gap, "must be 0 or positive.")
         known = self.device is None or self.device.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
         require(known, "device", self.device, "choose cpu, or cuda where there is a GPU.")
 

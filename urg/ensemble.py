@@ -14,13 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import EnsembleConfig
+from urg.config import EnsembleConfig, is_gap
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +55,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Fused:
-    """One answer written from the best K candidates."""
+    """One answer written from the best candidates."""
 
     text: str
     ranking: Ranking
     used: tuple[int, ...]
-    """Indices of the K candidates that were fused, best first."""
+    """Indices of the candidates that were fused, best first: K of them, or fewer where there is a `k_gap`."""
 
 
 def _query(instruction: str, candidates: Sequence[str], input: str) -> Query:
@@ -76,6 +76,12 @@ def _require_whole_numbers(**options: Any) -> None:
     for name, value in options.items():
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise UserError(f"{name}={value!r}: give 1 or more.")
+
+
+def _require_gap(k_gap: Any) -> None:
+    """Raise UserError for a gap that is no number from 0."""
+    if not (k_gap is None or (isinstance(k_gap, Real) and is_gap(float(k_gap)))):
+        raise UserError(f"k_gap={k_gap!r}: give 0 or more.")
 
 
 def _require_texts(query: Query) -> None:
@@ -166,7 +172,7 @@ class Ensemble:
         return self.rank_batch([_query(instruction, candidates, input)])[0]
 
     def rank_and_fuse(self, instruction: str, candidates: Sequence[str], input: str = "", **options: Any) -> Fused:
-        """Rank, and write one answer from the best K. options: k, num_beams, max_new_tokens."""
+        """Rank, and write one answer from the best K. options: k, k_gap, num_beams, max_new_tokens."""
         return self.rank_and_fuse_batch([_query(instruction, candidates, input)], **options)[0]
 
     def fuse(self, instruction: str, candidates: Sequence[str], input: str = "", **options: Any) -> str:
@@ -183,19 +189,22 @@ class Ensemble:
         k: int | None = None,
         num_beams: int = 4,
         max_new_tokens: int | None = None,
+        k_gap: float | None = None,
     ) -> list[Fused]:
         """Rank and fuse each query; same length and order as `queries`.
 
         k: candidates fused, default the model's. num_beams: 1 is greedy. max_new_tokens: default the model's target
-        length. Raises UserError for one that is below 1.
+        length. k_gap: of the k only those whose score is at least exp(-k_gap) of the top one's; default the model's
+        where k is, else all. Raises UserError for a whole number below 1, and for a gap below 0.
         """
         _require_whole_numbers(k=k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        _require_gap(k_gap)
         if not self.writes:
             raise UserError("the model was trained to rank alone (loss.generation false) and cannot write: only rank.")
         options: dict[str, Any] = {"num_beams": num_beams}
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
-        return [fused for batch in self._batches(queries) for fused in self._fuse(batch, k, options)]
+        return [fused for batch in self._batches(queries) for fused in self._fuse(batch, k, k_gap, options)]
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
         for start in range(0, len(queries), self.batch_size):
@@ -236,14 +245,16 @@ class Ensemble:
         ids = [self.template.candidate_ids(question, answer) for answer, _ in answers]
         return ids, self.template.question_length(len(question)), cut + sum(cut for _, cut in answers)
 
-    def _fuse(self, queries: Sequence[Query], k: int | None, options: dict[str, Any]) -> list[Fused]:
+    def _fuse(
+        self, queries: Sequence[Query], k: int | None, k_gap: float | None, options: dict[str, Any]
+    ) -> list[Fused]:
         from data_pipeline.tokenization import decode_texts
 
         rankings, hidden_SD, layout, scores_BN = self._rank(queries)
-        ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, **options)
+        ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, k_gap, **options)
         texts = decode_texts(ids_BT, self.tokenizer)
-        kept = k or self.k
-        return [Fused(text, r, r.order[:kept]) for text, r in zip(texts, rankings, strict=True)]
+        chosen = self.model.choose(scores_BN, layout, k, k_gap)[0].sum(1).tolist()
+        return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, chosen, strict=True)]
 
 
 def main(config: EnsembleConfig) -> None:

@@ -63,7 +63,7 @@ def _answer(ensemble: Ensemble, config: EnsembleConfig, queries: list[Query]) ->
         return []
     if config.rank_only:
         return [{"scores": r.scores, "order": r.order, "cut": r.cut} for r in ensemble.rank_batch(queries)]
-    fused = ensemble.rank_and_fuse_batch(queries, config.k, config.num_beams, config.max_new_tokens)
+    fused = ensemble.rank_and_fuse_batch(queries, config.k, config.num_beams, config.max_new_tokens, config.k_gap)
     return [
         {"text": f.text, "scores": f.ranking.scores, "order": f.ranking.order, "used": f.used, "cut": f.ranking.cut}
         for f in fused

@@ -7,6 +7,7 @@ Letters as in layout.py, and T target tokens, V vocabulary.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,8 @@ class Settings:
 
     k: int = 3
     """K, candidates fused."""
+    k_gap: float | None = None
+    """Of these only the ones that are near the top (`near_top`); null: K always."""
     question_tokens: int = 128
     """Tokens kept of a question."""
     response_tokens: int = 128
@@ -75,6 +78,8 @@ class Output:
     """States [P, D] → logits [P, V]."""
     tokens_at_once: int = sys.maxsize
     """States that the head should take at once: a bound of memory."""
+    teacher_states_PD: Tensor | None = None
+    """[P, D]: as p, but without dropout and gradient; None where that pass was not asked for."""
 
 
 class URG(nn.Module):
@@ -130,35 +135,72 @@ class URG(nn.Module):
         guide_BN: Tensor | None = None,
         with_last: bool = True,
         target_P: Tensor | None = None,
+        with_teacher: bool = False,
     ) -> Output:
         """Encode once, rank, select, and decode given the K selected (p) and given those and the last (q).
 
         target: None to rank alone. guide: what to select by; None, and NaN in it, mean the predicted score.
         with_last=False leaves q out. target_P: where the real target tokens, the first ones of each row, stand in the
-        flat [B·T]; None: all are real.
+        flat [B·T]; None: all are real. with_teacher: decode given the K selected once more, as p is without dropout.
         """
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
         if target_BT is None:
             return Output(scores_BN, None, None, torch.zeros_like(layout.mask_BN[:, 0]), self.backbone.head)
-        guide_BN = scores_BN if guide_BN is None else torch.where(guide_BN.isnan(), scores_BN, guide_BN)
-        selected_BN, last_BN = select(guide_BN.detach(), layout.mask_BN, self.settings.k)
+        selected_BN, last_BN = self.choose(scores_BN, layout, guide_BN=guide_BN)
         choices_BN = [selected_BN, selected_BN | last_BN] if with_last else [selected_BN]
         if target_P is None:
             target_P = torch.arange(target_BT.numel(), device=target_BT.device)
-        p_PD, *rest = self.backbone.teacher_force(hidden_SD, layout, choices_BN, self.settings.k, target_BT, target_P)
+        backbone, k = self.backbone, self.settings.k
+        p_PD, *rest = backbone.teacher_force(hidden_SD, layout, choices_BN, k, target_BT, target_P)
+        teacher_PD = None
+        if with_teacher:
+            teacher_PD = backbone.teacher_states(hidden_SD, layout, selected_BN, k, target_BT, target_P)
         # Under ZeRO-3 all workers must call the head equally often.
-        at_once = sys.maxsize if is_partitioned(self) else max(1, LOGITS_AT_ONCE // self.backbone.vocab_size)
-        return Output(scores_BN, p_PD, rest[0] if rest else None, last_BN.any(1), self.backbone.head, at_once)
+        at_once = sys.maxsize if is_partitioned(self) else max(1, LOGITS_AT_ONCE // backbone.vocab_size)
+        q_PD = rest[0] if rest else None
+        return Output(scores_BN, p_PD, q_PD, last_BN.any(1), backbone.head, at_once, teacher_PD)
+
+    def choose(
+        self,
+        scores_BN: Tensor,
+        layout: Layout,
+        k: int | None = None,
+        k_gap: float | None = None,
+        guide_BN: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The candidates that are fused, 1 to k of each query, and its last one: masks [B, N], without a gradient.
+
+        k, k_gap: None for the settings', the gap only where k is None too: a k alone means as many, whatever the gap.
+        guide: what to go by instead of the score. NaN in it means the score; a query that has anything else takes k,
+        for the gap is one of scores. The last is that of `select`: a gap makes none where there are at most k.
+        """
+        own = self.settings
+        gap = own.k_gap if k is None and k_gap is None else k_gap
+        mask_BN, scores_BN = layout.mask_BN, scores_BN.detach()
+        by_BN = scores_BN if guide_BN is None else torch.where(guide_BN.isnan(), scores_BN, guide_BN.detach())
+        selected_BN, last_BN = select(by_BN, mask_BN, own.k if k is None else k)
+        if gap is not None:
+            near_BN = near_top(scores_BN, mask_BN, gap)
+            if guide_BN is not None:
+                near_BN = near_BN | (mask_BN & ~guide_BN.isnan()).any(1, keepdim=True)
+            selected_BN = selected_BN & near_BN
+        return selected_BN, last_BN
 
     @torch.inference_mode()
     def fuse(
-        self, hidden_SD: Tensor, layout: Layout, scores_BN: Tensor, k: int | None = None, **generation: Any
+        self,
+        hidden_SD: Tensor,
+        layout: Layout,
+        scores_BN: Tensor,
+        k: int | None = None,
+        k_gap: float | None = None,
+        **generation: Any,
     ) -> Tensor:
-        """Token ids [B, T] written from the K best candidates by score. generation: options of `generate`."""
-        k = self.settings.k if k is None else k
-        selected_BN, _ = select(scores_BN, layout.mask_BN, k)
-        states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, k)
+        """Token ids [B, T] written from the candidates that `choose` takes. generation: options of `generate`."""
+        selected_BN, _ = self.choose(scores_BN, layout, k, k_gap)
+        most = self.settings.k if k is None else k
+        states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, most)
         return self.backbone.generate(
             states_BLD, mask_BL, **({"max_new_tokens": self.settings.target_tokens} | generation)
         )
@@ -233,6 +275,16 @@ def select(guide_BN: Tensor, mask_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     place_BN = guide_BN.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count_B1 = mask_BN.sum(1, keepdim=True)
     return mask_BN & (place_BN < k), mask_BN & (place_BN == count_B1 - 1) & (count_B1 > k)
+
+
+def near_top(scores_BN: Tensor, mask_BN: Tensor, gap: float) -> Tensor:
+    """Whose score is no more than `gap` below the top one of its query, in the logarithm: bool [B, N], true for that.
+
+    The logarithm, because a score is about 1/ΣL: only ratios mean the same in every query. A NaN is near, so that a
+    model that has diverged selects as it would without a gap.
+    """
+    top_B1 = scores_BN.masked_fill(~mask_BN, 0.0).amax(1, keepdim=True)
+    return ~(scores_BN < top_B1 * math.exp(-gap))
 
 
 def _load_failure(name: str | Path, error: Exception) -> str:

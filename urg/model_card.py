@@ -14,7 +14,8 @@ def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev:
     """The model card as Markdown. manifest: the prepared set's; dev: metrics of the dev split at `step`."""
     base, loss = config.model.base or "random weights", config.loss
     use = "rank_and_fuse" if loss.generation else "rank"
-    then = f"and writes one answer from the best {config.model.k}" if loss.generation else "and was not taught to write"
+    best = f"the best {config.model.k}" + ("" if config.model.k_gap is None else " or fewer, where others fall behind")
+    then = f"and writes one answer from {best}" if loss.generation else "and was not taught to write"
     terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale"
     terms += f", β={loss.beta}, m={loss.m}, τ={loss.tau}" if loss.generation else ", alone"
     return f"""---

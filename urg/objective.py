@@ -69,24 +69,30 @@ def token_losses(output: Output, target_P: Tensor, config: LossConfig) -> dict[s
     Logits are made for so many tokens at once as `output` says. Where those are not all, they are made again in the
     backward pass, and never kept: [P, V] in fp32, several times over, would be most of a step's memory.
     """
-    p_PD, q_PD = output.p_states_PD, output.q_states_PD
+    p_PD, q_PD, teacher_PD = output.p_states_PD, output.q_states_PD, output.teacher_states_PD
     if p_PD is None:
         return {}
-    size = max(1, output.tokens_at_once // (1 if q_PD is None else 2))
+    size = max(1, output.tokens_at_once // (1 + (q_PD is not None) + (teacher_PD is not None)))
     if len(target_P) <= size:
-        return _token_losses(output.head, p_PD, q_PD, target_P, config)
-    q_parts = [None] * -(-len(target_P) // size) if q_PD is None else q_PD.split(size)
+        return _token_losses(output.head, p_PD, q_PD, teacher_PD, target_P, config)
+    count = -(-len(target_P) // size)
+    q_parts, teacher_parts = ([None] * count if x is None else x.split(size) for x in (q_PD, teacher_PD))
     parts = [
-        checkpoint(_token_losses, output.head, p, q, target, config, use_reentrant=False, preserve_rng_state=False)
-        for p, q, target in zip(p_PD.split(size), q_parts, target_P.split(size), strict=True)
+        checkpoint(_token_losses, output.head, *own, config, use_reentrant=False, preserve_rng_state=False)
+        for own in zip(p_PD.split(size), q_parts, teacher_parts, target_P.split(size), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _token_losses(
-    head: Callable[[Tensor], Tensor], p_PD: Tensor, q_PD: Tensor | None, target_P: Tensor, config: LossConfig
+    head: Callable[[Tensor], Tensor],
+    p_PD: Tensor,
+    q_PD: Tensor | None,
+    teacher_PD: Tensor | None,
+    target_P: Tensor,
+    config: LossConfig,
 ) -> dict[str, Tensor]:
-    """`token_losses` of some tokens, p and q projected together."""
+    """`token_losses` of some tokens, p and q projected together. The KL's teacher is p where there is no other."""
     if q_PD is None:
         return {"ce": token_cross_entropy(head(p_PD), target_P)}
     p_PV, q_PV = head(torch.cat((p_PD, q_PD))).chunk(2)
@@ -94,6 +100,9 @@ def _token_losses(
     if config.second_ce:
         losses["ce_last"] = token_cross_entropy(q_PV, target_P)
     if config.beta > 0:
+        if teacher_PD is not None:
+            with torch.no_grad():
+                p_PV = head(teacher_PD)
         losses["kl"] = top_m_kl(p_PV, q_PV, config.m, config.tau, config.kl_teacher)
     return losses
 
@@ -116,6 +125,11 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
 def needs_last(config: LossConfig) -> bool:
     """Whether the configuration uses the pass over the K best and the last."""
     return config.generation and (config.second_ce or config.beta > 0)
+
+
+def needs_teacher(config: LossConfig) -> bool:
+    """Whether the KL's teacher is a pass of its own, without dropout."""
+    return config.generation and config.beta > 0 and not config.teacher_dropout
 
 
 def guide(batch: Batch, config: LossConfig, seed: int, step: int, rows: np.ndarray) -> Tensor | None:

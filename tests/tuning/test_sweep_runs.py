@@ -187,6 +187,28 @@ def test_folds_run_as_trials_of_their_own_and_give_mean_and_spread(
     assert runs["trial-0000"].info.status == "FINISHED"
 
 
+def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_sweep: Make, tmp_path: Path) -> None:
+    """Memory is bounded (a TiB of addresses for each of Ray's processes), and two of three trials ask for more: one for
+    a weight, one for beams when it is first evaluated. The kernel refuses both; nothing of the machine's is taken."""
+    beams = {"choices": [2**46, 1], "when": {"model.scratch.d_ff": 48}}
+    space = {"model.scratch.d_ff": {"choices": [2**35, 48]}, "eval.num_beams": beams}
+    config = make_sweep(space=space, searcher="grid", base_first=False, retries=0, trials=3)
+    command = ["prlimit", f"--as={2**40}", *_command(config, tmp_path)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    folder = Path(config.storage) / config.name
+    *failed, last = study_of(folder).trials
+    assert [trial.params.get("eval.num_beams") for trial in failed] == [None, 2**46]
+    for trial in failed:
+        assert trial.state.name == "FAIL"
+        assert trial.user_attrs["reason"].startswith("out of memory: ")
+        assert "you tried to allocate" in trial.user_attrs["reason"]
+        assert f"trial {trial.number}: failed: {trial.user_attrs['reason']}" in done.stdout
+    assert "step 2/4" in (folder / "trials" / "trial-0001" / "train.log").read_text()  # it had begun to train
+    assert last.state.name == "COMPLETE"
+    assert (folder / "best" / "model.safetensors").is_file()
+
+
 def test_no_room_for_one_trial_is_said_at_once(make_sweep: Make, ray_started: None) -> None:
     from tuning.sweep import sweep
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from urg.config import DataConfig, EngineConfig, EvalConfig, LossConfig, ModelConfig, TrainConfig
+from urg.config import DataConfig, EngineConfig, EnsembleConfig, EvalConfig, LossConfig, ModelConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,29 @@ def test_the_mass_of_a_response_alone_is_no_scale() -> None:
     with pytest.raises(ValueError, match=r"loss\.rank_scale='mass': is the attention on all tokens"):
         TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="mass"))
     assert TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="log")).model.score_layers == "all"
+
+
+def test_a_teacher_without_dropout_is_detached() -> None:
+    with pytest.raises(ValueError, match=r"loss\.teacher_dropout=False: no gradient passes: needs loss\.kl_teacher"):
+        LossConfig(teacher_dropout=False, kl_teacher="joint")
+    assert not LossConfig(teacher_dropout=False).teacher_dropout
+
+
+@pytest.mark.parametrize("gap", [-0.1, float("nan"), float("inf")])
+def test_a_gap_that_is_none_is_refused(gap: float) -> None:
+    with pytest.raises(ValueError, match=r"model\.k_gap=.*: must be 0 or positive, or null"):
+        ModelConfig(k_gap=gap)
+    with pytest.raises(ValueError, match=r"^k_gap=.*: must be 0 or positive"):
+        EnsembleConfig("model", Path("in"), Path("out"), k_gap=gap)
+    assert ModelConfig(k_gap=0.0).k_gap == 0
+
+
+@pytest.mark.parametrize("system", ["gen_fuser", "pair_ranker"])
+def test_a_gap_is_one_of_urgs_scores(system: Any) -> None:
+    evaluation = EvalConfig(metric="rougeL")
+    with pytest.raises(ValueError, match=rf"model\.k_gap=0\.5: is a gap between URG's scores: {system} has none"):
+        TrainConfig(system=system, eval=evaluation, model=ModelConfig(k_gap=0.5))
+    assert TrainConfig(eval=evaluation, model=ModelConfig(k_gap=0.5)).model.k_gap == 0.5
 
 
 def test_workers_that_come_and_go_need_checkpoints() -> None:

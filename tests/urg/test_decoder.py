@@ -60,11 +60,13 @@ def test_rows_without_a_target_leave_no_weight_out(
     assert model.t5.lm_head.weight.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("with_teacher", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recomputing_activations_and_logits_changes_no_gradient(
     dtype: torch.dtype,
     rate: float,
+    with_teacher: bool,
     build: Any,
     pack: Pack,
     queries: list[list[Tensor]],
@@ -82,7 +84,7 @@ def test_recomputing_activations_and_logits_changes_no_gradient(
             monkeypatch.setattr("urg.model.LOGITS_AT_ONCE", 6 * model.backbone.vocab_size)
         model.zero_grad()
         torch.manual_seed(5)
-        output = model(*pack(queries), targets, target_P=TARGET_P)
+        output = model(*pack(queries), targets, target_P=TARGET_P, with_teacher=with_teacher)
         losses = token_losses(output, targets.flatten()[TARGET_P], LossConfig(m=5))
         (sum(own.sum() for own in losses.values()) + 100 * output.scores_BN.square().sum()).backward()
         found.append((losses, {name: p.grad.clone() for name, p in model.named_parameters()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -80,6 +81,23 @@ def test_at_most_k_candidates_are_used(ensemble: Ensemble) -> None:
     assert len(ensemble.rank_and_fuse("Where?", TEXTS).used) == 2
     assert len(ensemble.rank_and_fuse("Where?", TEXTS, k=4).used) == 4
     assert len(ensemble.rank_and_fuse("Where?", TEXTS[:1]).used) == 1
+
+
+def test_a_gap_takes_fewer_and_says_which(folder: Path) -> None:
+    own = Ensemble.from_pretrained(folder)
+    scores = own.rank("Where?", TEXTS).scores
+    high = sorted(scores, reverse=True)
+    gap = math.log(high[0] / high[2]) / 2 + math.log(high[0] / high[1]) / 2  # the two best are within it
+    order = own.rank("Where?", TEXTS).order
+    assert own.rank_and_fuse("Where?", TEXTS, k=4, k_gap=gap).used == order[:2]
+    assert own.rank_and_fuse("Where?", TEXTS, k_gap=0.0).used == order[:1]
+    assert own.rank_and_fuse("Where?", TEXTS, k=4, k_gap=gap).text == own.fuse("Where?", TEXTS, k=2)
+    own.model.settings = dataclasses.replace(own.model.settings, k=4, k_gap=gap)
+    assert own.rank_and_fuse("Where?", TEXTS).used == order[:2]
+    assert own.rank_and_fuse("Where?", TEXTS, k=4).used == order[:4]  # as many as are asked for
+    for bad in (-1, float("nan"), float("inf"), "0.5"):
+        with pytest.raises(UserError, match=r"k_gap=.*: give 0 or more"):
+            own.fuse("Where?", TEXTS, k_gap=bad)
 
 
 @pytest.mark.parametrize("option", ["k", "num_beams", "max_new_tokens"])
@@ -192,6 +210,11 @@ def test_the_summary_counts_reasons_cuts_and_repeated_ids(
 def test_a_device_that_is_not_there_is_one_sentence(folder: Path, device: str) -> None:
     with pytest.raises(UserError, match="choose cpu"):
         Ensemble.from_pretrained(folder, device=device)
+
+
+def test_the_command_takes_a_gap(run: Callable[..., list[dict[str, Any]]]) -> None:
+    (row,) = run([json.dumps({"instruction": "Where?", "candidates": TEXTS}).encode()], k=4, k_gap=0.0)
+    assert row["used"] == row["order"][:1]
 
 
 def test_rank_only_writes_no_text(run: Callable[..., list[dict[str, Any]]]) -> None:

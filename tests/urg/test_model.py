@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tests.urg.made_up import logits
 from urg.layout import Layout, gather
-from urg.model import select
+from urg.model import near_top, select
 
 FAMILIES = ["t5", "flan", "mt5", "byt5"]
 NAN, INF = float("nan"), float("inf")
@@ -55,6 +56,28 @@ def test_select_takes_the_k_best_and_the_last_and_breaks_ties_by_index(guides: l
 def test_select_where_all_are_equal() -> None:
     selected_BN, last_BN = select(torch.full((1, 4), 0.5), torch.ones(1, 4, dtype=torch.bool), 2)
     assert (where(selected_BN[0]), where(last_BN[0])) == ([0, 1], [3])
+
+
+SCORES = st.lists(st.sampled_from([0.0, 1e-9, 1e-4, 1.5e-4, 2e-4, 4e-4, 0.5]), min_size=1, max_size=6)
+
+
+@given(rows=st.lists(SCORES, min_size=1, max_size=4), gap=st.sampled_from([0.0, 0.3, 0.7, 1.5, 20.0]))
+@settings(max_examples=60)
+def test_near_the_top_is_a_share_of_the_top_score(rows: list[list[float]], gap: float) -> None:
+    layout = Layout.of([[1] * len(row) for row in rows])
+    for filler in (0.0, 9.0):  # what stands at padding does not matter
+        scores_BN = torch.full(layout.tokens_BN.shape, filler)
+        for b, row in enumerate(rows):
+            scores_BN[b, : len(row)] = torch.tensor(row)
+        near_BN = near_top(scores_BN, layout.mask_BN, gap)
+        for b, row in enumerate(rows):
+            share = max(row) * math.exp(-gap)
+            assert near_BN[b, : len(row)].tolist() == [s == max(row) or s >= share for s in row]
+
+
+def test_a_model_that_has_diverged_selects_as_it_would_without_a_gap() -> None:
+    scores_BN = torch.tensor([[NAN, 0.5, NAN], [0.5, 0.1, 0.4]])
+    assert near_top(scores_BN, torch.ones(2, 3, dtype=torch.bool), 0.0).tolist() == [[True] * 3, [True, False, False]]
 
 
 @given(data=st.data())
@@ -136,6 +159,76 @@ def test_forward_selects_by_a_guide_and_by_the_prediction_where_it_is_nan(
         torch.testing.assert_close(logits(output)[1][b].double(), q_TV, rtol=1e-4, atol=1e-5)
     everywhere_nan = model(*pack(queries), targets, torch.full((5, 5), NAN))
     torch.testing.assert_close(logits(everywhere_nan)[0], logits(free)[0], rtol=0, atol=0)
+
+
+def within(scores: list[float], k: int, gap: float) -> list[int]:
+    """Of the k best those that get at least exp(-gap) of the best one's score, in given order."""
+    return [i for i in best(scores, k)[0] if scores[i] >= max(scores) * math.exp(-gap)]
+
+
+def gap_between(scores: list[list[float]]) -> float:
+    """A gap that some of the three best of the queries are within, and some are not, none of them narrowly."""
+    ratios = sorted(math.log(max(row) / s) for row in scores for s in sorted(row)[-3:-1])
+    widest = max(range(len(ratios) - 1), key=lambda i: ratios[i + 1] - ratios[i])
+    assert ratios[widest + 1] - ratios[widest] > 1e-3, "the tiny model's scores must differ, or this proves little"
+    return (ratios[widest] + ratios[widest + 1]) / 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gap_leaves_out_of_the_k_best_those_that_fall_behind(
+    family: str, build: Any, pack: Pack, queries: Queries, targets: Tensor, eager: Any
+) -> None:
+    """In the passes of training and in fusing alike; the last stays the last."""
+    model = build(family, 3)
+    slow, packed = eager(model), pack(queries)
+    states = [slow.states(query) for query in queries]
+    scores = [[score.item() for score in slow.scores(own)] for own in states]
+    gap = gap_between(scores)
+    chosen = [within(own, 3, gap) for own in scores]
+    assert any(len(own) < min(3, len(row)) for own, row in zip(chosen, scores, strict=True))
+    assert any(len(own) > 1 for own in chosen)
+    model.settings = replace(model.settings, k_gap=gap)
+    output, ids_BT = model(*packed, targets), fused(model, packed)
+    assert output.has_last_B.tolist() == [len(query) > 3 for query in queries]
+    for b, (own, row) in enumerate(zip(states, scores, strict=True)):
+        last = best(row, 3)[1]
+        for logits_BTV, members in ((logits(output)[0], chosen[b]), (logits(output)[1], chosen[b] + last)):
+            expected = slow.logits([own[i] for i in members], targets[b].tolist())
+            torch.testing.assert_close(logits_BTV[b].double(), expected, rtol=1e-4, atol=1e-5)
+        text = slow.greedy([own[i] for i in chosen[b]], STEPS)
+        assert ids_BT[b].tolist()[1 : 1 + len(text)] == text
+
+
+def test_a_gap_is_the_models_or_the_callers_and_none_beside_a_k_alone(build: Any, pack: Pack, queries: Queries) -> None:
+    model = build(k=3)
+    layout = pack(queries)[1]
+    scores_BN = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]] * 5)
+    sizes = [5, 1, 3, 2, 4]
+
+    def counts(**given: Any) -> list[int]:
+        return model.choose(scores_BN, layout, **given)[0].sum(1).tolist()
+
+    assert counts() == [min(3, n) for n in sizes]
+    assert counts(k_gap=0.5) == [min(2, n) for n in sizes]  # 3 is more than exp(-0.5) of 4, and 2 is less
+    model.settings = replace(model.settings, k_gap=0.0)
+    assert counts() == [1] * 5
+    assert counts(k_gap=0.5) == [min(2, n) for n in sizes]
+    assert counts(k=4) == [min(4, n) for n in sizes]
+    assert counts(k=4, k_gap=1.0) == [min(3, n) for n in sizes]
+
+
+def test_a_gap_counts_only_where_the_score_selects(build: Any, pack: Pack, queries: Queries) -> None:
+    """A query that is selected by its labels, or by chance, takes K; one without a guide goes by its scores."""
+    model = build(k=2)
+    model.settings = replace(model.settings, k_gap=0.0)
+    layout = pack(queries)[1]
+    scores_BN = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]] * 5)
+    guide_BN = torch.full((5, 5), 77.0)  # what stands at padding does not matter
+    for b, row in enumerate(GUIDE):
+        guide_BN[b, : len(row)] = torch.tensor(row)
+    selected_BN, last_BN = model.choose(scores_BN, layout, guide_BN=guide_BN)
+    assert [where(row) for row in selected_BN] == [[1, 3], [0], [0, 2], [0], [1, 3]]
+    assert [where(row) for row in last_BN] == [[0], [], [1], [], [2]]
 
 
 def test_leaving_out_the_last_changes_nothing_else(build: Any, pack: Pack, queries: Queries, targets: Tensor) -> None:

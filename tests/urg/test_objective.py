@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from urg.batching import Batch
 from urg.config import LossConfig
 from urg.layout import Layout
+from urg.losses import top_m_kl
 from urg.model import Output
-from urg.objective import Counts, guide, loss_terms, needs_last, total_loss
+from urg.objective import Counts, guide, loss_terms, needs_last, needs_teacher, token_losses, total_loss
 
 
 def _batch(quality: list[list[float]], weights: list[float]) -> Batch:
@@ -91,6 +93,36 @@ def test_what_is_switched_off_is_left_out(config: LossConfig, terms: set[str]) -
 def test_a_loss_without_any_term_is_refused() -> None:
     with pytest.raises(ValueError, match=r"loss\.generation=False: with loss\.gamma 0"):
         LossConfig(gamma=0, generation=False)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+def test_a_teacher_of_its_own_is_the_kls_alone_and_gets_no_gradient(at_once: int) -> None:
+    batch, output, config = _batch([[0.1, 0.9, 0.5]] * 2, [1.0, 1.0]), _output(2, 3), LossConfig(m=4)
+    teacher = torch.randn((6, 7), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    q = output.q_states_PD.clone().requires_grad_()
+    own = dataclasses.replace(output, q_states_PD=q, teacher_states_PD=teacher, tokens_at_once=at_once)
+    found, without = (token_losses(each, batch.real_targets, config) for each in (own, output))
+    torch.testing.assert_close(found["kl"], top_m_kl(teacher, q, 4, config.tau))
+    assert not torch.allclose(found["kl"], without["kl"], atol=1e-3)
+    for name in ("ce", "ce_last"):
+        torch.testing.assert_close(found[name], without[name])
+    found["kl"].sum().backward()
+    assert teacher.grad is None
+    assert q.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, False),
+        ({"teacher_dropout": False}, True),
+        ({"teacher_dropout": False, "second_ce": False}, True),
+        ({"teacher_dropout": False, "beta": 0.0}, False),
+        ({"teacher_dropout": False, "generation": False}, False),
+    ],
+)
+def test_a_teacher_of_its_own_is_decoded_for_a_kl_alone(settings: dict[str, Any], needed: bool) -> None:
+    assert needs_teacher(LossConfig(**settings)) == needed
 
 
 def test_tau_squared_multiplies_the_kl_alone() -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -175,6 +176,14 @@ class Backbone(ABC):
         ).last_hidden_state
         return [states_BTD.flatten(0, 1)[target_P] for states_BTD in states.chunk(passes)]
 
+    @torch.no_grad()
+    def teacher_states(
+        self, hidden_SD: Tensor, layout: Layout, chosen_BN: Tensor, k: int, target_BT: Tensor, target_P: Tensor
+    ) -> Tensor:
+        """`teacher_force` given one choice, with the decoder's dropout off and without a gradient: [P, D]."""
+        with _at_rest(self.decoder):
+            return self.teacher_force(hidden_SD, layout, [chosen_BN], k, target_BT, target_P)[0]
+
     def shifted(self, target_BT: Tensor) -> Tensor:
         """What the decoder reads to write the targets: the start token, and each target but the last."""
         inputs_BT = target_BT.roll(1, 1)
@@ -206,3 +215,15 @@ class Backbone(ABC):
         for name, length in lengths:
             if length > self.longest:
                 raise UserError(f"{name} is {length} tokens, and the model has positions for {self.longest}: lower it.")
+
+
+@contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """A module and all below it in eval mode, for as long as the block lasts."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

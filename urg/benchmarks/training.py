@@ -16,12 +16,12 @@ from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
 from urg.config import LossConfig
 from urg.model import URG
-from urg.objective import Counts, loss_terms, total_loss
+from urg.objective import Counts, loss_terms, needs_teacher, total_loss
 from urg.training.task import set_dropout
 
 OBVIOUS = ("obvious_1", "obvious_3")
-VARIANTS = ("ours", "ours_checkpointed", *OBVIOUS)
-"""ours_checkpointed: with `engine.activation_checkpointing`."""
+VARIANTS = ("ours", "ours_checkpointed", "ours_own_teacher", *OBVIOUS)
+"""ours_checkpointed: with `engine.activation_checkpointing`. ours_own_teacher: with `loss.teacher_dropout` false."""
 
 
 def measure_training(make: Callable[[], URG], rows: int, n: int, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def training_step(
         set_dropout(own, 0.0)
         if name == "ours_checkpointed":
             own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return lambda: _our_step(own, batch, n)
+        config = LossConfig(teacher_dropout=name != "ours_own_teacher")
+        return lambda: _our_step(own, batch, config)
     obvious = ObviousURG(own)
     ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
     encodes = int(name.rsplit("_", 1)[1])
@@ -66,13 +67,13 @@ def training_step(
     return step
 
 
-def _our_step(model: URG, batch: Any, n: int) -> dict[str, torch.Tensor]:
-    config = LossConfig()
+def _our_step(model: URG, batch: Any, config: LossConfig) -> dict[str, torch.Tensor]:
     rows, width = batch.target_BT.shape
     target_tokens = (batch.target_P // width).bincount(minlength=rows).cpu().numpy()
     counts = Counts.of(target_tokens, batch.layout.mask_BN.sum(1).cpu().numpy(), model.settings.k, "mean")
     model.zero_grad(set_to_none=True)
-    output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P)
+    with_teacher = needs_teacher(config)
+    output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P, with_teacher=with_teacher)
     total_loss(loss_terms(output, batch, config, counts), config).backward()
     return _gradients(model.t5)
 

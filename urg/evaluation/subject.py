@@ -81,7 +81,7 @@ def model_facts(folder: str | None) -> dict[str, Any]:
         raise UserError(f"{path / 'urg.json'} is no JSON ({error}); export the model again") from error
     steps = int(settings.get("steps") or 0)
     generated = bool(settings.get("generated_data"))
-    facts = {"folder": str(path), "label": settings.get("label"), "k": settings.get("k"), "steps": steps}
+    facts = {"folder": str(path), "steps": steps} | {key: settings.get(key) for key in ("label", "k", "k_gap")}
     return facts | {"trained": steps > 0, "generated_data": generated}
 
 

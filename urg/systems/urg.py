@@ -68,15 +68,18 @@ class FusesTheBest:
     max_new_tokens: int | None = None
 
     def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
-        """K is the model's own; the fused text does not depend on the order of the K."""
+        """K is the model's own, without its gap: the scores are not. The fused text does not depend on the order of the
+        K."""
         from urg.ensemble import Query
 
-        chosen = [np.argsort(-own, kind="stable")[: self.ensemble.k].tolist() for own in scores]
+        k = self.ensemble.k
+        chosen = [np.argsort(-own, kind="stable")[:k].tolist() for own in scores]
         queries = [
             Query(row.instruction, tuple(row.texts[i] for i in own), row.input)
             for row, own in zip(rows, chosen, strict=True)
         ]
-        fused = self.ensemble.rank_and_fuse_batch(queries, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
+        options = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        fused = self.ensemble.rank_and_fuse_batch(queries, k=k, **options)
         return [Fusion(made.text, tuple(own)) for made, own in zip(fused, chosen, strict=True)]
 
 

@@ -65,7 +65,8 @@ def k_line(config: TrainConfig, facts: Mapping[str, Any]) -> list[str]:
     most = facts["candidates"]["max"]
     if config.system not in ("urg", "gen_fuser") or config.model.k < most:
         return []
-    return [f"K           {config.model.k}, and no row has more than {most} candidates: all of them are fused"]
+    so = "all of them are fused" if config.model.k_gap is None else "no last one is left for robust training"
+    return [f"K           {config.model.k}, and no row has more than {most} candidates: {so}"]
 
 
 def storage_line(config: TrainConfig) -> list[str]:

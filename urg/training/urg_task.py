@@ -23,7 +23,7 @@ from urg.encoder import computed_tokens
 from urg.layout import round_up
 from urg.model import URG, Settings
 from urg.model_card import model_card
-from urg.objective import Counts, guide, loss_terms, needs_last, term_weights
+from urg.objective import Counts, guide, loss_terms, needs_last, needs_teacher, term_weights
 from urg.training.engine import gradient_norms
 from urg.training.plan import base_model
 from urg.training.process import seed_everything
@@ -48,7 +48,7 @@ class UrgTask:
         self.tokenizer = shards.tokenizer()
         self.module = build_model(config, shards)
         self.weights = term_weights(config.loss)
-        self._with_last = needs_last(config.loss)
+        self._with_last, self._with_teacher = needs_last(config.loss), needs_teacher(config.loss)
 
     def counts(self, split: Split, rows: np.ndarray) -> Counts:
         """The rows and target tokens of a global batch."""
@@ -65,18 +65,19 @@ class UrgTask:
         """The terms of equation 11."""
         own = batch.batch
         target_BT = own.target_BT if self.config.loss.generation else None
-        output = forward(own.tokens_S, own.layout, target_BT, batch.guide_BN, self._with_last, own.target_P)
+        passes = (self._with_last, own.target_P, self._with_teacher)
+        output = forward(own.tokens_S, own.layout, target_BT, batch.guide_BN, *passes)
         return loss_terms(output, own, self.config.loss, counts)
 
     def tokens(self, batch: Guided) -> tuple[int, int]:
         """Encoder tokens, and target tokens once for each decoder pass."""
-        own, passes = batch.batch, int(self.config.loss.generation) + int(self._with_last)
+        own, calls = batch.batch, [int(self.config.loss.generation) + int(self._with_last), int(self._with_teacher)]
         lengths = own.layout.candidate_lengths
         packed = self.module.backbone.packs(own.tokens_S.device)
         computed = computed_tokens(lengths, self.module.chunk_tokens, packed)
         real = len(own.target_P)
-        written = round_up(passes * real, ROWS) if packed else passes * own.target_BT.numel()
-        return sum(lengths) + passes * real, computed + written
+        written = sum(round_up(passes * real, ROWS) if packed else passes * own.target_BT.numel() for passes in calls)
+        return sum(lengths) + sum(calls) * real, computed + written
 
     def diagnose(self, batch: Guided, counts: Counts) -> dict[str, float]:
         """γ·‖∇rank‖ / ‖∇ce‖: how much of the gradient ranking has."""
@@ -127,6 +128,7 @@ def build_model(config: TrainConfig, shards: ShardSet) -> URG:
     lengths, vocab_size = shards.lengths, len(shards.tokenizer())
     settings = Settings(
         k=config.model.k,
+        k_gap=config.model.k_gap,
         question_tokens=lengths.question,
         response_tokens=lengths.response,
         target_tokens=lengths.target,

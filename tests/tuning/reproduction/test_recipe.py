@@ -19,6 +19,7 @@ from urg import benchmark
 from urg import config as train_config
 from urg.evaluation.answer_store import NOT_IN_KEY
 from urg.evaluation.config import EvaluateConfig
+from urg.tracking.loggable import flatten
 
 ALL = ",".join(EXPERIMENTS)
 COMMANDS: dict[str, tuple[Any, Path | None]] = {
@@ -42,6 +43,20 @@ def test_every_step_is_a_command_that_parses(preset: Any, tmp_path: Path):
         parse_config(config_class, presets=presets, argv=step.command[1:])  # exits where it is wrong
     assert all(name in recipe.steps for names in needs.values() for name in names)
     assert all(need in recipe.steps for step in recipe.steps.values() for need in step.needs)
+
+
+@pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
+def test_a_recipe_beyond_the_paper_changes_what_it_says_and_nothing_else(preset: Any, tmp_path: Path):
+    """Each as the trainer reads it, against the preset's own."""
+    given = ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only="beyond")
+    recipe, needs = plan(given)
+    own = _trained(recipe.steps[f"train-{URG}-s0"])
+    assert recipe.preset.beyond.keys() >= {"response_tokens", "last_layer", "teacher_without_dropout", "k_by_gap"}
+    for name, changed in recipe.preset.beyond.items():
+        other = _trained(recipe.steps[f"train-{name}-s0"])
+        assert {"name"} < {key for key in own if own[key] != other[key]} <= {"name", *changed}
+        assert {key: other[key] for key in changed} == changed
+        assert f"evaluate-{name}-s0" in needs["beyond"]
 
 
 def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
@@ -72,6 +87,11 @@ def test_sheet_and_cases_take_the_answers_that_table2_keeps(tmp_path: Path):
     alone = plan(ReproduceConfig(only="table6", storage=str(tmp_path)))[0].steps
     assert alone["human-s0"].command == whole["human-s0"].command
     assert set(alone) == {"prepare", "train-urg-s0", "train-pair_ranker-s0", "train-gen_fuser-s0", "human-s0"}
+
+
+def _trained(step: Any) -> dict[str, Any]:
+    config = parse_config(train_config.TrainConfig, presets=train_config.PRESETS, argv=step.command[1:])
+    return dict(flatten(config))
 
 
 def _evaluated(step: Any) -> dict[str, Any]:

@@ -226,6 +226,33 @@ def test_dropout_reaches_every_layer_and_the_saved_configuration(
 
 
 @ALL
+def test_the_teacher_is_p_without_the_decoders_dropout(
+    name: str, build: Any, pack: Pack, queries: Queries, targets: Tensor
+) -> None:
+    """It draws nothing and leaves everything in training, so that all else is the same bit for bit."""
+    model, (tokens_S, layout) = build(name).train(), pack(queries)
+    set_dropout(model, 0.3)
+    places_P = torch.arange(targets.numel())
+    outputs = []
+    for with_teacher in (False, True):
+        torch.manual_seed(3)
+        outputs.append(model(tokens_S, layout, targets, with_teacher=with_teacher))
+        assert all(module.training for module in model.modules())
+    without, output = outputs
+    for field in ("scores_BN", "p_states_PD", "q_states_PD"):
+        assert torch.equal(getattr(output, field), getattr(without, field))
+    assert without.teacher_states_PD is None
+    torch.manual_seed(3)
+    hidden_SD = model.encode(tokens_S, layout)
+    selected_BN, _ = model.choose(output.scores_BN, layout)
+    model.eval()
+    (expected_PD,) = model.backbone.teacher_force(hidden_SD, layout, [selected_BN], 2, targets, places_P)
+    torch.testing.assert_close(output.teacher_states_PD, expected_PD.detach(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(output.teacher_states_PD, output.p_states_PD, atol=1e-3)
+    assert not output.teacher_states_PD.requires_grad
+
+
+@ALL
 def test_checkpointing_activations_changes_no_gradient(
     name: str, build: Any, pack: Pack, queries: Queries, targets: Tensor
 ) -> None:

@@ -138,7 +138,7 @@ def test_without_ranking_the_fused_candidates_are_those_that_random_puts_first()
         assert answer is not None
         assert len(set(answer.used)) == min(2, len(made.texts))
         assert query.candidates == tuple(made.texts[i] for i in answer.used)
-    assert stub.options == [{"num_beams": 1, "max_new_tokens": None}]
+    assert stub.options == [{"k": 2, "num_beams": 1, "max_new_tokens": None}]  # K as such: no gap of URG's own scores
 
 
 def test_urg_without_a_model_is_left_out_with_the_reason() -> None:

@@ -106,7 +106,8 @@ def test_more_workers_than_the_machine_has_are_told_with_both_numbers(
 def test_a_k_that_leaves_nothing_to_choose_is_told(make: Make) -> None:
     facts = {"candidates": {"max": 12}}
     assert k_line(make(model__k=11), facts) == []
-    assert "no row has more than 12 candidates" in k_line(make(model__k=50), facts)[0]
+    assert "no row has more than 12 candidates: all of them are fused" in k_line(make(model__k=50), facts)[0]
+    assert "12 candidates: no last one is left" in k_line(make(model__k=50, model__k_gap=0.5), facts)[0]
     assert k_line(make("sample-simcls", model__k=50), facts) == []
 
 

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
 from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
-from urg.objective import weighted_sum
+from urg.objective import Counts, weighted_sum
 from urg.training.task import TASKS, Share, Task, build_task
 
 CPU = torch.device("cpu")
@@ -202,15 +202,52 @@ def test_urg_diagnoses_the_rank_terms_share_of_the_gradient(
     assert urg(loss__gamma=0.0).diagnose(batch, counts) == {}
 
 
-def test_urg_is_judged_by_its_own_scores_and_text(urg: Callable[..., Task], shards: Path, tmp_path: Path) -> None:
+def test_without_dropout_the_teacher_of_its_own_is_the_one_there_was(urg: Callable[..., Task], shards: Path) -> None:
+    """The same terms and gradients, for one pass more over the target tokens."""
+    found = []
+    for dropout in (True, False):
+        task = urg(loss__teacher_dropout=dropout)
+        batch, counts = task.batch(share_of(shards), CPU), Counts(3, 30, 30)
+        terms = task.terms(task.module, batch, counts)
+        weighted_sum(terms, task.weights).backward()
+        gradients = {name: p.grad for name, p in task.module.named_parameters()}
+        found.append((terms, gradients, task.tokens(batch)))
+    (terms, gradients, (real, computed)), (same, others, (more, written)) = found
+    for name, term in terms.items():
+        torch.testing.assert_close(same[name], term)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-7)
+    assert more - real == len(batch.batch.target_P)
+    assert written > computed
+
+
+def test_a_teacher_without_dropout_differs_from_one_with_it(make_config: Callable[..., TrainConfig]) -> None:
+    """In the KL alone: all else draws the same masks."""
+    found = []
+    for dropout in (True, False):
+        config = make_config(model__dropout=0.2, loss__teacher_dropout=dropout)
+        task = build_task(config, ShardSet.open(config.data.shards))
+        batch = task.batch(share_of(Path(config.data.shards)), CPU)
+        torch.manual_seed(0)
+        found.append(task.terms(task.module, batch, Counts(3, 30, 30)))
+    for name in ("rank", "ce", "ce_last"):
+        assert torch.equal(found[0][name], found[1][name])
+    assert not torch.equal(found[0]["kl"], found[1]["kl"])
+
+
+@pytest.mark.parametrize(("settings", "fused"), [({}, 3), ({"model__k_gap": 0.0}, 1)])
+def test_urg_is_judged_by_its_own_scores_and_text(
+    settings: dict[str, Any], fused: int, urg: Callable[..., Task], shards: Path, tmp_path: Path
+) -> None:
     from urg.ensemble import Ensemble, Query
 
-    task, examples = urg(eval__max_new_tokens=4), share_of(shards).examples
+    task, examples = urg(eval__max_new_tokens=4, **settings), share_of(shards).examples
     with torch.inference_mode():
         judged = task.judge(examples, CPU)
     task.save(tmp_path, {name: p.detach().clone() for name, p in task.module.named_parameters()}, step=1)
     queries = [Query(row.instruction, row.texts, row.input) for row in examples]
     used = Ensemble.from_pretrained(tmp_path).rank_and_fuse_batch(queries, num_beams=1, max_new_tokens=4)
-    for one, fused in zip(judged, used, strict=True):
-        assert one.scores == pytest.approx(fused.ranking.scores, rel=1e-4)
-        assert one.text == fused.text
+    for one, other in zip(judged, used, strict=True):
+        assert one.scores == pytest.approx(other.ranking.scores, rel=1e-4)
+        assert one.text == other.text
+        assert len(other.used) == fused
