@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import BenchmarkConfig
 from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
-from urg.benchmarks.fusing import fusings
+from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.rankers import OTHERS, RANKINGS, make_ranker, measure_rankers
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.tables import sheets
 from urg.benchmarks.training import VARIANTS, training_step
-from urg.benchmarks.workload import batch_of, draw_rows, padded
+from urg.benchmarks.workload import PAD, batch_of, draw_rows, padded
+from urg.model import select
+from urg.systems.gen_fuser import pad
 
 CPU = torch.device("cpu")
 
@@ -110,6 +113,19 @@ def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none
     assert {tuple(ids.shape) for ids in texts.values()} == {(2, 6)}  # the start token comes first
     assert torch.equal(texts["fid"], texts["ours"])
     assert torch.equal(texts["ours_whole"], texts["ours"])
+
+
+@torch.inference_mode()
+def test_gen_fuser_without_padding_writes_what_the_library_writes() -> None:
+    model, rows = make_model("tiny").eval(), draw_rows(3, 5, 1000)
+    options = {"num_beams": 1, "max_new_tokens": 5, "min_new_tokens": 5}
+    plain = copy.deepcopy(model.t5)
+    written = fusings(model, rows, CPU, options)["gen_fuser"]()
+    batch = batch_of(rows)
+    chosen_BN, _ = select(model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout), batch.layout.mask_BN, K)
+    texts = [one_text(row, own.nonzero().flatten().tolist()) for row, own in zip(rows, chosen_BN, strict=True)]
+    ids_BL, mask_BL = pad(texts, PAD)
+    assert torch.equal(written, plain.generate(ids_BL, attention_mask=mask_BL, do_sample=False, **options))
 
 
 def test_operations_are_those_of_the_layers() -> None:

@@ -2,13 +2,14 @@
 
 ours        from the states that ranking made: what fusing costs once a row is ranked
 fid         the K candidates encoded again, each alone; then as ours
-gen_fuser   one text of question, K candidates and request through the whole encoder
+gen_fuser   one text of question, K candidates and request through the encoder; then as ours
 ours_whole  encode, rank and fuse: all that URG does for a row
+
+All of them encode without padding by the same frozen encoder and write by the same decoder.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,8 @@ from torch import Tensor
 
 from urg.batching import pack
 from urg.benchmarks.clock import in_turn
-from urg.benchmarks.workload import PAD, Row, batch_of, draw_rows
-from urg.frozen_encoder import freeze_linears
+from urg.benchmarks.workload import Row, batch_of, draw_rows
 from urg.model import URG, select
-from urg.systems.gen_fuser import pad
 
 K = 3
 _PROMPT_TOKENS = 36
@@ -52,9 +51,6 @@ def fusings(
     model: URG, rows: list[Row], device: torch.device, options: dict[str, Any]
 ) -> dict[str, Callable[[], Tensor]]:
     """Each variant as a function without arguments that returns token ids [B, T]. model: in eval mode; is frozen."""
-    alone = copy.deepcopy(model.t5)  # GenFuser's, whose encoder URG does not use
-    if device.type == "cpu":
-        freeze_linears(alone)
     model.freeze()
     batch = batch_of(rows).to(device)
     hidden_SD = model.encode(batch.tokens_S, batch.layout)
@@ -72,25 +68,23 @@ def fusings(
         return model.fuse(states_SD, batch.layout, model.rank(states_SD, batch.layout), K, **options)
 
     @torch.inference_mode()
-    def fid() -> Tensor:
-        ids = [[row.candidates()[i] for i in own] for row, own in zip(rows, chosen, strict=True)]
-        tokens_S, layout = pack(ids)
+    def encoded_anew(texts: list[list[np.ndarray]]) -> Tensor:
+        """texts: of each row, all to be fused."""
+        tokens_S, layout = pack(texts)
         layout = layout.to(device)
         states_SD = model.encode(tokens_S.to(device), layout)
         return model.fuse(states_SD, layout, layout.tokens_BN.float(), K, **options)
 
-    @torch.inference_mode()
+    def fid() -> Tensor:
+        return encoded_anew([[row.candidates()[i] for i in own] for row, own in zip(rows, chosen, strict=True)])
+
     def gen_fuser() -> Tensor:
-        ids_BL, mask_BL = pad([_one_text(row, own) for row, own in zip(rows, chosen, strict=True)], PAD)
-        written: Tensor = alone.generate(
-            ids_BL.to(device), attention_mask=mask_BL.to(device), do_sample=False, **options
-        )
-        return written
+        return encoded_anew([[one_text(row, own)] for row, own in zip(rows, chosen, strict=True)])
 
     return {"ours": ours, "fid": fid, "gen_fuser": gen_fuser, "ours_whole": whole}
 
 
-def _one_text(row: Row, chosen: list[int]) -> np.ndarray:
+def one_text(row: Row, chosen: list[int]) -> np.ndarray:
     """GenFuser's input, its own words as arbitrary tokens."""
     words = np.full(_PROMPT_TOKENS, 5, dtype=np.int64)
     return np.concatenate([words, row.question, *(row.responses[i] for i in chosen)])
