@@ -16,17 +16,25 @@ from data_pipeline.errors import UserError
 from urg.benchmark import main
 from urg.benchmarks import faults
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
-from urg.benchmarks.config import BenchmarkConfig
+from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
 from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
-from urg.benchmarks.rankers import OTHERS, RANKINGS, make_ranker, measure_rankers
+from urg.benchmarks.rankers import (
+    ON_OUR_ENCODER,
+    OTHERS,
+    RANKINGS,
+    frozen_rankers,
+    make_ranker,
+    measure_rankers,
+)
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.tables import sheets
 from urg.benchmarks.training import VARIANTS, training_step
 from urg.benchmarks.workload import PAD, batch_of, draw_rows, padded
+from urg.frozen_encoder import CHUNK_TOKENS, FrozenEncoder
 from urg.model import select
 from urg.systems.gen_fuser import pad
 
@@ -87,6 +95,21 @@ def test_the_other_rankers_encode_the_tokens_that_the_paper_counts() -> None:
     assert seen["pair_ranker_bubble"] < seen["pair_ranker_full"]
 
 
+@torch.inference_mode()
+def test_rankers_on_our_encoder_are_packed_as_ours_and_score_as_before() -> None:
+    rows, config = draw_rows(2, 4, 1000), make_model("tiny").t5.config
+    made = frozen_rankers(ON_OUR_ENCODER, config, CPU)
+    assert all(isinstance(model.frozen_encoder, FrozenEncoder) for model in made.values())
+    assert {model.chunk_tokens for model in made.values()} == {CHUNK_TOKENS}
+    scores = {system: RANKINGS[system](model, rows) for system, model in made.items()}
+    for model in made.values():
+        model.frozen_encoder = None  # the same weights, by the code that trains them
+    for system, model in made.items():
+        for own, expected in zip(scores[system], RANKINGS[system](model, rows), strict=True):
+            np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
+    assert config.is_encoder_decoder
+
+
 def test_the_small_encoder_has_as_many_parameters_in_its_layers_as_that_of_a_small_t5() -> None:
     own, other = make_model("t5-small").t5.encoder.block, make_ranker("simcls", "t5-small").pretrained_model
     ours, theirs = (sum(p.numel() for p in layers.parameters()) for layers in (own, other.encoder.layer))
@@ -94,15 +117,14 @@ def test_the_small_encoder_has_as_many_parameters_in_its_layers_as_that_of_a_sma
 
 
 def test_the_other_rankers_and_ours_are_timed_on_the_same_rows() -> None:
-    ranked: list[int] = []
-    told = measure_rankers(
-        lambda rows: ranked.append(len(rows)), 5_000_000, "tiny", batch=4, n=3, repeats=2, device=CPU
-    )
-    assert ranked == [4, 4, 4]  # a warm-up, two repeats
-    rows = {"urg": 4, "simcls": 4, "summareranker": 4, "pair_ranker_bubble": 1, "pair_ranker_full": 1}
-    assert {name: own["rows"] for name, own in told.items()} == rows
+    told = measure_rankers(make_model("tiny"), "tiny", batch=4, n=3, repeats=2, device=CPU)
+    others = {"simcls": 4, "summareranker": 4, "pair_ranker_bubble": 1, "pair_ranker_full": 1}
+    same = {name + SAME_ENCODER: others[name] for name in ON_OUR_ENCODER}
+    assert {name: own["rows"] for name, own in told.items()} == {"urg": 4, **others, **same}
     for own in told.values():
-        assert own["norm"] == pytest.approx(own["parameters"] / 1e9 * own["rows"] / own["seconds"])
+        assert own["norm"] == pytest.approx(own["parameters"] / 1e9 * own["rows_per_s"])
+    encoder = sum(p.numel() for p in make_model("tiny").t5.encoder.parameters())
+    assert told["simcls_same_encoder"]["parameters"] == encoder
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ from typing import Literal
 from data_pipeline.errors import UserError
 
 EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "faults")
+SAME_ENCODER = "_same_encoder"
+"""What the names of rankers end in that are timed on our own model's encoder."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from urg.benchmarks.config import EXPERIMENTS, BenchmarkConfig
+from urg.benchmarks.config import EXPERIMENTS, SAME_ENCODER, BenchmarkConfig
 from urg.benchmarks.faults import measure_faults
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
-from urg.benchmarks.rankers import OTHERS, measure_rankers
-from urg.benchmarks.ranking import measure_ranking, packed_ranker
+from urg.benchmarks.rankers import ON_OUR_ENCODER, measure_rankers
+from urg.benchmarks.ranking import measure_ranking
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.stack import measure_stack
 from urg.benchmarks.training import measure_training, training_memory
@@ -66,14 +66,10 @@ def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]
 def _rankers(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     """All batch sizes on an accelerator; on a CPU the first, for the cost is that of the rows."""
     model = make_model(config.rank_shape).to(device)
-    parameters, rank = sum(p.numel() for p in model.parameters()), packed_ranker(model)
     batches = config.batches if device.type == "cuda" else config.batches[:1]
     repeats = min(3, config.repeats)
     runs = {
-        str(batch): measure_rankers(
-            lambda rows: rank(rows, device), parameters, config.ranker_shape, batch, config.n, repeats, device
-        )
-        for batch in batches
+        str(batch): measure_rankers(model, config.ranker_shape, batch, config.n, repeats, device) for batch in batches
     }
     return {"encoder": config.ranker_shape, "batches": runs}
 
@@ -116,6 +112,9 @@ RATIOS = (
     "rank_vs_pairranker_full",
     "rank_vs_pairranker_bubble",
     "rank_vs_simcls",
+    "rank_vs_pairranker_full_same_encoder",
+    "rank_vs_pairranker_bubble_same_encoder",
+    "rank_vs_simcls_same_encoder",
     "peak_share_fp32",
     "peak_share_bf16",
     "rank_step_share",
@@ -153,9 +152,9 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
         }
     if experiment == "rankers":
         systems = next(iter(part["batches"].values()))
-        names = {name.replace("pair_ranker", "pairranker"): name for name in OTHERS if name != "summareranker"}
+        names = [name + suffix for suffix in ("", SAME_ENCODER) for name in ON_OUR_ENCODER]
         ours = systems["urg"]["rows_per_s"]
-        return {f"rank_vs_{short}": ours / systems[name]["rows_per_s"] for short, name in names.items()}
+        return {_versus(name): ours / systems[name]["rows_per_s"] for name in names}
     if experiment == "fuse":
         return {"fuse_vs_genfuser": part["seconds"]["gen_fuser"] / part["seconds"]["ours"]}
     if experiment == "stack":
@@ -168,3 +167,7 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "recovery_seconds": part["recovery"]["next_step"],
         }
     return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}
+
+
+def _versus(ranker: str) -> str:
+    return f"rank_vs_{ranker.replace('pair_ranker', 'pairranker')}"

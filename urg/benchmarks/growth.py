@@ -12,7 +12,7 @@ import torch
 
 from urg.benchmarks.clock import in_turn
 from urg.benchmarks.flops import ranked_tokens
-from urg.benchmarks.rankers import RANKINGS, prepared_ranker
+from urg.benchmarks.rankers import RANKINGS, encoder_config, frozen_rankers
 from urg.benchmarks.workload import batch_of, draw_rows
 from urg.model import URG
 
@@ -55,9 +55,9 @@ def _named(calls: dict[Any, Callable[[], object]]) -> dict[str, Callable[[], obj
 
 def _pairs_seconds(encoder: str, device: torch.device) -> dict[str, float]:
     """Seconds in which PairRanker compares all pairs of one row, by N."""
-    model, words = prepared_ranker("pair_ranker_full", encoder, device), 32_000
-    rank = RANKINGS["pair_ranker_full"]
-    calls = {str(n): functools.partial(rank, model, draw_rows(1, n, words, seed=n)) for n in COUNTS}
+    system, words = "pair_ranker_full", 32_000
+    model = frozen_rankers((system,), encoder_config(encoder), device)[system]
+    calls = {str(n): functools.partial(RANKINGS[system], model, draw_rows(1, n, words, seed=n)) for n in COUNTS}
     return {n: timing.median for n, timing in in_turn(calls, 1, device).items()}
 
 

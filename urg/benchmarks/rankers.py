@@ -1,10 +1,14 @@
-"""The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, on an encoder in DeBERTa-v3's
-shape with random weights; sequences longest first in chunks of a token budget, and weights laid out for the machine, as
-ours are.
+"""The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, frozen as ours is.
+
+Their encoder has DeBERTa-v3's shape and random weights: sequences longest first in chunks of as many tokens as ours,
+attention by SDPA, weights laid out for the machine. Some of them are timed on the encoder of our own model too, packed
+by the very code that encodes for us: there the methods are compared, and nothing else.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +16,11 @@ import numpy as np
 import torch
 
 from urg.benchmarks.clock import Timing, in_turn
+from urg.benchmarks.config import SAME_ENCODER
+from urg.benchmarks.ranking import packed_ranker
 from urg.benchmarks.workload import Row, draw_rows
-from urg.frozen_encoder import freeze_linears
+from urg.model import URG
+from urg.systems.backbone import encoder_of
 from urg.systems.comparison import bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.pair_ranker import PairRanker, RowIds, joined
@@ -51,6 +58,8 @@ DEBERTA_V3: dict[str, Any] = {
 }
 """What its config.json says beside the sizes."""
 OTHERS = ("simcls", "summareranker", "pair_ranker_bubble", "pair_ranker_full")
+ON_OUR_ENCODER = ("simcls", "pair_ranker_bubble", "pair_ranker_full")
+"""Those that are timed on the encoder of our model too."""
 SHARES = {"simcls": 1.0, "summareranker": 1.0, "pair_ranker_bubble": 0.25, "pair_ranker_full": 0.125}
 """Share of a batch's rows that is timed on a CPU: the cost is that of the rows, and all pairs of eight rows take
 minutes."""
@@ -59,32 +68,28 @@ _WORDS = 16  # ids from here on are text
 
 
 def measure_rankers(
-    ours: Callable[[list[Row]], object],
-    parameters: int,
-    encoder: str,
-    batch: int,
-    n: int,
-    repeats: int,
-    device: torch.device,
+    model: URG, encoder: str, batch: int, n: int, repeats: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Rows/s of every ranker, fp32, in turn with ours. ours: ranks rows; parameters: of its model.
+    """Rows/s of every ranker, fp32, in turn with ours. model: on `device`; is frozen.
 
     Returns by system: rows timed, seconds, spread, rows_per_s, parameters, norm (parameters in billions × rows/s).
     """
-    calls, sizes, weights = {}, {}, {"urg": parameters}
+    calls, sizes = {}, {"urg": batch}
     rows = draw_rows(batch, n, 32_000, seed=batch)
-    calls["urg"], sizes["urg"] = (lambda: ours(rows)), batch
-    for system in OTHERS:
-        model = prepared_ranker(system, encoder, device)
-        sizes[system] = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
-        calls[system] = _bound(RANKINGS[system], model, rows[: sizes[system]])
-        weights[system] = sum(p.numel() for p in model.parameters())
+    weights = {"urg": sum(p.numel() for p in model.parameters())}
+    ours = packed_ranker(model)
+    calls["urg"] = lambda: ours(rows, device)
+    for systems, config, suffix in (
+        (OTHERS, encoder_config(encoder), ""),
+        (ON_OUR_ENCODER, model.t5.config, SAME_ENCODER),
+    ):
+        for system, other in frozen_rankers(systems, config, device).items():
+            size = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
+            name = system + suffix
+            calls[name], sizes[name] = functools.partial(RANKINGS[system], other, rows[:size]), size
+            weights[name] = sum(p.numel() for p in other.parameters())
     timings = in_turn(calls, repeats, device)
     return {name: _told(timing, sizes[name], weights[name]) for name, timing in timings.items()}
-
-
-def _bound(rank: Callable[[Any, list[Row]], object], model: Any, rows: list[Row]) -> Callable[[], object]:
-    return lambda: rank(model, rows)
 
 
 def _told(timing: Timing, rows: int, parameters: int) -> dict[str, Any]:
@@ -93,23 +98,38 @@ def _told(timing: Timing, rows: int, parameters: int) -> dict[str, Any]:
     return told | {"parameters": parameters, "norm": parameters / 1e9 * speed}
 
 
-def prepared_ranker(system: str, encoder: str, device: torch.device) -> EncoderRanker:
-    """A ranker on `device`, on a CPU with its weights laid out for the machine."""
-    model = make_ranker(system, encoder).to(device)
-    if device.type == "cpu":
-        freeze_linears(model)
-    return model
+def frozen_rankers(systems: Sequence[str], encoder: Any, device: torch.device) -> dict[str, EncoderRanker]:
+    """Rankers on `device` for inference alone. encoder: the configuration of the one that they share."""
+    torch.manual_seed(0)
+    made: dict[type[EncoderRanker], EncoderRanker] = {}
+    shared = encoder_of(copy.deepcopy(encoder))  # the library writes into it
+    for system in systems:
+        kind = _kind(system)
+        made[kind] = made[kind] if kind in made else _ranker(kind, shared).to(device).freeze()
+    return {system: made[_kind(system)] for system in systems}
 
 
 def make_ranker(system: str, encoder: str, seed: int = 0) -> EncoderRanker:
     """A ranker with random weights in one of ENCODERS' shapes."""
-    from transformers import DebertaV2Config, DebertaV2Model
-
     torch.manual_seed(seed)
-    config = DebertaV2Config(**DEBERTA_V3, **ENCODERS[encoder])
-    kind = {"simcls": SimCLS, "summareranker": SummaReranker}.get(system, PairRanker)
+    return _ranker(_kind(system), encoder_of(encoder_config(encoder)))
+
+
+def encoder_config(shape: str) -> Any:
+    """The configuration of a DeBERTa-v3 in one of ENCODERS' shapes."""
+    from transformers import DebertaV2Config
+
+    return DebertaV2Config(**DEBERTA_V3, **ENCODERS[shape])
+
+
+def _kind(system: str) -> type[EncoderRanker]:
+    kinds: dict[str, type[EncoderRanker]] = {"simcls": SimCLS, "summareranker": SummaReranker}
+    return kinds.get(system, PairRanker)
+
+
+def _ranker(kind: type[EncoderRanker], encoder: torch.nn.Module) -> EncoderRanker:
     settings = RankerSettings(source_tokens=132, candidate_tokens=132, tasks=("label",))
-    return kind(DebertaV2Model(config), _tokenizer(), settings).eval()
+    return kind(encoder, _tokenizer(), settings).eval()
 
 
 def _tokenizer() -> Any:
