@@ -26,6 +26,7 @@ from urg.benchmarks.rankers import (
     ON_OUR_ENCODER,
     OTHERS,
     RANKINGS,
+    _timed_rows,
     frozen_rankers,
     make_ranker,
     measure_rankers,
@@ -117,14 +118,32 @@ def test_the_small_encoder_has_as_many_parameters_in_its_layers_as_that_of_a_sma
 
 
 def test_the_other_rankers_and_ours_are_timed_on_the_same_rows() -> None:
-    told = measure_rankers(make_model("tiny"), "tiny", batch=4, n=3, repeats=2, device=CPU)
-    others = {"simcls": 4, "summareranker": 4, "pair_ranker_bubble": 1, "pair_ranker_full": 1}
-    same = {name + SAME_ENCODER: others[name] for name in ON_OUR_ENCODER}
-    assert {name: own["rows"] for name, own in told.items()} == {"urg": 4, **others, **same}
-    for own in told.values():
-        assert own["norm"] == pytest.approx(own["parameters"] / 1e9 * own["rows_per_s"])
+    told = measure_rankers(make_model("tiny"), "tiny", batch=4, n=3, repeats=1, device=CPU)
+    assert list(told) == ["fp32", "bf16"]
     encoder = sum(p.numel() for p in make_model("tiny").t5.encoder.parameters())
-    assert told["simcls_same_encoder"]["parameters"] == encoder
+    for systems in told.values():
+        assert systems.keys() == {"urg", *OTHERS, *(name + SAME_ENCODER for name in ON_OUR_ENCODER)}
+        assert {name: own["rows"] for name, own in systems.items() if own["rows"] != 4} == {
+            "pair_ranker_full": 1,
+            "pair_ranker_full_same_encoder": 1,
+        }
+        for own in systems.values():
+            assert own["norm"] == pytest.approx(own["parameters"] / 1e9 * own["rows_per_s"])
+        assert systems["simcls_same_encoder"]["parameters"] == encoder
+        assert systems["simcls"]["tokens_per_row"] < systems["urg"]["tokens_per_row"]
+
+
+def test_all_pairs_of_one_row_stand_for_the_batch_by_their_tokens() -> None:
+    rows = draw_rows(5, 3, 1000)
+    model, tokens = make_ranker("pair_ranker_full", "tiny"), []
+    model.register_forward_pre_hook(lambda module, inputs: tokens.append(sum(inputs[0].lengths)))
+    for row in rows:
+        RANKINGS["pair_ranker_full"](model, [row])
+    ((timed,), worth) = _timed_rows("pair_ranker_full", rows, CPU)
+    own = tokens[next(i for i, row in enumerate(rows) if row is timed)]
+    assert worth == pytest.approx(own / np.mean(tokens))
+    assert abs(own - np.mean(tokens)) == min(abs(other - np.mean(tokens)) for other in tokens)
+    assert _timed_rows("pair_ranker_bubble", rows, CPU) == (rows, 5)
 
 
 @torch.inference_mode()
@@ -219,7 +238,7 @@ def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(result["ratios"]) == set(RATIOS)
     assert result["missing"] == {}
-    assert result["fuse"]["fid_writes_the_same"]
+    assert result["fuse"]["runs"]["greedy_fp32"]["fid_writes_the_same"] == 1
     assert "| pair\\_ranker\\_full |" in (tmp_path / "benchmark.md").read_text()
     assert result["rank"]["same_ranking"]["ours_fp32"]["largest_relative_difference"] < 1e-4
 

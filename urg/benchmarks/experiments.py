@@ -106,19 +106,22 @@ _EXPERIMENTS = {
     "complexity": _complexity,
     "faults": _faults,
 }
+RANKED = [
+    (f"rank_vs_{system.replace('pair_ranker', 'pairranker')}{same}{suffix}", dtype, system + same)
+    for dtype, suffix in (("fp32", ""), ("bf16", "_bf16"))
+    for same in ("", SAME_ENCODER)
+    for system in ON_OUR_ENCODER
+]
+"""(ratio, dtype, system) of every ratio against another ranker."""
 RATIOS = (
     "rank_vs_naive",
     "rank_bf16_vs_naive_fp32",
-    "rank_vs_pairranker_full",
-    "rank_vs_pairranker_bubble",
-    "rank_vs_simcls",
-    "rank_vs_pairranker_full_same_encoder",
-    "rank_vs_pairranker_bubble_same_encoder",
-    "rank_vs_simcls_same_encoder",
+    *(ratio for ratio, _, _ in RANKED),
     "peak_share_fp32",
     "peak_share_bf16",
     "rank_step_share",
     "fuse_vs_genfuser",
+    "fuse_vs_genfuser_bf16",
     "train_vs_naive3",
     "train_vs_naive1",
     "train_memory_vs_naive3",
@@ -151,12 +154,13 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "train_memory_vs_naive3": memory["ours"]["peak"] / memory["obvious_3"]["peak"],
         }
     if experiment == "rankers":
-        systems = next(iter(part["batches"].values()))
-        names = [name + suffix for suffix in ("", SAME_ENCODER) for name in ON_OUR_ENCODER]
-        ours = systems["urg"]["rows_per_s"]
-        return {_versus(name): ours / systems[name]["rows_per_s"] for name in names}
+        first = next(iter(part["batches"].values()))
+        return {
+            ratio: first[dtype]["urg"]["rows_per_s"] / first[dtype][system]["rows_per_s"]
+            for ratio, dtype, system in RANKED
+        }
     if experiment == "fuse":
-        return {"fuse_vs_genfuser": part["seconds"]["gen_fuser"] / part["seconds"]["ours"]}
+        return {ratio: own["gen_fuser"] / own["ours"] for ratio, own in _fused(part)}
     if experiment == "stack":
         return {"stack_vs_bare": part["bare_seconds"] / part["stack_seconds"]}
     if experiment == "faults":
@@ -169,5 +173,6 @@ def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
     return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}
 
 
-def _versus(ranker: str) -> str:
-    return f"rank_vs_{ranker.replace('pair_ranker', 'pairranker')}"
+def _fused(part: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    suffixes = {"greedy_fp32": "", "greedy_bf16": "_bf16"}
+    return [(f"fuse_vs_genfuser{suffix}", part["runs"][run]["seconds"]) for run, suffix in suffixes.items()]
