@@ -17,7 +17,6 @@ from urg.benchmark import main
 from urg.benchmarks import faults
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
-from urg.benchmarks.experiments import RATIOS
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
@@ -31,6 +30,8 @@ from urg.benchmarks.rankers import (
     make_ranker,
     measure_rankers,
 )
+from urg.benchmarks.ranking import packed_ranker
+from urg.benchmarks.ratios import FUSED, RATIOS, ratios
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.tables import sheets
 from urg.benchmarks.training import VARIANTS, training_step
@@ -59,11 +60,15 @@ def test_packed_and_padded_rows_hold_the_same_tokens() -> None:
 
 @torch.inference_mode()
 def test_the_obvious_ranking_is_ours() -> None:
-    model = make_model("tiny").double()
-    rows = draw_rows(3, 6, 1000)
-    batch = batch_of(rows)
-    ours_BN = model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout)
-    torch.testing.assert_close(ObviousURG(model).rank(*padded(rows)).float(), ours_BN, rtol=1e-5, atol=1e-8)
+    """Ours with the weights as they are, and frozen in fp32, beside the obvious code in double precision."""
+    model = make_model("tiny")
+    rows = draw_rows(8, 6, 1000)
+    expected_BN = ObviousURG(copy.deepcopy(model).double()).rank(*padded(rows)).float()
+    batch, double = batch_of(rows), copy.deepcopy(model).double()
+    plain_BN = double.rank(double.encode(batch.tokens_S, batch.layout), batch.layout)
+    for ours_BN in (plain_BN, packed_ranker(model)(rows, CPU)):
+        torch.testing.assert_close(ours_BN, expected_BN, rtol=1e-5, atol=0)
+        assert torch.equal(ours_BN.argsort(1), expected_BN.argsort(1))
 
 
 def test_the_obvious_training_step_has_our_gradients() -> None:
@@ -238,9 +243,35 @@ def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(result["ratios"]) == set(RATIOS)
     assert result["missing"] == {}
-    assert result["fuse"]["runs"]["greedy_fp32"]["fid_writes_the_same"] == 1
     assert "| pair\\_ranker\\_full |" in (tmp_path / "benchmark.md").read_text()
-    assert result["rank"]["same_ranking"]["ours_fp32"]["largest_relative_difference"] < 1e-4
+
+
+def test_a_ratio_of_what_is_not_equal_is_missing() -> None:
+    seconds, memory = {"ours": 1.0, "obvious_1": 3.0, "obvious_3": 5.0}, {"ours": {"peak": 1}, "obvious_3": {"peak": 8}}
+    train = {"seconds": seconds, "bytes": memory, "gradient_difference": {"obvious_1": 2e-6, "obvious_3": float("nan")}}
+    runs = {name: {"seconds": {"gen_fuser": 2.0, "ours": 1.0}, "fid_writes_the_same": 0.9} for name in FUSED}
+    values, missing = ratios({"train": train, "fuse": {"runs": runs}})
+    assert values == {"train_vs_naive1": 3.0}
+    assert missing["train_vs_naive3"] == "not equal: gradients differ by nan, more than 1.0e-05"
+    assert {"train_memory_vs_naive3", *FUSED.values()} < missing.keys()
+    assert set(missing) | set(values) == set(RATIOS)
+
+
+@pytest.mark.parametrize(("dtype", "lacking"), [("fp32", "rank_vs_naive"), ("bf16", "rank_bf16_vs_naive_fp32")])
+def test_scores_that_differ_cost_the_ratios_of_their_dtype(dtype: str, lacking: str) -> None:
+    own = {"seconds": 1.0, "peak_share": 0.5}
+    variants = [f"{kind}_{name}" for kind in ("ours", "obvious") for name in ("fp32", "bf16")]
+    differences = {"ours_fp32": 1e-6, "ours_bf16": 1e-2, "obvious_fp32": 0.0, "obvious_bf16": 2e-2} | {
+        f"ours_{dtype}": 3e-2
+    }
+    part = {
+        "runs": [{"systems": dict.fromkeys(variants, own)}],
+        "same_ranking": {name: {"largest_relative_difference": value} for name, value in differences.items()},
+        "rank_step_share": 0.02,
+    }
+    values, missing = ratios({"rank": part})
+    assert missing[lacking].startswith(f"not equal: scores in {dtype} differ by up to 3.0e-02")
+    assert ("peak_share_fp32" in values) == (dtype == "bf16")
 
 
 def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:

@@ -37,7 +37,13 @@ def _rank(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
         for run in part["runs"]
     ]
     head = ("variant", "rows", "tokens", "seconds", "spread", "rows/s", "share of the peak")
-    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks)]
+    equal = "Scores beside the obvious code's in fp32, largest relative difference, rows in the same order: "
+    equal += ", ".join(
+        f"{name} {own['largest_relative_difference']:.1e}, {own['rows_in_the_same_order']} of {own['rows']}"
+        for name, own in part["same_ranking"].items()
+        if name != "obvious_fp32"
+    )
+    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks, equal)]
 
 
 def _rankers(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
@@ -93,8 +99,10 @@ def _train(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
         f"Peak memory is the step's, {gradients:.0f} MiB of it gradients. Before it the process of ours "
         f"held {held:.0f} MiB (imports, models, batch)."
     )
+    equal = "All gradients beside ours, relative difference: "
+    equal += ", ".join(f"{name} {value:.1e}" for name, value in part["gradient_difference"].items())
     title = f"Training step, {part['rows']} rows, {result['config']['train_shape']}, fp32"
-    return [_seconds(title, part, note, peaks=peaks)]
+    return [_seconds(title, part, note, equal, peaks=peaks)]
 
 
 def _seconds(title: str, part: dict[str, Any], *notes: str, peaks: dict[str, str] | None = None) -> Sheet:
