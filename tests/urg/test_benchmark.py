@@ -17,10 +17,12 @@ from urg.benchmark import main
 from urg.benchmarks import faults
 from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
+from urg.benchmarks.experiments import cpu_name
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
+from urg.benchmarks.profiles import profiled
 from urg.benchmarks.rankers import (
     ON_OUR_ENCODER,
     OTHERS,
@@ -244,6 +246,22 @@ def test_every_ratio_has_a_value_or_a_reason(tmp_path: Path) -> None:
     assert set(result["ratios"]) == set(RATIOS)
     assert result["missing"] == {}
     assert "| pair\\_ranker\\_full |" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_profile_names_the_operators_that_take_the_time() -> None:
+    a = torch.randn(400, 400)
+    told = profiled(lambda: [a @ a for _ in range(20)] and a + a, CPU)
+    assert (told[0]["operator"], told[0]["calls"]) == ("aten::mm", 20)
+    assert told[0]["share"] > 0.5
+    assert [own["share"] for own in told] == sorted((own["share"] for own in told), reverse=True)
+
+
+def test_a_result_says_of_what_commit_and_machine_it_is() -> None:
+    machine = {"cpu": "Made 3", "cores": 2, "threads": 1, "device": "cpu", "torch": "2.13", "load": 0.0}
+    result = {"ratios": {}, "missing": {}, "config": {"quick": False}, "commit": "abc+", "machine": machine}
+    (sheet,) = sheets(result)
+    assert sheet.notes == ("Commit abc+; Made 3, 2 cores, 1 threads, cpu, torch 2.13, load 0.0 at the beginning.",)
+    assert cpu_name()
 
 
 def test_a_ratio_of_what_is_not_equal_is_missing() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_pipeline.errors import UserError
 
-EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "faults")
+EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "profile", "faults")
 SAME_ENCODER = "_same_encoder"
 """What the names of rankers end in that are timed on our own model's encoder."""
 
@@ -18,9 +18,10 @@ class BenchmarkConfig:
 
     output: str = "runs/benchmark"
     """Folder for benchmark.json."""
-    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity", "faults"] = "all"
+    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity", "profile", "faults"] = "all"
     """One experiment, or all of them: rank (ours and the obvious code), rankers (Tables 4 and 7), fuse, train, stack
-    (`urg.train` and a bare loop), complexity (§3.5), faults (weak scaling, what safety costs, recovery)."""
+    (`urg.train` and a bare loop), complexity (§3.5), profile (where the time of ranking and training goes), faults
+    (weak scaling, what safety costs, recovery)."""
     rank_shape: str = "t5-base"
     """Shape for ranking (tiny, t5-small, t5-base, t5-large, t5-xl; random weights), or a model folder."""
     train_shape: str = "t5-small"

@@ -18,30 +18,55 @@ from urg.benchmarks.config import EXPERIMENTS, BenchmarkConfig
 from urg.benchmarks.faults import measure_faults
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
+from urg.benchmarks.profiles import measure_profiles
 from urg.benchmarks.rankers import measure_rankers
 from urg.benchmarks.ranking import measure_ranking
 from urg.benchmarks.ratios import ratios
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.stack import measure_stack
 from urg.benchmarks.training import measure_training, training_memory
+from urg.code_version import git_commit
 
 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Every experiment that is asked for, and the ratios that follow."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    commit, machine = git_commit(), _machine(device)  # before there is work of our own
     wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
         wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name == "faults"))
     parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
     found, missing = ratios(parts)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
     return {
-        "machine": machine | {"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "commit": commit,
+        "machine": machine,
         "config": asdict(config),
         "ratios": found,
         "missing": missing,
         **parts,
     }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the figures are of. load: runnable processes in the last minute, when the benchmark began."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux has it, or else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def _rank(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -74,6 +99,11 @@ def _rankers(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     return {"encoder": config.ranker_shape, "batches": runs}
 
 
+def _profile(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    rank, train = make_model(config.rank_shape), make_model(config.train_shape)
+    return measure_profiles(rank, train, config.batches[0], config.train_rows, config.n, device)
+
+
 def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     make = functools.partial(make_model, config.rank_shape)
     return measure_fusing(make, config.batches[0], config.n, config.new_tokens, config.repeats, device)
@@ -104,5 +134,6 @@ _EXPERIMENTS = {
     "train": _train,
     "stack": _stack,
     "complexity": _complexity,
+    "profile": _profile,
     "faults": _faults,
 }

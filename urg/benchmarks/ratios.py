@@ -121,4 +121,6 @@ def _values(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
             "recovery_seconds": part["recovery"]["next_step"],
         }
-    return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}
+    if experiment == "complexity":
+        return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}
+    return {}

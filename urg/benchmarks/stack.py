@@ -34,7 +34,12 @@ def measure_stack(work: Path, steps: int, threads: int) -> dict[str, Any]:
     before = _bare(arguments, steps, every)
     stack = _train(arguments, steps, every)
     after = _bare(arguments, steps, every)
-    bare = {"bare_seconds": (before + after) / 2, "bare_seconds_before_and_after": [before, after]}
+    mean = (before + after) / 2
+    bare = {
+        "bare_seconds": mean,
+        "bare_seconds_before_and_after": [before, after],
+        "spread": abs(after - before) / mean,
+    }
     return {"steps": steps - every, "stack_seconds": stack, **bare}
 
 

@@ -118,7 +118,8 @@ def _stack(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     lines = [Line(("urg.train, one worker", f"{part['stack_seconds']:.4f}"))]
     lines.append(Line(("bare loop", f"{part['bare_seconds']:.4f}")))
     moments = " and ".join(f"{value:.4f}" for value in part["bare_seconds_before_and_after"])
-    note = f"Wall clock, a checkpoint and logging included; the bare loop before and after: {moments}."
+    note = f"Wall clock, a checkpoint and logging included; the bare loop before and after: {moments}, a spread of "
+    note += f"{part['spread']:.0%}."
     return [_sheet(f"Seconds a step over {part['steps']} steps", ("loop", "seconds"), lines, note)]
 
 
@@ -133,12 +134,27 @@ def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     return [_sheet("Ranking time by the number of candidates", head, lines, told)]
 
 
+def _profile(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
+    return [
+        _sheet(
+            f"Where the time goes: {name}",
+            ("operator", "calls", "seconds", "share"),
+            [
+                Line((own["operator"], str(own["calls"]), f"{own['seconds']:.3f}", f"{own['share']:.1%}"))
+                for own in operators
+            ],
+            "Each operator without those that it calls. Dearer under the profiler, many small ones most of all.",
+        )
+        for name, operators in part.items()
+    ]
+
+
 def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
-    lines = [Line((name, f"{value:.4f}")) for name, value in part["seconds"].items()]
-    lines += [Line((f"outage: {when.split('_')[0]}", f"{value:.4f}")) for when, value in part["outage"].items()]
+    lines = [Line((name, f"{value:.4f}", f"{part['spread'][name]:.0%}")) for name, value in part["seconds"].items()]
+    lines += [Line((f"outage: {when.split('_')[0]}", f"{value:.4f}", NONE)) for when, value in part["outage"].items()]
     told = f"Checkpoints and tracking: {part['overhead']:+.1%} a step, with a checkpoint in {part['steps']} steps"
     told += f" ({part['checkpoint_seconds']:.2f} s each)."
-    made = [_sheet("Median seconds a step, 16 rows a worker", ("run", "seconds"), lines, told)]
+    made = [_sheet("Median seconds a step, 16 rows a worker", ("run", "seconds", "spread"), lines, told)]
     stages = [Line((name.replace("_", " "), f"{value:.1f}")) for name, value in part["recovery"].items()]
     return [*made, _sheet("After SIGKILL of one of two workers", ("stage", "seconds since"), stages)]
 
@@ -146,8 +162,13 @@ def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
 def _ratios(result: dict[str, Any]) -> Sheet:
     lines = [Line((name, f"{value:.3f}")) for name, value in result["ratios"].items()]
     lines += [Line((name, f"missing: {reason}")) for name, reason in result["missing"].items()]
-    small = ["--quick: small shapes and few rows; a first answer, no result."] if result["config"]["quick"] else []
-    return _sheet("Ratios (above 1 ours is faster; shares and exponents as named)", ("ratio", "value"), lines, *small)
+    notes = ["--quick: small shapes and few rows; a first answer, no result."] if result["config"]["quick"] else []
+    if machine := result.get("machine"):
+        told = f"Commit {result['commit']}; {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        notes.append(
+            f"{told}{machine['device']}, torch {machine['torch']}, load {machine['load']:.1f} at the beginning."
+        )
+    return _sheet("Ratios (above 1 ours is faster; shares and exponents as named)", ("ratio", "value"), lines, *notes)
 
 
 def _sheet(title: str, head: Sequence[str], lines: Sequence[Line], *notes: str) -> Sheet:
@@ -161,5 +182,6 @@ _MADE = {
     "train": _train,
     "stack": _stack,
     "complexity": _complexity,
+    "profile": _profile,
     "faults": _faults,
 }
