@@ -285,7 +285,7 @@ def test_scores_that_differ_cost_the_ratios_of_their_dtype(dtype: str, lacking: 
     part = {
         "runs": [{"systems": dict.fromkeys(variants, own)}],
         "same_ranking": {name: {"largest_relative_difference": value} for name, value in differences.items()},
-        "rank_step_share": 0.02,
+        "rank_step": {name: {"share": 0.02} for name in ("fp32", "bf16")},
     }
     values, missing = ratios({"rank": part})
     assert missing[lacking].startswith(f"not equal: scores in {dtype} differ by up to 3.0e-02")

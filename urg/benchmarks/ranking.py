@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from urg.benchmarks.clock import Timing, in_turn, matmul_peak, timed
+from urg.benchmarks.clock import Timing, in_turn, matmul_peak
 from urg.benchmarks.flops import encoder_flops
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import Row, batch_of, draw_rows, padded
@@ -37,14 +39,17 @@ def measure_ranking(
     return {
         "runs": runs,
         "same_ranking": _agreement(variants, draw_rows(16, n, vocab_size, seed=1), device),
-        "rank_step_share": _step_share(model, draw_rows(batches[0], n, vocab_size, seed=2), device),
+        "rank_step": {
+            name: _step_share(
+                copy.deepcopy(model).to(dtype), draw_rows(batches[0], n, vocab_size, seed=2), repeats, device
+            )
+            for name, dtype in DTYPES.items()
+        },
     }
 
 
 def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], torch.device], Tensor]:
     """rows → scores [B, N]; making the input's tensors is part of it."""
-    import copy
-
     own = copy.deepcopy(model).to(dtype)
     if kind == "obvious":
         obvious = ObviousURG(own)
@@ -118,14 +123,15 @@ def _agreement(
 
 
 @torch.inference_mode()
-def _step_share(model: URG, rows: list[Row], device: torch.device) -> float:
-    """The one decoder step's share of the whole ranking time."""
-    import copy
-
-    own = copy.deepcopy(model).freeze()
+def _step_share(model: URG, rows: list[Row], repeats: int, device: torch.device) -> dict[str, float]:
+    """The one decoder step's share of the whole ranking time, median of the repeats, and its spread."""
+    own = model.freeze()
     batch = batch_of(rows).to(device)
     hidden_SD = own.encode(batch.tokens_S, batch.layout)
-    own.rank(hidden_SD, batch.layout)
-    encode = min(timed(lambda: own.encode(batch.tokens_S, batch.layout), device) for _ in range(3))
-    step = min(timed(lambda: own.rank(hidden_SD, batch.layout), device) for _ in range(3))
-    return step / (encode + step)
+    parts = {
+        "encode": lambda: own.encode(batch.tokens_S, batch.layout),
+        "step": lambda: own.rank(hidden_SD, batch.layout),
+    }
+    seconds = {name: timing.seconds for name, timing in in_turn(parts, repeats, device).items()}
+    shares = [step / (encode + step) for encode, step in zip(seconds["encode"], seconds["step"], strict=True)]
+    return {"share": statistics.median(shares), "spread": (max(shares) - min(shares)) / statistics.median(shares)}

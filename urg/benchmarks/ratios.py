@@ -27,6 +27,7 @@ RATIOS = (
     "peak_share_fp32",
     "peak_share_bf16",
     "rank_step_share",
+    "rank_step_share_bf16",
     *FUSED.values(),
     "train_vs_naive3",
     "train_vs_naive1",
@@ -94,7 +95,8 @@ def _values(experiment: str, part: dict[str, Any]) -> dict[str, float]:
             "rank_bf16_vs_naive_fp32": systems["obvious_fp32"]["seconds"] / systems["ours_bf16"]["seconds"],
             "peak_share_fp32": systems["ours_fp32"]["peak_share"],
             "peak_share_bf16": systems["ours_bf16"]["peak_share"],
-            "rank_step_share": part["rank_step_share"],
+            "rank_step_share": part["rank_step"]["fp32"]["share"],
+            "rank_step_share_bf16": part["rank_step"]["bf16"]["share"],
         }
     if experiment == "train":
         seconds, memory = part["seconds"], part["bytes"]

@@ -43,7 +43,11 @@ def _rank(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
         for name, own in part["same_ranking"].items()
         if name != "obvious_fp32"
     )
-    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks, equal)]
+    steps = "The one decoder step's share of the time: "
+    steps += ", ".join(
+        f"{dtype} {own['share']:.1%} (spread {own['spread']:.0%})" for dtype, own in part["rank_step"].items()
+    )
+    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks, equal, steps)]
 
 
 def _rankers(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
