@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from data_pipeline.errors import UserError
 from urg.benchmark import main
 from urg.benchmarks import faults
-from urg.benchmarks.clock import in_turn, matmul_peak, peak_bytes, timed
+from urg.benchmarks.clock import in_own_process, in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
 from urg.benchmarks.experiments import cpu_name
+from urg.benchmarks.first import measure_first
 from urg.benchmarks.flops import encoder_flops, ranked_tokens
 from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
@@ -209,6 +211,29 @@ def test_the_peak_is_what_a_call_holds() -> None:
 
     hold()
     assert 180 << 20 < peak_bytes(hold, CPU) < 260 << 20
+
+
+def test_a_function_in_its_own_process_gives_what_it_printed_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["import json, time", "def tell(*given, started):", "    print('not this')"]
+    lines.append("    print(json.dumps([given, started, time.time()]))")
+    (tmp_path / "telling.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    before = time.time()
+    given, started, now = in_own_process("telling", "tell", "x", (1, 2))
+    assert given == ["x", [1, 2]]
+    assert before <= started < now < time.time()
+
+
+@pytest.mark.slow
+def test_the_first_ranking_is_timed_and_memory_is_that_of_the_rows() -> None:
+    told = measure_first("tiny", (1, 4), 6, 1)
+    for own in told.values():
+        assert all(0 < own[f"{what}_seconds"] < 120 for what in ("import", "model", "first"))
+        assert own["model_bytes"] > 0
+        assert own["peak_bytes"].keys() <= {"1", "4"}
+        assert all(0 <= value < 2**30 for value in own["peak_bytes"].values())
 
 
 def test_what_keeping_costs_is_that_of_whole_runs_and_of_the_interval_with_a_checkpoint() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from urg.benchmarks.config import EXPERIMENTS, BenchmarkConfig
 from urg.benchmarks.faults import measure_faults
+from urg.benchmarks.first import measure_first
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
 from urg.benchmarks.profiles import measure_profiles
@@ -71,7 +72,8 @@ def cpu_name() -> str:
 
 def _rank(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     make = functools.partial(make_model, config.rank_shape)
-    return measure_ranking(make, config.batches, config.n, config.repeats, device)
+    timed = measure_ranking(make, config.batches, config.n, config.repeats, device)
+    return {**timed, "first": measure_first(config.rank_shape, config.batches, config.n, torch.get_num_threads())}
 
 
 def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def measure_ranking(
     model = make().to(device)
     vocab_size = int(model.t5.config.vocab_size)
     variants = {
-        f"{kind}_{dtype}": _ranker(kind, model, DTYPES[dtype]) for kind in ("ours", "obvious") for dtype in DTYPES
+        f"{kind}_{name}": ranker(kind, copy.deepcopy(model).to(dtype))
+        for kind in ("ours", "obvious")
+        for name, dtype in DTYPES.items()
     }
     runs = []
     for size in batches:
@@ -48,11 +50,11 @@ def measure_ranking(
     }
 
 
-def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], torch.device], Tensor]:
-    """rows → scores [B, N]; making the input's tensors is part of it."""
-    own = copy.deepcopy(model).to(dtype)
+def ranker(kind: str, model: URG) -> Callable[[list[Row], torch.device], Tensor]:
+    """rows → scores [B, N]; making the input's tensors is part of it. kind: `ours`, which freezes the model, or
+    `obvious`, which copies it."""
     if kind == "obvious":
-        obvious = ObviousURG(own)
+        obvious = ObviousURG(model)
         obvious.t5.eval()
 
         def rank_padded(rows: list[Row], device: torch.device) -> Tensor:
@@ -60,7 +62,7 @@ def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], t
             return obvious.rank(ids_BNL.to(device), mask_BNL.to(device))
 
         return rank_padded
-    return packed_ranker(own)
+    return packed_ranker(model)
 
 
 def packed_ranker(model: URG) -> Callable[[list[Row], torch.device], Tensor]:

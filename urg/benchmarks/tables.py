@@ -47,7 +47,25 @@ def _rank(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     steps += ", ".join(
         f"{dtype} {own['share']:.1%} (spread {own['spread']:.0%})" for dtype, own in part["rank_step"].items()
     )
-    return [_sheet(f"Ranking, {result['config']['rank_shape']}", head, lines, *peaks, equal, steps)]
+    shape = result["config"]["rank_shape"]
+    return [_sheet(f"Ranking, {shape}", head, lines, *peaks, equal, steps), _first(part["first"], shape)]
+
+
+def _first(part: dict[str, Any], shape: str) -> Sheet:
+    """Seconds until a process has ranked one row, and memory."""
+    sizes = list(next(iter(part.values()))["peak_bytes"])
+    lines = []
+    for name, own in part.items():
+        seconds = [own[f"{what}_seconds"] for what in ("import", "model", "first")]
+        held = [own["model_bytes"], own["held_bytes"], *(own["peak_bytes"].get(size) for size in sizes)]
+        cells = [f"{value:.1f}" for value in (*seconds, sum(seconds))]
+        lines.append(Line((name, *cells, *(NONE if value is None else f"{value / 2**20:.0f}" for value in held))))
+    head = ("variant", "imports", "model", "ready, one row", "in all", "model made", "row ranked")
+    peaks = tuple(f"peak, {size} rows" for size in sizes)
+    spans = (("", 1), ("seconds", 4), ("MiB held", 2), ("MiB beyond it", len(peaks)))
+    notes = ("Each variant in a process of its own. The model's random weights are drawn, not read.",)
+    title = f"From the start of a process to its first ranking, and memory, {shape}"
+    return Sheet(title, (*head, *peaks), (Group("", tuple(lines)),), spans, notes)
 
 
 def _rankers(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:

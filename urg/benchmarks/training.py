@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from urg.benchmarks.clock import held_bytes, in_turn, peak_bytes
+from urg.benchmarks.clock import held_bytes, in_own_process, in_turn, peak_bytes
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
 from urg.config import LossConfig
@@ -91,19 +89,11 @@ def _relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
 def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, dict[str, int]]:
     """Bytes of each variant, each in a process of its own: `peak`, the most that a step holds beyond what was `held`
     before it (imports, model and batch), and what of it are `gradients`, which stay."""
-    found = {}
-    for name in VARIANTS:
-        call = (
-            f"from urg.benchmarks.training import print_peak; print_peak({name!r}, {shape!r}, {rows}, {n}, {threads})"
-        )
-        command = [sys.executable, "-c", call]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {name: in_own_process(__name__, "print_peak", name, shape, rows, n, threads) for name in VARIANTS}
 
 
-def print_peak(name: str, shape: str, rows: int, n: int, threads: int) -> None:
-    """Print the bytes of one step of a variant; for a process that does nothing else."""
+def print_peak(name: str, shape: str, rows: int, n: int, threads: int, started: float) -> None:
+    """Print the bytes of one step of a variant; for a process that does nothing else, whenever it started."""
     from urg.benchmarks.shapes import make_model
 
     torch.set_num_threads(threads)
