@@ -15,12 +15,12 @@ import torch
 
 from data_pipeline.errors import UserError
 from urg.benchmark import main
-from urg.benchmarks import faults
+from urg.benchmarks import faults, growth
 from urg.benchmarks.clock import in_own_process, in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
 from urg.benchmarks.experiments import cpu_name
 from urg.benchmarks.first import measure_first
-from urg.benchmarks.flops import encoder_flops, ranked_tokens
+from urg.benchmarks.flops import encoder_flops, ranked_lengths
 from urg.benchmarks.fusing import K, fusings, one_text
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
@@ -33,6 +33,7 @@ from urg.benchmarks.rankers import (
     frozen_rankers,
     make_ranker,
     measure_rankers,
+    pair_lengths,
 )
 from urg.benchmarks.ranking import packed_ranker
 from urg.benchmarks.ratios import FUSED, RATIOS, ratios
@@ -191,9 +192,24 @@ def test_operations_are_those_of_the_layers() -> None:
 
 def test_exponents_are_those_of_the_paper() -> None:
     assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    counts = (8, 16, 32, 64)
-    assert exponent(counts, [ranked_tokens("urg", n, 20, 66) for n in counts]) == pytest.approx(1)
-    assert exponent(counts, [ranked_tokens("pair_ranker_full", n, 20, 66) for n in counts]) == pytest.approx(2, abs=0.1)
+    counts, config = (8, 16, 32, 64), make_model("tiny").t5.config
+    for system, expected in {"urg": 1, "simcls": 1, "pair_ranker_bubble": 1, "pair_ranker_full": 2}.items():
+        flops = [encoder_flops(config, ranked_lengths(system, n, 20, 66)) for n in counts]
+        assert exponent(counts, flops) == pytest.approx(expected, abs=0.1)
+
+
+def test_growth_is_told_with_the_operations_that_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "COUNTS", (2, 4))
+    monkeypatch.setattr(growth, "RESPONSE_TOKENS", (8.0, 16.0))
+    part = growth.measure_growth(lambda: make_model("tiny"), None, 2, 1, CPU)
+    config, row = make_model("tiny").t5.config, draw_rows(1, 4, 32_128, seed=4)[0]
+    assert part["pair_ranker_full_flops_by_n"]["4"] == encoder_flops(config, pair_lengths(row))
+    assert len(pair_lengths(row)) == 12
+    assert part["flops_by_n"]["4"] > 1.5 * part["flops_by_n"]["2"]
+    assert len(part["seconds_by_length"]) == 2
+    by_n, by_length, _ = sheets({"complexity": part, "ratios": {}, "missing": {}, "config": {"quick": False}})
+    assert [line.cells[0] for line in by_n.groups[0].lines] == ["N = 2", "N = 4", "fitted exponent"]
+    assert by_length.groups[0].lines[-1].cells[2] == f"{part['analytic_length_exponent']:.2f}"
 
 
 def test_variants_take_turns_after_warming_up() -> None:

@@ -27,7 +27,8 @@ class BenchmarkConfig:
     train_shape: str = "t5-small"
     """Shape for training, or a model folder."""
     ranker_shape: Literal["tiny", "t5-small", "deberta-v3-base", "deberta-v3-large"] = "deberta-v3-base"
-    """Shape of the other rankers' encoder, random weights: DeBERTa-v3's, t5-small in about the size of that T5's."""
+    """Shape of the other rankers' encoder, random weights: DeBERTa-v3's, t5-small in about the size of that T5's. In
+    complexity, PairRanker has the encoder of train_shape, or with tiny a tiny one."""
     new_tokens: int = 64
     """Tokens that fusing writes."""
     stack_steps: int = 160

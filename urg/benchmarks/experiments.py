@@ -84,9 +84,9 @@ def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
-    """PairRanker's encoder is a small one: all pairs of 48 candidates take minutes on a larger."""
+    """PairRanker's encoder is that of our model, or a tiny one: all pairs of 48 candidates take a minute on a small."""
     make = functools.partial(make_model, config.train_shape)
-    encoder = "tiny" if config.ranker_shape == "tiny" else "t5-small"
+    encoder = make_model("tiny").t5.config if config.ranker_shape == "tiny" else None
     return measure_growth(make, encoder, min(config.batches), config.repeats, device)
 
 

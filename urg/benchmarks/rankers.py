@@ -122,15 +122,16 @@ def _timed_rows(system: str, rows: list[Row], device: torch.device) -> tuple[lis
     """The rows to time, and how many rows of the mean number of tokens they come to."""
     if system != "pair_ranker_full" or device.type == "cuda":
         return rows, len(rows)
-    tokens = [_tokens_of_all_pairs(row) for row in rows]
+    tokens = [sum(pair_lengths(row)) for row in rows]
     mean = sum(tokens) / len(tokens)
     nearest = min(range(len(rows)), key=lambda b: abs(tokens[b] - mean))
     return [rows[nearest]], tokens[nearest] / mean
 
 
-def _tokens_of_all_pairs(row: Row) -> int:
-    ids, others = _row_ids(row), len(row.responses) - 1
-    return others * (len(row.responses) * len(ids.source) + sum(map(len, (*ids.left, *ids.right))))
+def pair_lengths(row: Row) -> list[int]:
+    """Tokens of each of the N(N-1) sequences that PairRanker makes of a row's pairs."""
+    ids, others = _row_ids(row), range(len(row.responses))
+    return [len(ids.source) + len(ids.left[i]) + len(ids.right[j]) for i in others for j in others if i != j]
 
 
 def _encoded_tokens(model: EncoderRanker, call: Callable[[], object]) -> int:

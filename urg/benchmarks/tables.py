@@ -18,6 +18,8 @@ _PUBLISHED = {
     "pair_ranker_bubble": "PairRanker",
 }
 
+_MEASURED = (("seconds", 1), ("flops", 1e12))
+
 
 def sheets(result: dict[str, Any]) -> list[Sheet]:
     """A table for each experiment that was run, and the ratios last."""
@@ -146,14 +148,26 @@ def _stack(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
 
 
 def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
-    pairs = part["pair_ranker_full_seconds_by_n"]
-    lines = [Line((f"N = {n}", f"{own:.3f}", f"{pairs[n]:.3f}")) for n, own in part["seconds_by_n"].items()]
-    fitted = (f"{part[key]:.2f}" for key in ("n_exponent", "pair_ranker_full_n_exponent"))
-    lines.append(Line(("fitted exponent", *fitted)))
-    analytic = ", ".join(f"{name} {value:.2f}" for name, value in part["analytic_n_exponent"].items())
-    told = f"Exponents of the tokens encoded: {analytic}."
-    head = ("candidates", "urg: seconds", "pair_ranker_full: seconds, of one row")
-    return [_sheet("Ranking time by the number of candidates", head, lines, told)]
+    systems = ("", "pair_ranker_full_")
+    lines = []
+    for n in part["seconds_by_n"]:
+        cells = [f"{part[f'{own}{what}_by_n'][n] / unit:.3f}" for own in systems for what, unit in _MEASURED]
+        lines.append(Line((f"N = {n}", *cells, f"{part['spread_by_n'][n]:.0%}")))
+    counted = part["analytic_n_exponent"]
+    fitted = [part["n_exponent"], counted["urg"], part["pair_ranker_full_n_exponent"], counted["pair_ranker_full"]]
+    lines.append(Line(("fitted exponent", *(f"{value:.2f}" for value in fitted), NONE)))
+    told = "Exponents of the encoder's operations at the set's mean lengths: "
+    told += ", ".join(f"{name} {value:.2f}" for name, value in counted.items())
+    head = ("candidates", "urg: s", "urg: TFLOP", "pair_ranker_full, one row: s", "TFLOP", "spread of urg")
+    made = [_sheet("Ranking time by the number of candidates", head, lines, f"{told}.")]
+    lines = []
+    for length in part["seconds_by_length"]:
+        cells = [f"{part[f'{what}_by_length'][length] / unit:.3f}" for what, unit in _MEASURED]
+        lines.append(Line((f"L = {length}", *cells, f"{part['spread_by_length'][length]:.0%}")))
+    fitted = [part["length_exponent"], part["analytic_length_exponent"]]
+    lines.append(Line(("fitted exponent", *(f"{value:.2f}" for value in fitted), NONE)))
+    head = ("mean tokens of a candidate", "urg: s", "urg: TFLOP", "spread")
+    return [*made, _sheet("Ranking time by the length of the candidates, N = 12", head, lines)]
 
 
 def _profile(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
