@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from urg.benchmark import main
+from urg.benchmark import main, quick
 from urg.benchmarks import faults, growth
 from urg.benchmarks.clock import in_own_process, in_turn, matmul_peak, peak_bytes, timed
 from urg.benchmarks.config import SAME_ENCODER, BenchmarkConfig
 from urg.benchmarks.experiments import cpu_name
 from urg.benchmarks.first import measure_first
 from urg.benchmarks.flops import encoder_flops, ranked_lengths
-from urg.benchmarks.fusing import K, fusings, one_text
+from urg.benchmarks.fusing import K, fusings, measure_fusing, one_text
 from urg.benchmarks.growth import exponent
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.profiles import profiled
@@ -156,11 +156,12 @@ def test_all_pairs_of_one_row_stand_for_the_batch_by_their_tokens() -> None:
     assert _timed_rows("pair_ranker_bubble", rows, CPU) == (rows, 5)
 
 
+@pytest.mark.parametrize("beams", [1, 4])
 @torch.inference_mode()
-def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none() -> None:
+def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none(beams: int) -> None:
     model, rows = make_model("tiny").eval(), draw_rows(2, 5, 1000)
-    calls = fusings(model, rows, CPU, {"num_beams": 1, "max_new_tokens": 5, "min_new_tokens": 5})
-    texts = {name: call() for name, call in calls.items()}
+    options = {"num_beams": beams, "max_new_tokens": 5, "min_new_tokens": 5}
+    texts = {name: call(**options) for name, call in fusings(model, rows, CPU).items()}
     assert {tuple(ids.shape) for ids in texts.values()} == {(2, 6)}  # the start token comes first
     assert torch.equal(texts["fid"], texts["ours"])
     assert torch.equal(texts["ours_whole"], texts["ours"])
@@ -170,13 +171,20 @@ def test_every_way_to_fuse_writes_as_many_tokens_and_encoding_again_changes_none
 def test_gen_fuser_without_padding_writes_what_the_library_writes() -> None:
     model, rows = make_model("tiny").eval(), draw_rows(3, 5, 1000)
     options = {"num_beams": 1, "max_new_tokens": 5, "min_new_tokens": 5}
-    plain = copy.deepcopy(model.t5)
-    written = fusings(model, rows, CPU, options)["gen_fuser"]()
-    batch = batch_of(rows)
+    plain, batch = copy.deepcopy(model.t5), batch_of(rows)
+    written = fusings(model, rows, CPU)["gen_fuser"](**options)
     chosen_BN, _ = select(model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout), batch.layout.mask_BN, K)
     texts = [one_text(row, own.nonzero().flatten().tolist()) for row, own in zip(rows, chosen_BN, strict=True)]
     ids_BL, mask_BL = pad(texts, PAD)
     assert torch.equal(written, plain.generate(ids_BL, attention_mask=mask_BL, do_sample=False, **options))
+
+
+def test_fusing_is_timed_greedily_and_by_beam_search_in_both_dtypes() -> None:
+    part = measure_fusing(lambda: make_model("tiny"), 2, 5, 3, 1, CPU)
+    assert part["runs"].keys() == FUSED.keys()
+    assert part["runs"]["greedy_fp32"]["fid_writes_the_same"] == 1
+    made = sheets({"fuse": part, "ratios": {}, "missing": {}, "config": {"quick": False, "rank_shape": "tiny"}})
+    assert [len(sheet.groups[0].lines) for sheet in made[:-1]] == [4, 2, 4, 2]
 
 
 def test_operations_are_those_of_the_layers() -> None:
@@ -338,6 +346,12 @@ def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:
     (sheet,) = sheets(result)
     assert sheet.groups[0].lines[0].cells == ("n_exponent", "missing: its experiment was not run")
     assert "no result" in sheet.notes[0]
+
+
+def test_quick_leaves_what_was_given() -> None:
+    made = quick(BenchmarkConfig(quick=True, rank_shape="t5-base-of-mine", repeats=1))
+    assert (made.rank_shape, made.repeats) == ("t5-base-of-mine", 1)
+    assert (made.train_shape, made.batches, made.new_tokens) == ("t5-small", (4,), 16)
 
 
 def test_bad_settings_are_one_sentence() -> None:

@@ -113,7 +113,7 @@ def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     with _scratch(config) as work:
-        return measure_stack(work, config.stack_steps, torch.get_num_threads())
+        return measure_stack(work, config.stack_steps, torch.get_num_threads(), device)
 
 
 def _faults(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,12 @@ RANKED = [
     for system in ("simcls", "pair_ranker_bubble", "pair_ranker_full")
 ]
 """(ratio, dtype, system) of every ratio against another ranker."""
-FUSED = {"greedy_fp32": "fuse_vs_genfuser", "greedy_bf16": "fuse_vs_genfuser_bf16"}
+FUSED = {
+    "greedy_fp32": "fuse_vs_genfuser",
+    "greedy_bf16": "fuse_vs_genfuser_bf16",
+    "beam_4_fp32": "fuse_vs_genfuser_beam4",
+    "beam_4_bf16": "fuse_vs_genfuser_beam4_bf16",
+}
 """Run of fusing → its ratio."""
 RATIOS = (
     "rank_vs_naive",

@@ -111,8 +111,9 @@ def _fuse(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     made = []
     for name, run in part["runs"].items():
         title = f"Fusing {part['rows']} rows, {name.replace('_', ' ')}, {part['new_tokens']} tokens"
-        same = f"fid writes {run['fid_writes_the_same']:.1%} of its tokens as ours does."
-        made.append(_seconds(f"{title}, {result['config']['rank_shape']}", run, note, same))
+        share = run.get("fid_writes_the_same")
+        same = [] if share is None else [f"fid writes {share:.1%} of its tokens as ours does."]
+        made.append(_seconds(f"{title}, {result['config']['rank_shape']}", run, note, *same))
     return made
 
 

