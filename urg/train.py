@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
+from urg.code_version import git_commit
 from urg.config import PRESETS, EvalConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
     from urg.training.state import Job
 
     uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-    job = Job(config, run, uri, resume_from, {"git_commit": _git_commit(), "system": config.system, **tags})
+    job = Job(config, run, uri, resume_from, {"git_commit": git_commit(), "system": config.system, **tags})
     # A process that is stopped has no watchdog that could end it: Ray asks each worker whether it lives.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, config.engine.timeout_s)))
     finished = threading.Event()
@@ -283,15 +283,6 @@ def _require_resources(config: TrainConfig) -> None:
                 f"{workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
                 "lower engine.workers or engine.cpus_per_worker, or start on a larger cluster."
             )
-
-
-def _git_commit() -> str:
-    """The commit of the code, with a `+` where it has uncommitted changes; `unknown` outside a checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def _yaml(config: TrainConfig) -> str:

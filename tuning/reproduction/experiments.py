@@ -170,15 +170,15 @@ def _complexity(results: Results) -> list[Shown]:
     lines = [Line((name, f"N^{value:.2f}")) for name, value in growth["analytic_n_exponent"].items()]
     lines.append(Line(("urg, measured", f"N^{growth['n_exponent']:.2f}")))
     lines.append(Line(("pair_ranker_full, measured", f"N^{growth['pair_ranker_full_n_exponent']:.2f}")))
-    lines.append(Line(("urg, measured, tokens of a response", f"L^{growth['length_exponent']:.2f}")))
+    lines.append(Line(("urg, measured, tokens of a candidate", f"L^{growth['length_exponent']:.2f}")))
     seconds = growth["seconds_by_n"]
     drawn = {"type": "scatter", "mode": "lines+markers", "x": [int(n) for n in seconds], "y": list(seconds.values())}
     layout = figure_layout("candidates N", "seconds a batch")
     layout["xaxis"] |= {"type": "log"}
     layout["yaxis"] |= {"type": "log"}
     plot = Plot("Ranking time by N", "URG, both axes logarithmic.", [drawn | {"marker": {"color": "--accent"}}], layout)
-    told = "The first five: tokens that are encoded. Measured: 12 candidates where their length L grows."
-    return [_sheet("Growth with N and L", ("system", "time or tokens"), lines, told), plot]
+    told = "The first five: operations of the encoder. Measured: 12 candidates where their length L grows."
+    return [_sheet("Growth with N and L", ("system", "time or operations"), lines, told), plot]
 
 
 def _table5(results: Results) -> list[Shown]:

@@ -6,11 +6,17 @@ product is measured before and after, so that a disturbed run can be told from a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,9 +100,24 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return _status_bytes("VmHWM") - before
 
 
+def release() -> None:
+    """Give back to the system what the process has freed, where glibc keeps it: a peak is then new memory."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def held_bytes(device: torch.device) -> int:
     """Memory that is held now: of tensors on CUDA, of the process on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
+
+
+def in_own_process(module: str, function: str, *arguments: object) -> Any:
+    """What the last line that a function prints holds as JSON, called in a process of its own; `started` is when that
+    began, by `time.time`."""
+    given = ", ".join(map(repr, arguments))
+    call = f"from {module} import {function}; {function}({given}, started={time.time()!r})"
+    done = subprocess.run([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _status_bytes(key: str) -> int:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from data_pipeline.errors import UserError
 
-EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "faults")
+EXPERIMENTS = ("rank", "rankers", "fuse", "train", "stack", "complexity", "profile", "faults")
+SAME_ENCODER = "_same_encoder"
+"""What the names of rankers end in that are timed on our own model's encoder."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,17 @@ class BenchmarkConfig:
 
     output: str = "runs/benchmark"
     """Folder for benchmark.json."""
-    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity", "faults"] = "all"
+    experiment: Literal["all", "rank", "rankers", "fuse", "train", "stack", "complexity", "profile", "faults"] = "all"
     """One experiment, or all of them: rank (ours and the obvious code), rankers (Tables 4 and 7), fuse, train, stack
-    (`urg.train` and a bare loop), complexity (§3.5), faults (weak scaling, what safety costs, recovery)."""
+    (`urg.train` and a bare loop), complexity (§3.5), profile (where the time of ranking and training goes), faults
+    (weak scaling, what safety costs, recovery)."""
     rank_shape: str = "t5-base"
     """Shape for ranking (tiny, t5-small, t5-base, t5-large, t5-xl; random weights), or a model folder."""
     train_shape: str = "t5-small"
     """Shape for training, or a model folder."""
     ranker_shape: Literal["tiny", "t5-small", "deberta-v3-base", "deberta-v3-large"] = "deberta-v3-base"
-    """Shape of the other rankers' encoder, random weights: DeBERTa-v3's, t5-small in about the size of that T5's."""
+    """Shape of the other rankers' encoder, random weights: DeBERTa-v3's, t5-small in about the size of that T5's. In
+    complexity, PairRanker has the encoder of train_shape, or with tiny a tiny one."""
     new_tokens: int = 64
     """Tokens that fusing writes."""
     stack_steps: int = 160
@@ -42,7 +46,7 @@ class BenchmarkConfig:
     threads: int | None = None
     """Torch threads on a CPU; null: one a core."""
     quick: bool = False
-    """A first answer: small shapes, one batch size, three repeats."""
+    """A first answer within five minutes: small shapes, one batch size, three repeats, where they are not given."""
 
     def __post_init__(self) -> None:
         if min(self.n, self.train_rows, self.repeats, self.new_tokens, *self.batches) < 1 or not self.batches:

@@ -1,4 +1,4 @@
-"""The experiments of `python -m urg.benchmark`, and the ratios that follow from each."""
+"""The experiments of `python -m urg.benchmark`."""
 
 from __future__ import annotations
 
@@ -16,37 +16,64 @@ import torch
 
 from urg.benchmarks.config import EXPERIMENTS, BenchmarkConfig
 from urg.benchmarks.faults import measure_faults
+from urg.benchmarks.first import measure_first
 from urg.benchmarks.fusing import measure_fusing
 from urg.benchmarks.growth import measure_growth
-from urg.benchmarks.rankers import OTHERS, measure_rankers
-from urg.benchmarks.ranking import measure_ranking, packed_ranker
+from urg.benchmarks.profiles import measure_profiles
+from urg.benchmarks.rankers import measure_rankers
+from urg.benchmarks.ranking import measure_ranking
+from urg.benchmarks.ratios import ratios
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.stack import measure_stack
 from urg.benchmarks.training import measure_training, training_memory
+from urg.code_version import git_commit
 
 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Every experiment that is asked for, and the ratios that follow."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    commit, machine = git_commit(), _machine(device)  # before there is work of our own
     wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
         wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name == "faults"))
     parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
-    ratios = {key: value for name, part in parts.items() for key, value in _ratios(name, part).items()}
-    missing = {name: "its experiment was not run" for name in RATIOS if name not in ratios}
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
+    found, missing = ratios(parts)
     return {
-        "machine": machine | {"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "commit": commit,
+        "machine": machine,
         "config": asdict(config),
-        "ratios": ratios,
+        "ratios": found,
         "missing": missing,
         **parts,
     }
 
 
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the figures are of. load: runnable processes in the last minute, when the benchmark began."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux has it, or else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
 def _rank(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     make = functools.partial(make_model, config.rank_shape)
-    return measure_ranking(make, config.batches, config.n, config.repeats, device)
+    timed = measure_ranking(make, config.batches, config.n, config.repeats, device)
+    return {**timed, "first": measure_first(config.rank_shape, config.batches, config.n, torch.get_num_threads())}
 
 
 def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -57,25 +84,26 @@ def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
-    """PairRanker's encoder is a small one: all pairs of 48 candidates take minutes on a larger."""
+    """PairRanker's encoder is that of our model, or a tiny one: all pairs of 48 candidates take a minute on a small."""
     make = functools.partial(make_model, config.train_shape)
-    encoder = "tiny" if config.ranker_shape == "tiny" else "t5-small"
+    encoder = make_model("tiny").t5.config if config.ranker_shape == "tiny" else None
     return measure_growth(make, encoder, min(config.batches), config.repeats, device)
 
 
 def _rankers(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     """All batch sizes on an accelerator; on a CPU the first, for the cost is that of the rows."""
     model = make_model(config.rank_shape).to(device)
-    parameters, rank = sum(p.numel() for p in model.parameters()), packed_ranker(model)
     batches = config.batches if device.type == "cuda" else config.batches[:1]
     repeats = min(3, config.repeats)
     runs = {
-        str(batch): measure_rankers(
-            lambda rows: rank(rows, device), parameters, config.ranker_shape, batch, config.n, repeats, device
-        )
-        for batch in batches
+        str(batch): measure_rankers(model, config.ranker_shape, batch, config.n, repeats, device) for batch in batches
     }
     return {"encoder": config.ranker_shape, "batches": runs}
+
+
+def _profile(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    rank, train = make_model(config.rank_shape), make_model(config.train_shape)
+    return measure_profiles(rank, train, config.batches[0], config.train_rows, config.n, device)
 
 
 def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -85,7 +113,7 @@ def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     with _scratch(config) as work:
-        return measure_stack(work, config.stack_steps, torch.get_num_threads())
+        return measure_stack(work, config.stack_steps, torch.get_num_threads(), device)
 
 
 def _faults(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -108,63 +136,6 @@ _EXPERIMENTS = {
     "train": _train,
     "stack": _stack,
     "complexity": _complexity,
+    "profile": _profile,
     "faults": _faults,
 }
-RATIOS = (
-    "rank_vs_naive",
-    "rank_bf16_vs_naive_fp32",
-    "rank_vs_pairranker_full",
-    "rank_vs_pairranker_bubble",
-    "rank_vs_simcls",
-    "peak_share_fp32",
-    "peak_share_bf16",
-    "rank_step_share",
-    "fuse_vs_genfuser",
-    "train_vs_naive3",
-    "train_vs_naive1",
-    "train_memory_vs_naive3",
-    "stack_vs_bare",
-    "n_exponent",
-    "pairranker_n_exponent",
-    "weak_scaling",
-    "safety_overhead",
-    "outage_step",
-    "recovery_seconds",
-)
-
-
-def _ratios(experiment: str, part: dict[str, Any]) -> dict[str, float]:
-    """The ratios of an experiment: above 1, ours is faster; of memory and shares, see their names."""
-    if experiment == "rank":
-        systems = part["runs"][0]["systems"]
-        return {
-            "rank_vs_naive": systems["obvious_fp32"]["seconds"] / systems["ours_fp32"]["seconds"],
-            "rank_bf16_vs_naive_fp32": systems["obvious_fp32"]["seconds"] / systems["ours_bf16"]["seconds"],
-            "peak_share_fp32": systems["ours_fp32"]["peak_share"],
-            "peak_share_bf16": systems["ours_bf16"]["peak_share"],
-            "rank_step_share": part["rank_step_share"],
-        }
-    if experiment == "train":
-        seconds, memory = part["seconds"], part["bytes"]
-        return {
-            "train_vs_naive3": seconds["obvious_3"] / seconds["ours"],
-            "train_vs_naive1": seconds["obvious_1"] / seconds["ours"],
-            "train_memory_vs_naive3": memory["ours"]["peak"] / memory["obvious_3"]["peak"],
-        }
-    if experiment == "rankers":
-        systems = next(iter(part["batches"].values()))
-        names = {name.replace("pair_ranker", "pairranker"): name for name in OTHERS if name != "summareranker"}
-        ours = systems["urg"]["rows_per_s"]
-        return {f"rank_vs_{short}": ours / systems[name]["rows_per_s"] for short, name in names.items()}
-    if experiment == "fuse":
-        return {"fuse_vs_genfuser": part["seconds"]["gen_fuser"] / part["seconds"]["ours"]}
-    if experiment == "stack":
-        return {"stack_vs_bare": part["bare_seconds"] / part["stack_seconds"]}
-    if experiment == "faults":
-        return {
-            "weak_scaling": part["weak_scaling"],
-            "safety_overhead": part["overhead"],
-            "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
-            "recovery_seconds": part["recovery"]["next_step"],
-        }
-    return {"n_exponent": part["n_exponent"], "pairranker_n_exponent": part["pair_ranker_full_n_exponent"]}

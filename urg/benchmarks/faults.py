@@ -53,11 +53,18 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "seconds": medians,
+        "spread": {kind: _spread(runs) for kind, runs in seconds.items()},
         "weak_scaling": medians["bare"] / medians["two_workers"],
         **_cost_of_keeping(seconds, steps),
         "outage": _outage(work, steps),
         "recovery": _recovery(work, steps),
     }
+
+
+def _spread(runs: list[list[float]]) -> float:
+    """(slowest - fastest) / median of the runs' own medians."""
+    medians = [statistics.median(run) for run in runs]
+    return (max(medians) - min(medians)) / statistics.median(medians)
 
 
 def _cost_of_keeping(seconds: dict[str, list[list[float]]], steps: int) -> dict[str, float]:

@@ -15,12 +15,13 @@ def encoder_flops(config: Any, lengths: Sequence[int]) -> float:
     return float(config.num_layers * (a_token * sum(lengths) + attention))
 
 
-def ranked_tokens(system: str, n: int, question: float, response: float) -> float:
-    """Tokens that a ranker encodes for a query of n candidates of mean lengths: what its cost grows with (§3.5)."""
+def ranked_lengths(system: str, n: int, question: int, response: int) -> list[int]:
+    """Tokens of each sequence that a ranker encodes for a query of n candidates of these lengths (§3.5)."""
+    alone, pair = question + response, question + 2 * response
     return {
-        "urg": n * (question + response),
-        "simcls": question + n * response,
-        "summareranker": n * (question + response),
-        "pair_ranker_full": n * (n - 1) * (question + 2 * response),
-        "pair_ranker_bubble": 2 * (n - 1) * (question + 2 * response),
+        "urg": [alone] * n,
+        "simcls": [question, *[response] * n],
+        "summareranker": [alone] * n,
+        "pair_ranker_full": [pair] * (n * (n - 1)),
+        "pair_ranker_bubble": [pair] * (2 * (n - 1)),
     }[system]

@@ -1,19 +1,27 @@
-"""The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, on an encoder in DeBERTa-v3's
-shape with random weights; sequences longest first in chunks of a token budget, and weights laid out for the machine, as
-ours are.
+"""The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, frozen as ours is.
+
+Their encoder has DeBERTa-v3's shape and random weights: sequences longest first in chunks of as many tokens as ours,
+attention by SDPA, weights laid out for the machine. Some of them are timed on the encoder of our own model too, packed
+by the very code that encodes for us: there the methods are compared, and nothing else.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from urg.benchmarks.clock import Timing, in_turn
+from urg.benchmarks.config import SAME_ENCODER
+from urg.benchmarks.ranking import DTYPES, packed_ranker
 from urg.benchmarks.workload import Row, draw_rows
-from urg.frozen_encoder import freeze_linears
+from urg.model import URG
+from urg.systems.backbone import encoder_of
 from urg.systems.comparison import bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.pair_ranker import PairRanker, RowIds, joined
@@ -51,65 +59,137 @@ DEBERTA_V3: dict[str, Any] = {
 }
 """What its config.json says beside the sizes."""
 OTHERS = ("simcls", "summareranker", "pair_ranker_bubble", "pair_ranker_full")
-SHARES = {"simcls": 1.0, "summareranker": 1.0, "pair_ranker_bubble": 0.25, "pair_ranker_full": 0.125}
-"""Share of a batch's rows that is timed on a CPU: the cost is that of the rows, and all pairs of eight rows take
-minutes."""
+ON_OUR_ENCODER = ("simcls", "pair_ranker_bubble", "pair_ranker_full")
+"""Those that are timed on the encoder of our model too."""
 _CLS, _SEP, _SOURCE, _LEFT, _RIGHT = 2, 3, 4, 5, 6
 _WORDS = 16  # ids from here on are text
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """What is timed of a system."""
+
+    call: Callable[[], object]
+    rows: int
+    """Rows of a call."""
+    worth: float
+    """Rows of the batch's mean number of tokens that they come to."""
+    tokens: int
+    """Tokens that a call encodes."""
+    parameters: int
+
+
 def measure_rankers(
-    ours: Callable[[list[Row]], object],
-    parameters: int,
-    encoder: str,
-    batch: int,
-    n: int,
-    repeats: int,
-    device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Rows/s of every ranker, fp32, in turn with ours. ours: ranks rows; parameters: of its model.
+    model: URG, encoder: str, batch: int, n: int, repeats: int, device: torch.device
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows/s of every ranker, in turn with ours, in fp32 and bf16. model: ours; it stays as it is.
 
-    Returns by system: rows timed, seconds, spread, rows_per_s, parameters, norm (parameters in billions × rows/s).
+    All of them rank the same rows, but for PairRanker with all pairs on a CPU: there it is one row, that of the number
+    of tokens nearest to the mean, and its rows/s are those of the batch by the tokens of all of its pairs.
+
+    Returns by dtype and system: rows timed, tokens a row, seconds, spread, rows_per_s, parameters, norm (parameters in
+    billions × rows/s).
     """
-    calls, sizes, weights = {}, {}, {"urg": parameters}
     rows = draw_rows(batch, n, 32_000, seed=batch)
-    calls["urg"], sizes["urg"] = (lambda: ours(rows)), batch
-    for system in OTHERS:
-        model = prepared_ranker(system, encoder, device)
-        sizes[system] = batch if device.type == "cuda" else max(1, round(batch * SHARES[system]))
-        calls[system] = _bound(RANKINGS[system], model, rows[: sizes[system]])
-        weights[system] = sum(p.numel() for p in model.parameters())
-    timings = in_turn(calls, repeats, device)
-    return {name: _told(timing, sizes[name], weights[name]) for name, timing in timings.items()}
+    told = {}
+    for name, dtype in DTYPES.items():
+        timed = _prepared(copy.deepcopy(model).to(dtype), encoder, rows, device)
+        timings = in_turn({system: own.call for system, own in timed.items()}, repeats, device, warm_up=0)
+        told[name] = {system: _told(own, timings[system]) for system, own in timed.items()}
+    return told
 
 
-def _bound(rank: Callable[[Any, list[Row]], object], model: Any, rows: list[Row]) -> Callable[[], object]:
-    return lambda: rank(model, rows)
+def _prepared(model: URG, encoder: str, rows: list[Row], device: torch.device) -> dict[str, _Timed]:
+    """Every system, warm."""
+    ours, dtype = packed_ranker(model), model.network.dtype
+    ours(rows, device)
+    tokens = sum(len(ids) for row in rows for ids in row.candidates())
+    parameters = sum(p.numel() for p in model.parameters())
+    made = {"urg": _Timed(lambda: ours(rows, device), len(rows), len(rows), tokens, parameters)}
+    for systems, config, suffix in (
+        (OTHERS, encoder_config(encoder), ""),
+        (ON_OUR_ENCODER, model.t5.config, SAME_ENCODER),
+    ):
+        for system, other in frozen_rankers(systems, config, device, dtype).items():
+            some, worth = _timed_rows(system, rows, device)
+            call = functools.partial(RANKINGS[system], other, some)
+            parameters = sum(p.numel() for p in other.parameters())
+            made[system + suffix] = _Timed(call, len(some), worth, _encoded_tokens(other, call), parameters)
+    return made
 
 
-def _told(timing: Timing, rows: int, parameters: int) -> dict[str, Any]:
-    speed = rows / timing.median
-    told = {"rows": rows, "seconds": timing.median, "spread": timing.spread, "rows_per_s": speed}
-    return told | {"parameters": parameters, "norm": parameters / 1e9 * speed}
+def _timed_rows(system: str, rows: list[Row], device: torch.device) -> tuple[list[Row], float]:
+    """The rows to time, and how many rows of the mean number of tokens they come to."""
+    if system != "pair_ranker_full" or device.type == "cuda":
+        return rows, len(rows)
+    tokens = [sum(pair_lengths(row)) for row in rows]
+    mean = sum(tokens) / len(tokens)
+    nearest = min(range(len(rows)), key=lambda b: abs(tokens[b] - mean))
+    return [rows[nearest]], tokens[nearest] / mean
 
 
-def prepared_ranker(system: str, encoder: str, device: torch.device) -> EncoderRanker:
-    """A ranker on `device`, on a CPU with its weights laid out for the machine."""
-    model = make_ranker(system, encoder).to(device)
-    if device.type == "cpu":
-        freeze_linears(model)
-    return model
+def pair_lengths(row: Row) -> list[int]:
+    """Tokens of each of the N(N-1) sequences that PairRanker makes of a row's pairs."""
+    ids, others = _row_ids(row), range(len(row.responses))
+    return [len(ids.source) + len(ids.left[i]) + len(ids.right[j]) for i in others for j in others if i != j]
+
+
+def _encoded_tokens(model: EncoderRanker, call: Callable[[], object]) -> int:
+    """How many tokens the model is given in a call."""
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: seen.append(sum(inputs[0].lengths)))
+    call()
+    hook.remove()
+    return sum(seen)
+
+
+def _told(own: _Timed, timing: Timing) -> dict[str, Any]:
+    speed = own.worth / timing.median
+    return {
+        "rows": own.rows,
+        "tokens_per_row": own.tokens / own.worth,
+        "seconds": timing.median,
+        "spread": timing.spread,
+        "rows_per_s": speed,
+        "parameters": own.parameters,
+        "norm": own.parameters / 1e9 * speed,
+    }
+
+
+def frozen_rankers(
+    systems: Sequence[str], encoder: Any, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, EncoderRanker]:
+    """Rankers on `device` for inference alone. encoder: the configuration of the one that they share."""
+    torch.manual_seed(0)
+    made: dict[type[EncoderRanker], EncoderRanker] = {}
+    shared = encoder_of(copy.deepcopy(encoder))  # the library writes into it
+    for system in systems:
+        kind = _kind(system)
+        made[kind] = made[kind] if kind in made else _ranker(kind, shared).to(device, dtype).freeze()
+    return {system: made[_kind(system)] for system in systems}
 
 
 def make_ranker(system: str, encoder: str, seed: int = 0) -> EncoderRanker:
     """A ranker with random weights in one of ENCODERS' shapes."""
-    from transformers import DebertaV2Config, DebertaV2Model
-
     torch.manual_seed(seed)
-    config = DebertaV2Config(**DEBERTA_V3, **ENCODERS[encoder])
-    kind = {"simcls": SimCLS, "summareranker": SummaReranker}.get(system, PairRanker)
+    return _ranker(_kind(system), encoder_of(encoder_config(encoder)))
+
+
+def encoder_config(shape: str) -> Any:
+    """The configuration of a DeBERTa-v3 in one of ENCODERS' shapes."""
+    from transformers import DebertaV2Config
+
+    return DebertaV2Config(**DEBERTA_V3, **ENCODERS[shape])
+
+
+def _kind(system: str) -> type[EncoderRanker]:
+    kinds: dict[str, type[EncoderRanker]] = {"simcls": SimCLS, "summareranker": SummaReranker}
+    return kinds.get(system, PairRanker)
+
+
+def _ranker(kind: type[EncoderRanker], encoder: torch.nn.Module) -> EncoderRanker:
     settings = RankerSettings(source_tokens=132, candidate_tokens=132, tasks=("label",))
-    return kind(DebertaV2Model(config), _tokenizer(), settings).eval()
+    return kind(encoder, _tokenizer(), settings).eval()
 
 
 def _tokenizer() -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from urg.benchmarks.clock import Timing, in_turn, matmul_peak, timed
+from urg.benchmarks.clock import Timing, in_turn, matmul_peak
 from urg.benchmarks.flops import encoder_flops
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import Row, batch_of, draw_rows, padded
@@ -24,7 +26,9 @@ def measure_ranking(
     model = make().to(device)
     vocab_size = int(model.t5.config.vocab_size)
     variants = {
-        f"{kind}_{dtype}": _ranker(kind, model, DTYPES[dtype]) for kind in ("ours", "obvious") for dtype in DTYPES
+        f"{kind}_{name}": ranker(kind, copy.deepcopy(model).to(dtype))
+        for kind in ("ours", "obvious")
+        for name, dtype in DTYPES.items()
     }
     runs = []
     for size in batches:
@@ -37,17 +41,20 @@ def measure_ranking(
     return {
         "runs": runs,
         "same_ranking": _agreement(variants, draw_rows(16, n, vocab_size, seed=1), device),
-        "rank_step_share": _step_share(model, draw_rows(batches[0], n, vocab_size, seed=2), device),
+        "rank_step": {
+            name: _step_share(
+                copy.deepcopy(model).to(dtype), draw_rows(batches[0], n, vocab_size, seed=2), repeats, device
+            )
+            for name, dtype in DTYPES.items()
+        },
     }
 
 
-def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], torch.device], Tensor]:
-    """rows → scores [B, N]; making the input's tensors is part of it."""
-    import copy
-
-    own = copy.deepcopy(model).to(dtype)
+def ranker(kind: str, model: URG) -> Callable[[list[Row], torch.device], Tensor]:
+    """rows → scores [B, N]; making the input's tensors is part of it. kind: `ours`, which freezes the model, or
+    `obvious`, which copies it."""
     if kind == "obvious":
-        obvious = ObviousURG(own)
+        obvious = ObviousURG(model)
         obvious.t5.eval()
 
         def rank_padded(rows: list[Row], device: torch.device) -> Tensor:
@@ -55,7 +62,7 @@ def _ranker(kind: str, model: URG, dtype: torch.dtype) -> Callable[[list[Row], t
             return obvious.rank(ids_BNL.to(device), mask_BNL.to(device))
 
         return rank_padded
-    return packed_ranker(own)
+    return packed_ranker(model)
 
 
 def packed_ranker(model: URG) -> Callable[[list[Row], torch.device], Tensor]:
@@ -102,28 +109,31 @@ def _run(
 def _agreement(
     variants: Mapping[str, Callable[..., Tensor]], rows: list[Row], device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Of each variant against the obvious code in fp32: largest relative difference, and rows with the same order."""
+    """Of each variant against the obvious code in fp32: largest relative difference of a score, and of how many rows
+    the candidates stand in the same order."""
     reference = variants["obvious_fp32"](rows, device).float()
     found = {}
     for name, rank in variants.items():
         scores = rank(rows, device).float()
-        same = (scores.argsort(1) == reference.argsort(1)).all(1).float().mean()
+        same = (scores.argsort(1) == reference.argsort(1)).all(1).sum()
         found[name] = {
             "largest_relative_difference": float(((scores - reference).abs() / reference).max()),
-            "rows_in_the_same_order": float(same),
+            "rows_in_the_same_order": int(same),
+            "rows": len(rows),
         }
     return found
 
 
 @torch.inference_mode()
-def _step_share(model: URG, rows: list[Row], device: torch.device) -> float:
-    """The one decoder step's share of the whole ranking time."""
-    import copy
-
-    own = copy.deepcopy(model).freeze()
+def _step_share(model: URG, rows: list[Row], repeats: int, device: torch.device) -> dict[str, float]:
+    """The one decoder step's share of the whole ranking time, median of the repeats, and its spread."""
+    own = model.freeze()
     batch = batch_of(rows).to(device)
     hidden_SD = own.encode(batch.tokens_S, batch.layout)
-    own.rank(hidden_SD, batch.layout)
-    encode = min(timed(lambda: own.encode(batch.tokens_S, batch.layout), device) for _ in range(3))
-    step = min(timed(lambda: own.rank(hidden_SD, batch.layout), device) for _ in range(3))
-    return step / (encode + step)
+    parts = {
+        "encode": lambda: own.encode(batch.tokens_S, batch.layout),
+        "step": lambda: own.rank(hidden_SD, batch.layout),
+    }
+    seconds = {name: timing.seconds for name, timing in in_turn(parts, repeats, device).items()}
+    shares = [step / (encode + step) for encode, step in zip(seconds["encode"], seconds["step"], strict=True)]
+    return {"share": statistics.median(shares), "spread": (max(shares) - min(shares)) / statistics.median(shares)}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from urg.benchmarks.clock import held_bytes, in_turn, peak_bytes
+from urg.benchmarks.clock import held_bytes, in_own_process, in_turn, peak_bytes
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
 from urg.config import LossConfig
@@ -52,8 +50,15 @@ def training_step(
         set_dropout(own, 0.0)
         if name == "ours_checkpointed":
             own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        rows_P = batch.target_P // batch.target_BT.shape[1]
+        counts = Counts.of(
+            rows_P.bincount(minlength=rows).cpu().numpy(),
+            batch.layout.mask_BN.sum(1).cpu().numpy(),
+            own.settings.k,
+            "mean",
+        )  # as in training they are known from the data: no step waits for them
         config = LossConfig(teacher_dropout=name != "ours_own_teacher")
-        return lambda: _our_step(own, batch, config)
+        return lambda: _our_step(own, batch, config, counts)
     obvious = ObviousURG(own)
     ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
     encodes = int(name.rsplit("_", 1)[1])
@@ -67,10 +72,7 @@ def training_step(
     return step
 
 
-def _our_step(model: URG, batch: Any, config: LossConfig) -> dict[str, torch.Tensor]:
-    rows, width = batch.target_BT.shape
-    target_tokens = (batch.target_P // width).bincount(minlength=rows).cpu().numpy()
-    counts = Counts.of(target_tokens, batch.layout.mask_BN.sum(1).cpu().numpy(), model.settings.k, "mean")
+def _our_step(model: URG, batch: Any, config: LossConfig, counts: Counts) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
     with_teacher = needs_teacher(config)
     output = model(batch.tokens_S, batch.layout, batch.target_BT, target_P=batch.target_P, with_teacher=with_teacher)
@@ -92,19 +94,11 @@ def _relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
 def training_memory(shape: str, rows: int, n: int, threads: int) -> dict[str, dict[str, int]]:
     """Bytes of each variant, each in a process of its own: `peak`, the most that a step holds beyond what was `held`
     before it (imports, model and batch), and what of it are `gradients`, which stay."""
-    found = {}
-    for name in VARIANTS:
-        call = (
-            f"from urg.benchmarks.training import print_peak; print_peak({name!r}, {shape!r}, {rows}, {n}, {threads})"
-        )
-        command = [sys.executable, "-c", call]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {name: in_own_process(__name__, "print_peak", name, shape, rows, n, threads) for name in VARIANTS}
 
 
-def print_peak(name: str, shape: str, rows: int, n: int, threads: int) -> None:
-    """Print the bytes of one step of a variant; for a process that does nothing else."""
+def print_peak(name: str, shape: str, rows: int, n: int, threads: int, started: float) -> None:
+    """Print the bytes of one step of a variant; for a process that does nothing else, whenever it started."""
     from urg.benchmarks.shapes import make_model
 
     torch.set_num_threads(threads)

@@ -2,16 +2,17 @@
 
 Letters: C sequences, S their tokens packed end to end, P marked places of a sequence, D width, T tasks (labels that are
 learnt). Sequences are encoded as URG encodes candidates: by a T5 on a CPU without any padding, by others longest first
-in chunks of a token budget, so that little padding is computed. Attention is SDPA where the encoder has it.
+in chunks of a token budget, so that little padding is computed. Attention is SDPA where the encoder has it, and in
+inference for DeBERTa, which has it not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from urg.encoder import computed_tokens, encode_packed
+from urg.frozen_encoder import CHUNK_TOKENS, FrozenEncoder, freeze_linears
 from urg.layout import plan_chunks
 from urg.model_folder import seal
+from urg.systems.deberta import use_sdpa
 from urg.systems.folder import SYSTEM_FILE, write_system
 from urg.systems.prefixed import Ids, PrefixedTexts
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from urg.systems.protocol import Scores
 
 ROWS_PER_CALL = 16
+Ranker = TypeVar("Ranker", bound="EncoderRanker")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class EncoderRanker(nn.Module):
         self.texts = PrefixedTexts(tokenizer)
         self.settings = settings
         self.chunk_tokens = 16384
+        self.frozen_encoder: Callable[[Tensor, list[int]], Tensor] | None = None
         grow_embedding(encoder, len(tokenizer))
         longest, limit = self.longest_sequence, position_limit(encoder)
         if longest > limit:
@@ -133,6 +138,21 @@ class EncoderRanker(nn.Module):
         """Tokens of the longest sequence that the settings allow."""
         return self.settings.source_tokens + self.settings.candidate_tokens
 
+    def freeze(self: Ranker) -> Ranker:
+        """For inference alone from here on, as `URG.freeze`: no dropout, SDPA, and on a CPU weights that are laid out
+        for the machine and chunks that stay in its caches.
+
+        Changes to the weights after this call are not seen.
+        """
+        self.eval().requires_grad_(False)
+        use_sdpa(self)
+        if self.device.type == "cpu":
+            self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS)
+            if self._is_packed(self.device):
+                self.frozen_encoder = FrozenEncoder(self.pretrained_model, self.chunk_tokens)
+            freeze_linears(self, but=None if self.frozen_encoder is None else self.pretrained_model)
+        return self
+
     def states(self, sequences: Sequences) -> Tensor:
         """The encoder's states at the marked places [C, P, D]; with pooling `mean`, the mean state [C, 1, D]."""
         starts = torch.tensor([0, *sequences.lengths]).cumsum(0)
@@ -150,7 +170,10 @@ class EncoderRanker(nn.Module):
 
     def _packed_states(self, sequences: Sequences, starts: Tensor) -> Tensor:
         lengths = list(sequences.lengths)
-        states_SD = encode_packed(self.pretrained_model, sequences.ids_S, lengths, self.chunk_tokens)
+        if self.frozen_encoder is None:
+            states_SD = encode_packed(self.pretrained_model, sequences.ids_S, lengths, self.chunk_tokens)
+        else:
+            states_SD = self.frozen_encoder(sequences.ids_S, lengths).to(self.pretrained_model.dtype)
         if self.settings.pooling == "mean":
             parts = states_SD.float().split(lengths)
             return torch.stack([part.mean(0, keepdim=True) for part in parts]).to(states_SD.dtype)

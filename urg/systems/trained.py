@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from urg.model_folder import require_unaltered
 from urg.systems.backbone import encoder_of, load_plain_tokenizer
+from urg.systems.deberta import use_sdpa
 from urg.systems.encoder import ROWS_PER_CALL, EncoderRanker, RankerSettings
 from urg.systems.folder import named_folder, read_system
 from urg.systems.protocol import Progress, Scores, Setup
@@ -122,6 +123,9 @@ def on_device(model: Any, setup: Setup) -> Any:
 
     device = resolve_device(setup.device)
     model = model.to(device=device, dtype=resolve_dtype(setup.dtype)).requires_grad_(False)
+    if isinstance(model, EncoderRanker):
+        return model.freeze()
+    use_sdpa(model)
     if device.type == "cpu":
         freeze_linears(model)
     return model

@@ -52,8 +52,10 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         for name, step in recipe.steps.items():
             _write(recipe, name, step.command, quality, ablated or {}, by_k or {}, noise or {})
         document = {"ratios": RATIOS if ratios is None else ratios, "missing": {"stack_vs_bare": "not asked for"}}
-        own = {"rows": 4, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8, "norm": 1.0}
-        timed = {"encoder": "tiny", "batches": {"8": {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}}}
+        own = {"rows": 4, "tokens_per_row": 99.0, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8}
+        own |= {"norm": 1.0}
+        systems = {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}
+        timed = {"encoder": "tiny", "batches": {"8": {"fp32": systems}}}
         _json(recipe.timings("rankers") / "benchmark.json", document | {"config": {"quick": True}, "rankers": timed})
         growth = {
             "analytic_n_exponent": {"urg": 1.0},
