@@ -41,6 +41,7 @@ RATIOS = (
     "n_exponent",
     "pairranker_n_exponent",
     "weak_scaling",
+    "scaling_of_machine",
     "safety_overhead",
     "outage_step",
     "recovery_seconds",
@@ -124,6 +125,7 @@ def _values(experiment: str, part: dict[str, Any]) -> dict[str, float]:
     if experiment == "faults":
         return {
             "weak_scaling": part["weak_scaling"],
+            "scaling_of_machine": part["scaling_of_machine"],
             "safety_overhead": part["overhead"],
             "outage_step": part["outage"]["after_seconds"] / part["outage"]["before_seconds"],
             "recovery_seconds": part["recovery"]["next_step"],

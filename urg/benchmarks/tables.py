@@ -190,7 +190,8 @@ def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     lines = [Line((name, f"{value:.4f}", f"{part['spread'][name]:.0%}")) for name, value in part["seconds"].items()]
     lines += [Line((f"outage: {when.split('_')[0]}", f"{value:.4f}", NONE)) for when, value in part["outage"].items()]
     told = f"Checkpoints and tracking: {part['overhead']:+.1%} a step, with a checkpoint in {part['steps']} steps"
-    told += f" ({part['checkpoint_seconds']:.2f} s each)."
+    told += f" ({part['checkpoint_seconds']:.2f} s each). Two runs at once that share nothing but the machine scale by "
+    told += f"{part['scaling_of_machine']:.2f}, two workers of one run by {part['weak_scaling']:.2f}."
     made = [_sheet("Median seconds a step, 16 rows a worker", ("run", "seconds", "spread"), lines, told)]
     stages = [Line((name.replace("_", " "), f"{value:.1f}")) for name, value in part["recovery"].items()]
     return [*made, _sheet("After SIGKILL of one of two workers", ("stage", "seconds since"), stages)]
