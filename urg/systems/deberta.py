@@ -27,9 +27,10 @@ def use_sdpa(module: nn.Module) -> None:
     """
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 
-    for encoder in [each for each in module.modules() if isinstance(each, DebertaV2Encoder)]:
+    encoders: list[Any] = [each for each in module.modules() if isinstance(each, DebertaV2Encoder)]
+    for encoder in encoders:
         for layer in encoder.layer:
-            own = layer.attention.self
+            own: Any = layer.attention.self
             known = isinstance(own, DisentangledSelfAttention) and own.relative_attention
             if known and set(own.pos_att_type) == {"c2p", "p2c"}:
                 layer.attention.self = _SelfAttention(own, encoder.get_rel_embedding())
@@ -56,7 +57,7 @@ class _SelfAttention(nn.Module):
         self, hidden_states: Tensor, attention_mask: Tensor, *_: Any, relative_pos: Tensor, **__: Any
     ) -> tuple[Tensor, None]:
         """States [C, L, D], the mask [C, 1, L, L] and d of any two tokens [1, L, L] → the context [C, L, D]."""
-        projections = (self.query_proj, self.key_proj, self.value_proj)
+        projections = (self.get_submodule(f"{name}_proj") for name in ("query", "key", "value"))
         q_CLHE, k_CLHE, v_CLHE = (layer(hidden_states).unflatten(-1, (self._heads, -1)) for layer in projections)
         falling_R = torch.cat([relative_pos[0, :, 0].flip(0), relative_pos[0, 0, 1:]])  # of i - j = L - 1, ..., 1 - L
         place_R = (falling_R + self._span).clamp(0, 2 * self._span - 1)
