@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.cli import run_command
 from urg.benchmarks.config import BenchmarkConfig
@@ -38,7 +39,7 @@ def main(config: BenchmarkConfig) -> None:
     print(f"results: {output / 'benchmark.json'}, benchmark.md")
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "rank_shape": "t5-small",
     "train_shape": "t5-small",
     "ranker_shape": "tiny",

@@ -12,7 +12,7 @@ All of them encode without padding by the same frozen encoder and write by the s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def measure_fusing(
     return {"rows": rows, "new_tokens": tokens, "runs": runs}
 
 
-def _run(calls: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, Any]:
+def _run(calls: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, Any]:
     texts = {way: call() for way, call in calls.items()}
     timings = in_turn(calls, repeats, device, warm_up=0)
     run: dict[str, Any] = {

@@ -40,7 +40,7 @@ def measure_ranking(
         runs.append(_run(size, rows, timings, peak, peak_after, model))
     return {
         "runs": runs,
-        "same_ranking": _agreement(variants, draw_rows(16, n, vocab_size, seed=1), device),
+        "same_ranking": _agreement(variants, draw_rows(min(16, 2 * batches[0]), n, vocab_size, seed=1), device),
         "rank_step": {
             name: _step_share(
                 copy.deepcopy(model).to(dtype), draw_rows(batches[0], n, vocab_size, seed=2), repeats, device

@@ -159,7 +159,7 @@ def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
     lines.append(Line(("fitted exponent", *(f"{value:.2f}" for value in fitted), NONE)))
     told = "Exponents of the encoder's operations at the set's mean lengths: "
     told += ", ".join(f"{name} {value:.2f}" for name, value in counted.items())
-    head = ("candidates", "urg: s", "urg: TFLOP", "pair_ranker_full, one row: s", "TFLOP", "spread of urg")
+    head = ["candidates", "urg: s", "urg: TFLOP", "pair_ranker_full, one row: s", "TFLOP", "spread of urg"]
     made = [_sheet("Ranking time by the number of candidates", head, lines, f"{told}.")]
     lines = []
     for length in part["seconds_by_length"]:
@@ -167,7 +167,7 @@ def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
         lines.append(Line((f"L = {length}", *cells, f"{part['spread_by_length'][length]:.0%}")))
     fitted = [part["length_exponent"], part["analytic_length_exponent"]]
     lines.append(Line(("fitted exponent", *(f"{value:.2f}" for value in fitted), NONE)))
-    head = ("mean tokens of a candidate", "urg: s", "urg: TFLOP", "spread")
+    head = ["mean tokens of a candidate", "urg: s", "urg: TFLOP", "spread"]
     return [*made, _sheet("Ranking time by the length of the candidates, N = 12", head, lines)]
 
 
