@@ -28,6 +28,9 @@ PATIENCE = 120.0
 SESSIONS = "sessions.txt"
 """File in the run's folder with the time at which each of its sessions began."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
+_KILLED_BY_RAY = re.compile(r"\d+ worker\(s\) were killed due to the node running low on memory")
+_GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
+"""With which Ray ends when a process is gone: the system's OOM killer is always one, whatever it was."""
 
 
 def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
@@ -141,16 +144,25 @@ NEVER = "the objective was never reported"
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a run failed, in one line: the innermost error of the first worker that failed; of one that ran out of
-    memory, if there is one, since the others then say that they have lost it."""
+    """Why a run failed, in one line: the innermost error of the first worker that failed; of one that ran out of memory
+    or died, if there is one, for the others then say that they have lost it."""
     failures = list((getattr(error, "worker_failures", None) or {0: error}).values())
-    failure = next(filter(_is_of_memory, failures), failures[0])
-    text = str(failure) or type(failure).__name__
+    failure = min(failures, key=lambda one: (not _is_of_memory(one), not _GUESSES.search(str(one))))
+    text = _said(failure)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if _KILLED_BY_RAY.match(line)]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-    line = " ".join((named or lines or [text])[-1].split())[:500]
+    line = " ".join((telling or named or lines or [text])[-1].split())[:500]
     return f"out of memory: {line}" if _is_of_memory(failure) else line
 
 
 def _is_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(_said(error)) is not None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, but for Ray's guesses."""
+    return (
+        _GUESSES.sub("Killed, perhaps by the system for want of memory, or crashed.", str(error))
+        or type(error).__name__
+    )

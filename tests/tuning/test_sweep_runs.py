@@ -192,7 +192,8 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_swee
     a weight, one for beams when it is first evaluated. The kernel refuses both; nothing of the machine's is taken."""
     beams = {"choices": [2**46, 1], "when": {"model.scratch.d_ff": 48}}
     space = {"model.scratch.d_ff": {"choices": [2**35, 48]}, "eval.num_beams": beams}
-    config = make_sweep(space=space, searcher="grid", base_first=False, retries=0, trials=3)
+    given = {"searcher": "grid", "base_first": False, "retries": 0, "trials": 3}
+    config = make_sweep(space=space, overrides={"tracking.uri": None}, **given)
     command = ["prlimit", f"--as={2**40}", *_command(config, tmp_path)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -207,6 +208,7 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_swee
     assert "step 2/4" in (folder / "trials" / "trial-0001" / "train.log").read_text()  # it had begun to train
     assert last.state.name == "COMPLETE"
     assert (folder / "best" / "model.safetensors").is_file()
+    assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 3) == []
 
 
 def test_no_room_for_one_trial_is_said_at_once(make_sweep: Make, ray_started: None) -> None:

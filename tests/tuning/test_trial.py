@@ -43,16 +43,48 @@ def test_memory_that_is_refused_is_the_reason(allocate: Callable[[], object], of
 
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         allocate()
-    lost = RuntimeError("Connection closed by peer [127.0.0.1]:1234")
-    error = WorkerGroupError("a worker failed", {0: lost, 1: caught.value}) if of_a_worker else caught.value
+    error = WorkerGroupError("a worker failed", {0: LOST, 1: caught.value}) if of_a_worker else caught.value
     reason = reason_of(error)
     assert reason.startswith("out of memory: ")
     assert "Connection closed" not in reason
     assert "\n" not in reason
 
 
-def test_where_no_worker_lacked_memory_the_first_says_why() -> None:
+LOST = RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+# As Ray 2.60 says it, shortened within its lines.
+BY_RAY = """3 worker(s) were killed due to the node running low on memory. Memory on the node was 6.49GB used
+OOM kill reason: Memory usage 7893377024B exceeded threshold of 7624360448B
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io. To disable …"""
+GONE = """A worker health check failed.
+The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit detail: End of file. Some common causes include: \
+(1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the \
+worker crashed unexpectedly due to SIGSEGV. If the process was killed by the kernel OOM killer, consider …"""
+UNEXPLAINED = "End of file. Killed, perhaps by the system for want of memory, or crashed."
+
+
+def test_a_kill_by_rays_memory_monitor_is_told_in_its_first_line() -> None:
+    """Which Ray raises where it killed Train's controller, and of a worker where it killed that."""
+    from ray.exceptions import OutOfMemoryError
     from ray.train import WorkerGroupError
 
-    failures: dict[int, Exception] = {0: ValueError(), 1: RuntimeError("Connection closed by peer")}
+    reason = "out of memory: 3 worker(s) were killed due to the node running low on memory. Memory on the node was 6.49"
+    for error in (OutOfMemoryError(BY_RAY), WorkerGroupError("", {0: LOST, 1: OutOfMemoryError(BY_RAY)})):
+        assert reason_of(error).startswith(reason)
+
+
+def test_a_worker_that_is_gone_is_not_said_to_have_lacked_memory() -> None:
+    from ray.train import WorkerGroupError
+
+    failures: dict[int, Exception] = {0: LOST, 1: RuntimeError(GONE)}
+    reason = reason_of(WorkerGroupError("a worker failed", failures))
+    assert reason.startswith("The actor is dead because its worker process has died.")
+    assert reason.endswith(UNEXPLAINED)
+
+
+def test_where_no_worker_is_gone_the_first_says_why() -> None:
+    from ray.train import WorkerGroupError
+
+    failures: dict[int, Exception] = {0: ValueError(), 1: LOST}
     assert reason_of(WorkerGroupError("a worker failed", failures)) == "ValueError"

@@ -78,8 +78,9 @@ class FusesTheBest:
             Query(row.instruction, tuple(row.texts[i] for i in own), row.input)
             for row, own in zip(rows, chosen, strict=True)
         ]
-        options = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
-        fused = self.ensemble.rank_and_fuse_batch(queries, k=k, **options)
+        fused = self.ensemble.rank_and_fuse_batch(
+            queries, k=k, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
+        )
         return [Fusion(made.text, tuple(own)) for made, own in zip(fused, chosen, strict=True)]
 
 
