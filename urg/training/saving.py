@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from urg.tracking import ray_metrics
 from urg.training import checkpoints
 from urg.training.engine import Engine, for_any_number_of_workers
 from urg.training.evaluations import record_evaluation
-from urg.training.state import Job, Refused, TrainState
+from urg.training.state import IDENTITY, Job, Refused, TrainState
 from urg.training.task import Task
 
 
@@ -30,7 +31,9 @@ def agree_to_go_on(refusal: str | None) -> None:
 
 
 def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
-    """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers."""
+    """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers. Raises
+    Refused where a worker does not see the run's folder: it would take every checkpoint for damaged."""
+    _require_shared(job.run)
     folders: list[list[Path]] = [[]]
     if rank == 0:
         checkpoints.remove_unfinished(job.run)
@@ -41,6 +44,24 @@ def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
         for wrong in passed_over:
             log.line(f"passing over a damaged checkpoint: {wrong}")
     return newest or job.resume_from
+
+
+def _require_shared(run: Path) -> None:
+    """Raise Refused on all workers where one does not find in the run's folder what the driver has written there, the
+    same as the first worker."""
+
+    def identity() -> bytes | None:
+        try:
+            return (run / IDENTITY).read_bytes()
+        except OSError:
+            return None
+
+    first = [identity()]
+    dist.broadcast_object_list(first)
+    is_shared = checkpoints.seen(lambda: identity() is not None and identity() == first[0])
+    refusal = f"node {socket.gethostname()} has not the run's folder {run} that the others have: storage {run.parent} "
+    refusal += "is not shared by all nodes. Give a folder that they share (NFS, EFS, FSx, Filestore)."
+    agree_to_go_on(None if is_shared else refusal)
 
 
 def _damage(rank: int, folder: Path) -> str | None:
@@ -113,11 +134,13 @@ class Saver:
                 checkpoints.publish(folder / "model", self.job.run / "model")
 
     def _together(self, target: Path, write: Callable[[], object]) -> None:
-        """Call `write`, which writes to `target`, on every worker. Where the disk of any is full, raise Refused on
-        all."""
+        """Call `write`, which writes to `target`, on every worker. Where one refuses, or its disk is full, raise
+        Refused on all."""
         refusal = None
         try:
             write()
+        except Refused as refused:
+            refusal = str(refused)
         except Exception as error:
             if not checkpoints.is_for_want_of_room(error, self.job.run):
                 raise
