@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Wor
     monkeypatch.setattr(distributed, "broadcast_object_list", lambda *_: None)
     monkeypatch.setattr(distributed, "all_gather_object", lambda gathered, own: gathered.__setitem__(0, own))
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
     monkeypatch.setattr(saving.ray_metrics, "checkpoint_written", lambda *_: None)
     return lambda: _Worker(tmp_path)
@@ -239,3 +241,31 @@ def test_a_full_disk_at_any_part_leaves_the_checkpoint_before_it(
     assert after.resume().step == 1
     after.save(2)
     assert (tmp_path / "model" / "weights").read_text() == "model of step 2"
+
+
+def test_a_full_disk_in_a_change_of_the_number_of_workers_ends_the_run_and_leaves_no_half_copy(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any other error it would have the workers started anew, to find the disk full again."""
+
+    def fill(folder: Path, target: Path) -> None:
+        (target / "state" / "tmp").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker().save(1)
+    after = worker()
+    after.engine.resized = True
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "convert_for_any_number_of_workers", fill)
+        with pytest.raises(Refused, match=r"no room for .*\.resized.*the same command goes on from there"):
+            after.resume()
+    assert not (tmp_path / ".resized").exists()
+
+    def convert(folder: Path, target: Path) -> None:
+        shutil.copytree(folder / "state", target / "state")
+
+    (tmp_path / ".resized" / "state" / "tmp").mkdir(parents=True)  # of a worker that was killed
+    monkeypatch.setattr(saving, "convert_for_any_number_of_workers", convert)
+    assert after.resume().step == 1
+    assert after.engine.loaded == b"step 1" * 100
+    assert not (tmp_path / ".resized").exists()

@@ -31,6 +31,8 @@ from urg.training.state import Refused
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
 PREFIX = "checkpoint-"
+RESIZED = ".resized"
+"""In the run's folder while it resumes with another number of workers: a copy that these can load."""
 Entries = dict[str, dict[str, Any]]
 """Size and checksum by a file's name."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -123,7 +125,9 @@ def newest_first(run: Path) -> list[Path]:
 
 
 def remove_unfinished(run: Path) -> None:
-    """Delete the folders of interrupted checkpoint writes: those without a manifest."""
+    """Delete what interrupted writes have left: checkpoints without a manifest, and the copy for another number of
+    workers."""
+    shutil.rmtree(run / RESIZED, ignore_errors=True)
     for folder in run.glob(f"{PREFIX}*"):
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from urg.model_card import CARD_FILE
 from urg.progress import RunLog
 from urg.tracking import ray_metrics
 from urg.training import checkpoints
-from urg.training.engine import Engine, for_any_number_of_workers
+from urg.training.engine import Engine, convert_for_any_number_of_workers
 from urg.training.evaluations import record_evaluation
 from urg.training.state import IDENTITY, Job, Refused, TrainState
 from urg.training.task import Task
@@ -156,10 +156,10 @@ class Saver:
             shutil.rmtree(folder, ignore_errors=True)
 
     def load(self, folder: Path, stored: dict[str, Any]) -> TrainState:
-        """Load a checkpoint, whatever the number of workers that wrote it. stored: its state."""
+        """Load a checkpoint, whatever the number of workers that wrote it. stored: its state. Raises Refused where a
+        disk is full."""
         if self.engine.resized:
-            with for_any_number_of_workers(folder, self.job.run / ".resized") as universal:
-                self.engine.load(universal)
+            self._load_resized(folder)
         else:
             self.engine.load(folder)
         state = TrainState.from_json(stored)
@@ -170,6 +170,21 @@ class Saver:
             self.log.line(f"resuming from {folder} at step {state.step}, written by {workers}")
         self._together(self.job.run / "model", lambda: self._publish_again(folder, state))
         return state
+
+    def _load_resized(self, folder: Path) -> None:
+        """Load what another number of workers wrote, by way of a copy that any number can load."""
+        scratch = self.job.run / checkpoints.RESIZED
+        try:
+            self._together(scratch, lambda: self._convert(folder, scratch))
+            self.engine.load(scratch)
+            dist.barrier()
+        finally:
+            if self.rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _convert(self, folder: Path, scratch: Path) -> None:
+        if self.rank == 0:
+            convert_for_any_number_of_workers(folder, scratch)
 
     def _publish_again(self, folder: Path, state: TrainState) -> None:
         """The run may have ended before its best model was published."""

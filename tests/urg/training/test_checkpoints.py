@@ -106,10 +106,12 @@ def test_only_interrupted_writes_are_removed(tmp_path: Path) -> None:
     whole, partial = _checkpoint(tmp_path, 5), tmp_path / "checkpoint-00000009-abcdef"
     (partial / "state").mkdir(parents=True)
     (tmp_path / "model").mkdir()
+    (tmp_path / ".resized" / "state" / "tmp").mkdir(parents=True)
     checkpoints.remove_unfinished(tmp_path)
     assert whole.is_dir()
     assert (tmp_path / "model").is_dir()
     assert not partial.exists()
+    assert not (tmp_path / ".resized").exists()
 
 
 def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:
