@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from cluster import network, processes
+from cluster import network, processes, submit
 from cluster.errors import UserError
+from cluster.local import described
 from cluster.local_cluster import LocalCluster, Node
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +85,21 @@ def test_a_node_is_cut_off_and_one_is_killed() -> None:
     assert f"urgnet{os.getpid()}" in bridge
     assert not folder.exists()
     assert str(os.getpid()) not in network._ip("netns", "list") + network._ip("-o", "link")
+
+
+def test_the_job_that_is_shown_finds_its_data_and_keeps_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs in a copy of the checkout without data and runs, which is deleted afterwards."""
+    (tmp_path / "my checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "my checkout")
+    node = SimpleNamespace(address="127.0.0.2")
+    cluster = SimpleNamespace(environment=dict, head=node, workers=[], dashboard="http://127.0.0.1:8265")
+    (line,) = (line for line in described(cluster).splitlines() if "cluster.submit" in line)
+    _, arguments = submit.parse(shlex.split(line)[3:])
+    given = dict(itertools.pairwise(arguments))
+    assert given["--data.shards"] == str(tmp_path / "my checkout" / "data" / "sample")
+    assert given["--storage"] == str(tmp_path / "my checkout" / "runs")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
