@@ -287,7 +287,10 @@ def _require_resources(config: TrainConfig) -> None:
 
 
 def _git_commit() -> str:
-    """The commit of the code, with a `+` where it has uncommitted changes; `unknown` outside a checkout."""
+    """The commit of the code, with a `+` where it has uncommitted changes: of the checkout that `cluster.submit` has
+    sent, or of this one; `unknown` outside a checkout."""
+    if sent := os.environ.get("URG_GIT_COMMIT"):
+        return sent
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

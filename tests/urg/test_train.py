@@ -336,3 +336,13 @@ def test_what_another_start_does_not_mend_ends_a_run(
         with pytest.raises(ControllerError):
             module._through_failed_starts(Job(make(), tmp_path, "off", None, {}))
     assert not (tmp_path / "train.log").exists()
+
+
+def test_a_run_is_tagged_with_the_commit_that_was_sent_or_the_checkouts_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.runtime_environment import COMMIT
+    from urg import train as module
+
+    monkeypatch.delenv(COMMIT, raising=False)
+    assert module._git_commit() not in ("", "0123456789ab+")
+    monkeypatch.setenv(COMMIT, "0123456789ab+")  # a job has the files, and no .git
+    assert module._git_commit() == "0123456789ab+"
