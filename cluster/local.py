@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import UserError, exit_code_of
@@ -61,12 +63,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def described(cluster: LocalCluster) -> str:
     """What the cluster is, and how to use it from another terminal."""
     settings = " ".join(f"{name}={value}" for name, value in cluster.environment().items())
+    # A job runs in a copy of the checkout, without data and runs.
+    folders = f"--data.shards {shlex.quote(str(Path('data/sample').absolute()))}"
+    folders += f" --storage {shlex.quote(str(Path('runs').absolute()))}"
     nodes = ", ".join(node.address for node in (cluster.head, *cluster.workers))
     return (
         f"nodes      {nodes}\ndashboard  {cluster.dashboard} (it asks for the token in RAY_AUTH_TOKEN_PATH)\n"
         f"from another terminal:\n  export {settings}\n"
         "  python -m urg.train --config sample            # runs in it; so does any ray.init(address='auto')\n"
-        "  python -m cluster.submit train -- --config sample\nCtrl-C ends it."
+        f"  python -m cluster.submit train -- --config sample {folders}\n"
+        "both train on what `python -m data_pipeline.prepare --config sample` makes. Ctrl-C ends it."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ EXCLUDES = (
 """What stays here, in the syntax of .gitignore: what is large, made anew, or secret."""
 STOP_SECONDS = 900
 """How long a job may go on after `ray job stop`, to write its checkpoint; Ray's own patience is three seconds."""
+COMMIT = "URG_GIT_COMMIT"
+"""The job's variable for the commit that was sent: the files come without `.git`, and the run's MLflow tag needs it."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY"}
 _LOGIN_IN_URL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
@@ -56,7 +59,7 @@ def runtime_environment(folder: Path, settings: Sequence[str], secrets: Sequence
     environment: dict[str, Any] = {
         "working_dir": str(_checked_folder(folder, module)),
         "excludes": list(EXCLUDES),
-        "env_vars": _variables(settings),
+        "env_vars": _commit(folder) | _variables(settings),
     }
     if secrets:
         for secret in secrets:
@@ -91,6 +94,16 @@ def _checked_folder(folder: Path, module: str) -> Path:
 def module_file(folder: Path, module: str) -> Path:
     """Where the source of `module` is in a checkout."""
     return folder.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def _commit(folder: Path) -> dict[str, str]:
+    """The commit of a checkout, with a `+` where it has uncommitted changes, as a variable; none outside a checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {COMMIT: said}
 
 
 def _variables(settings: Sequence[str]) -> dict[str, str]:

@@ -16,12 +16,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import CURRENT, ShardSet
 
 _STAGING = ".staging-"
+_JOBS_FILES = ("runtime_resources", "working_dir_files")
+"""Where Ray's sessions have them."""
 
 
 @contextmanager
@@ -38,8 +41,10 @@ def writing(root: Path) -> Iterator[None]:
 def locked(root: Path, busy: str = "prepares data") -> Iterator[None]:
     """Hold a folder for this process; the lock ends with the process, however that ends.
 
-    busy: what a process that holds it does. Raises `UserError` where another one holds it, or it cannot be written.
+    busy: what a process that holds it does. Raises `UserError` where another one holds it, or it cannot be written, or
+    would not last.
     """
+    require_lasting(root)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("w")
@@ -51,6 +56,16 @@ def locked(root: Path, busy: str = "prepares data") -> Iterator[None]:
         except OSError:
             pass  # a file system without locks: runs are the user's to keep apart
         yield
+
+
+def require_lasting(root: Path) -> None:
+    """Raise `UserError` for an output folder below the files that Ray has unpacked for a job, its working directory: a
+    relative path in a job. Ray deletes them after the job, and other nodes have their own."""
+    if any(pair == _JOBS_FILES for pair in pairwise(root.absolute().parts)):
+        raise UserError(
+            f"{root} is in the working directory of this job, which Ray deletes: give an absolute path, on several "
+            "nodes one that they share."
+        )
 
 
 @contextmanager

@@ -276,7 +276,8 @@ class TrackingConfig:
     """Where MLflow keeps runs."""
 
     uri: str | None = None
-    """MLflow tracking URI; null for sqlite in the storage folder, `off` for none."""
+    """MLflow tracking URI; null for sqlite in the storage folder, `off` for none. A server's login is given by the
+    environment variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PostgreSQL's password by PGPASSWORD."""
     experiment: str = "urg"
     """MLflow experiment."""
     log_every: int = 10
@@ -284,6 +285,12 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         require(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1.")
+        if self.uri and "://" in self.uri:
+            from urg.tracking.loggable import has_login
+
+            mend = "has a login in it, which config.yaml, MLflow and logs would show: leave it out, and set "
+            mend += "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for PostgreSQL PGPASSWORD."
+            require(not has_login(self.uri), "tracking.uri", f"{self.uri.split('://')[0]}://…", mend)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,10 @@ def compare_systems(subject: Subject, output: Path, load: Load | None) -> Compar
 
 def writable(config: EvaluateConfig) -> Path:
     """The output folder, made if absent and tried out: better now than after the generation."""
+    from data_pipeline.commit import require_lasting
+
     folder = Path(config.output).expanduser().absolute()
+    require_lasting(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".{os.getpid()}.trial"

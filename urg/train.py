@@ -124,11 +124,12 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
     """Check the run's folder and write what it is; returns the checkpoint that `--resume PATH` names."""
     from data_pipeline.commit import writing
     from urg.training import checkpoints
+    from urg.training.state import IDENTITY
 
     resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
     if resume_from is not None:
         checkpoints.require_whole(resume_from)
-    stored = run / "run.json"
+    stored = run / IDENTITY
     if stored.exists() and any(run.glob(f"{checkpoints.PREFIX}*")):
         if config.resume == "never":
             raise UserError(f"run folder {run} exists: choose another --name, or --resume auto to continue it.")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import http.server
+import itertools
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from cluster import network, processes
+from cluster import network, processes, submit
 from cluster.errors import UserError
+from cluster.local import described
 from cluster.local_cluster import LocalCluster, Node
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +90,21 @@ def test_a_node_is_cut_off_and_one_is_killed() -> None:
     assert str(os.getpid()) not in network._ip("netns", "list") + network._ip("-o", "link")
 
 
+def test_the_job_that_is_shown_finds_its_data_and_keeps_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs in a copy of the checkout without data and runs, which is deleted afterwards."""
+    (tmp_path / "my checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "my checkout")
+    node = SimpleNamespace(address="127.0.0.2")
+    cluster = SimpleNamespace(environment=dict, head=node, workers=[], dashboard="http://127.0.0.1:8265")
+    (line,) = (line for line in described(cluster).splitlines() if "cluster.submit" in line)
+    _, arguments = submit.parse(shlex.split(line)[3:])
+    given = dict(itertools.pairwise(arguments))
+    assert given["--data.shards"] == str(tmp_path / "my checkout" / "data" / "sample")
+    assert given["--storage"] == str(tmp_path / "my checkout" / "runs")
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(300):
         if condition():
@@ -97,6 +119,35 @@ def test_without_namespaces_a_node_is_not_cut_off(monkeypatch: pytest.MonkeyPatc
         network.Network()
     with pytest.raises(UserError, match="at least 1 node"):
         LocalCluster(0)
+
+
+def test_a_proxy_is_not_shown_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Dashboard(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)  # a proxy is asked for a whole URL
+            nodes = [{"node_ip": "127.0.0.2", "node_id": "id", "state": "ALIVE"}]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"result": {"result": nodes}}}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    cluster = LocalCluster(1)
+    cluster._token_file = tmp_path / "token"
+    cluster._token_file.write_text("0" * 64)
+    with http.server.HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster._dashboard_port = server.server_port
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", cluster.dashboard)
+        found = cluster.alive()
+        server.shutdown()
+    assert found == {"127.0.0.2": "id"}
+    assert asked == ["/api/v0/nodes"]
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

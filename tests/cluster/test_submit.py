@@ -328,6 +328,23 @@ def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
     assert "worker_process_setup_hook" not in found
 
 
+def test_a_job_knows_the_commit_that_was_sent(tmp_path: Path) -> None:
+    from cluster.runtime_environment import COMMIT, runtime_environment
+
+    (tmp_path / "urg").mkdir()
+    (tmp_path / "urg" / "train.py").touch()
+    assert COMMIT not in runtime_environment(tmp_path, [], [], "urg.train")["env_vars"]
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for step in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *step], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    sent = runtime_environment(tmp_path, [], [], "urg.train")["env_vars"]
+    assert sent[COMMIT] == head[:12]
+    (tmp_path / "urg" / "train.py").write_text("changed")
+    sent = runtime_environment(tmp_path, [], [], "urg.train")["env_vars"]
+    assert sent[COMMIT] == f"{head[:12]}+"
+
+
 def test_no_secret_is_sent_with_a_checkout(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 

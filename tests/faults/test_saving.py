@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from tests.faults.damage import DAMAGES, damage, flip
 from urg.config import EvalConfig, TrainConfig
 from urg.training import checkpoints, saving
 from urg.training.saving import Saver, find_checkpoint
-from urg.training.state import Refused, TrainState
+from urg.training.state import IDENTITY, Refused, TrainState
 
 pytestmark = pytest.mark.faults
 
@@ -84,9 +85,11 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Wor
     import ray.train
     from torch import distributed
 
+    (tmp_path / IDENTITY).touch()
     monkeypatch.setattr(distributed, "broadcast_object_list", lambda *_: None)
     monkeypatch.setattr(distributed, "all_gather_object", lambda gathered, own: gathered.__setitem__(0, own))
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
     monkeypatch.setattr(saving.ray_metrics, "checkpoint_written", lambda *_: None)
     return lambda: _Worker(tmp_path)
@@ -177,6 +180,40 @@ def test_no_bit_of_a_manifest_can_flip_and_lead_astray(worker: Callable[[], _Wor
     assert found > bits / 2
 
 
+def test_a_part_that_went_to_the_disk_of_another_node_ends_the_run_before_it_counts_as_saved(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other worker says what it has written, and the first does not find it."""
+    before = worker()
+    before.save(1)
+    (kept,) = tmp_path.glob("checkpoint-*")
+    elsewhere = {"state/rank-2.pt": {"bytes": 4, "sha256": "0" * 64}}
+    monkeypatch.setattr(checkpoints, "SEEN_WITHIN_S", 0)
+    monkeypatch.setattr(saving, "_merged", lambda own: {**own, **elsewhere})
+    with pytest.raises(Refused, match=rf"state/rank-2\.pt.*: storage {tmp_path.parent} is not shared by all nodes"):
+        before.save(2)
+    assert list(tmp_path.glob("checkpoint-*")) == [kept]
+    assert worker().resume().step == 1
+
+
+@pytest.mark.parametrize("there", [None, "of another run"])
+def test_a_worker_on_a_node_without_the_storage_begins_nothing(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str | None
+) -> None:
+    """It would take each checkpoint for damaged, and the run would begin anew."""
+    from torch import distributed
+
+    worker().save(1)
+    monkeypatch.setattr(checkpoints, "SEEN_WITHIN_S", 0)
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda said: said.__setitem__(0, b"this run"))
+    (tmp_path / IDENTITY).unlink()
+    if there:
+        (tmp_path / IDENTITY).write_text(there)
+    with pytest.raises(Refused, match="is not shared by all nodes"):
+        worker().resume()
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
 @pytest.mark.parametrize("part", ["state", "weights", "README.md", "train_state.json", "manifest.json"])
 def test_a_full_disk_at_any_part_leaves_the_checkpoint_before_it(
     worker: Callable[[], _Worker], tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
@@ -204,3 +241,31 @@ def test_a_full_disk_at_any_part_leaves_the_checkpoint_before_it(
     assert after.resume().step == 1
     after.save(2)
     assert (tmp_path / "model" / "weights").read_text() == "model of step 2"
+
+
+def test_a_full_disk_in_a_change_of_the_number_of_workers_ends_the_run_and_leaves_no_half_copy(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any other error it would have the workers started anew, to find the disk full again."""
+
+    def fill(folder: Path, target: Path) -> None:
+        (target / "state" / "tmp").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker().save(1)
+    after = worker()
+    after.engine.resized = True
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "convert_for_any_number_of_workers", fill)
+        with pytest.raises(Refused, match=r"no room for .*\.resized.*the same command goes on from there"):
+            after.resume()
+    assert not (tmp_path / ".resized").exists()
+
+    def convert(folder: Path, target: Path) -> None:
+        shutil.copytree(folder / "state", target / "state")
+
+    (tmp_path / ".resized" / "state" / "tmp").mkdir(parents=True)  # of a worker that was killed
+    monkeypatch.setattr(saving, "convert_for_any_number_of_workers", convert)
+    assert after.resume().step == 1
+    assert after.engine.loaded == b"step 1" * 100
+    assert not (tmp_path / ".resized").exists()

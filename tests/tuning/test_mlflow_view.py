@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.errors import UserError
 from tuning.blueprint import Unit, draw_up, trial_name
 from tuning.config import SweepConfig
 from tuning.ledger import Ledger, Outcome
@@ -76,8 +78,10 @@ def test_a_link_says_how_to_start_the_ui_and_keeps_no_login(make_sweep: Make) ->
     assert view_link(local, "3").startswith(
         "http://127.0.0.1:5000/#/experiments/3/runs?viewStateShareKey=a%20b after `mlf"
     )
-    server = draw_up(make_sweep(overrides={"tracking.uri": "https://me:secret@mlflow.example"}))
-    assert view_link(server, "3") == "https://***@mlflow.example/#/experiments/3/runs?viewStateShareKey=tiny"
+    with pytest.raises(UserError, match=r"tracking\.uri='https://…': has a login in it"):
+        draw_up(make_sweep(overrides={"tracking.uri": "https://me:secret@mlflow.example"}))
+    server = dataclasses.replace(local, tracking_uri="https://me:secret@mlflow.example")
+    assert view_link(server, "3") == "https://***@mlflow.example/#/experiments/3/runs?viewStateShareKey=a%20b"
 
 
 def test_a_view_of_many_keys_is_still_a_tag(make_sweep: Make) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from urg.config import DataConfig, EngineConfig, EnsembleConfig, EvalConfig, LossConfig, ModelConfig, TrainConfig
+from urg.config import (
+    DataConfig,
+    EngineConfig,
+    EnsembleConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +83,11 @@ def test_workers_that_come_and_go_need_checkpoints() -> None:
     with pytest.raises(ValueError, match=r"engine\.min_workers=1: needs checkpoint_every"):
         TrainConfig(engine=engine, eval=evaluation)
     assert TrainConfig(engine=engine, eval=evaluation, checkpoint_every=50).engine.min_workers == 1
+
+
+@pytest.mark.parametrize("uri", ["https://ann:hunter2@mlflow", "postgresql://ann:hun/ter2@db/mlflow"])
+def test_a_login_in_the_tracking_uri_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as refused:
+        TrackingConfig(uri=uri)
+    assert "ter2" not in str(refused.value)
+    assert TrackingConfig(uri="https://mlflow:5000").uri == "https://mlflow:5000"

@@ -24,6 +24,15 @@ _URL_SECRET = re.compile(
     r"(?i)([?&;](?:password|passwd|pwd|token|access_token|secret|api_?key|sig|signature|x-amz-[\w-]+)=)[^&\s'\"]+"
 )
 
+# SQLAlchemy, which reads the uris of databases, takes any character but @ for one of a password, / too; a port is none.
+_LOGIN = re.compile(r"(?:https?://[^/?#]*@|[\w+.-]+://[^:/@]*:(?!\d+/)[^@]*@)", re.IGNORECASE)
+
+
+def has_login(uri: str) -> bool:
+    """Whether a tracking uri holds what nobody else may read: a server's user, a database's password, a secret query
+    value. A database's user alone is none."""
+    return bool(_LOGIN.match(uri) or _URL_SECRET.search(uri))
+
 
 def redact(text: str) -> str:
     """`text` with `***` for the login part and the secret query values of every URL in it."""

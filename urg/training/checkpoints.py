@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +26,20 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.shard_writing import file_sha256
+from urg.training.state import Refused
 
 MANIFEST = "manifest.json"
 STATE = "train_state.json"
 PREFIX = "checkpoint-"
+RESIZED = ".resized"
+"""In the run's folder while it resumes with another number of workers: a copy that these can load."""
 Entries = dict[str, dict[str, Any]]
 """Size and checksum by a file's name."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system's errors where a disk, a quota or a limit is exhausted."""
+SEEN_WITHIN_S = 60.0
+"""How long another node may take to see what one has written: a network file system remembers for a while what was not
+there (`actimeo`, which must be 30 s at most)."""
 
 
 def new_folder(run: Path, step: int) -> Path:
@@ -50,13 +57,35 @@ def entries(folder: Path, paths: Iterable[Path]) -> Entries:
 
 def commit(folder: Path, train_state: dict[str, Any], world: int, known: Entries | None = None) -> None:
     """Write the training state and, last and atomically, the manifest of all files that are there, each of them on
-    disk. known: what the manifest says of some, from the workers that wrote them."""
+    disk. known: what the manifest says of some, from the workers that wrote them. Raises Refused where one of those is
+    not there: it was written to the disk of another node."""
+    known = known or {}
+    _require_shared(folder, known)
     write_json(folder / STATE, {**train_state, "world": world})
-    paths, known = {path for path in folder.rglob("*") if path.is_file()}, known or {}
+    paths = {path for path in folder.rglob("*") if path.is_file()}
     own = entries(folder, (path for path in paths if str(path.relative_to(folder)) not in known))
     write_json(folder / MANIFEST, {"files": dict(sorted({**known, **own}.items()))})
     for directory in (*{path.parent for path in paths}, folder.parent):
         _sync(directory)
+
+
+def seen(condition: Callable[[], bool]) -> bool:
+    """Whether the condition, on what another node has written, holds, or comes to within SEEN_WITHIN_S."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _require_shared(folder: Path, written: Iterable[str]) -> None:
+    for path in (folder / name for name in written):
+        if not seen(path.exists):
+            raise Refused(
+                f"{path}, which a worker has written, is not there for the first one: storage {folder.parents[1]} is "
+                "not shared by all nodes. Give a folder that they share (NFS, EFS, FSx, Filestore)."
+            )
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -96,7 +125,9 @@ def newest_first(run: Path) -> list[Path]:
 
 
 def remove_unfinished(run: Path) -> None:
-    """Delete the folders of interrupted checkpoint writes: those without a manifest."""
+    """Delete what interrupted writes have left: checkpoints without a manifest, and the copy for another number of
+    workers."""
+    shutil.rmtree(run / RESIZED, ignore_errors=True)
     for folder in run.glob(f"{PREFIX}*"):
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,28 +143,19 @@ def gradient_norms(model: nn.Module, terms: dict[str, Tensor]) -> dict[str, floa
     return norms
 
 
-@contextmanager
-def for_any_number_of_workers(folder: Path, scratch: Path) -> Iterator[Path]:
-    """While the block runs, `scratch` holds the state that `folder` has, as DeepSpeed's universal checkpoint: each
-    parameter and its optimizer state whole, in fp32, so that any number of workers can load it. Collective.
+def convert_for_any_number_of_workers(folder: Path, target: Path) -> None:
+    """Write the state that `folder` has to `target`, as DeepSpeed's universal checkpoint: each parameter and its
+    optimizer state whole, in fp32, so that any number of workers can load it. For one worker to do; on the way it takes
+    twice the room of the optimizer's state.
 
-    It is made by rank 0, which unpickles: only ever from a verified checkpoint of the user's own.
+    It unpickles: only ever a verified checkpoint of the user's own.
     """
-    leads = torch.distributed.get_rank() == 0
-    if leads:
-        from deepspeed.checkpoint.ds_to_universal import main
+    from deepspeed.checkpoint.ds_to_universal import main
 
-        shutil.rmtree(scratch, ignore_errors=True)
-        source, target = str(folder / "state"), str(scratch / "state")
-        options: dict[str, Any] = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
-        # One process: more of them would be forks of a worker that has threads.
-        options |= {"num_extract_workers": 1, "num_merge_workers": 1}
-        main(argparse.Namespace(input_folder=source, output_folder=target, **options))
-    torch.distributed.barrier()
-    yield scratch
-    torch.distributed.barrier()
-    if leads:
-        shutil.rmtree(scratch, ignore_errors=True)
+    options: dict[str, Any] = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    # One process: more of them would be forks of a worker that has threads.
+    options |= {"num_extract_workers": 1, "num_merge_workers": 1}
+    main(argparse.Namespace(input_folder=str(folder / "state"), output_folder=str(target / "state"), **options))
 
 
 def deepspeed_config(config: TrainConfig, accumulation: int, resized: bool = False) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from urg.model_card import CARD_FILE
 from urg.progress import RunLog
 from urg.tracking import ray_metrics
 from urg.training import checkpoints
-from urg.training.engine import Engine, for_any_number_of_workers
+from urg.training.engine import Engine, convert_for_any_number_of_workers
 from urg.training.evaluations import record_evaluation
-from urg.training.state import Job, Refused, TrainState
+from urg.training.state import IDENTITY, Job, Refused, TrainState
 from urg.training.task import Task
 
 
@@ -30,7 +31,9 @@ def agree_to_go_on(refusal: str | None) -> None:
 
 
 def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
-    """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers."""
+    """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers. Raises
+    Refused where a worker does not see the run's folder: it would take every checkpoint for damaged."""
+    _require_shared(job.run)
     folders: list[list[Path]] = [[]]
     if rank == 0:
         checkpoints.remove_unfinished(job.run)
@@ -41,6 +44,24 @@ def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
         for wrong in passed_over:
             log.line(f"passing over a damaged checkpoint: {wrong}")
     return newest or job.resume_from
+
+
+def _require_shared(run: Path) -> None:
+    """Raise Refused on all workers where one does not find in the run's folder what the driver has written there, the
+    same as the first worker."""
+
+    def identity() -> bytes | None:
+        try:
+            return (run / IDENTITY).read_bytes()
+        except OSError:
+            return None
+
+    first = [identity()]
+    dist.broadcast_object_list(first)
+    is_shared = checkpoints.seen(lambda: identity() is not None and identity() == first[0])
+    refusal = f"node {socket.gethostname()} has not the run's folder {run} that the others have: storage {run.parent} "
+    refusal += "is not shared by all nodes. Give a folder that they share (NFS, EFS, FSx, Filestore)."
+    agree_to_go_on(None if is_shared else refusal)
 
 
 def _damage(rank: int, folder: Path) -> str | None:
@@ -113,11 +134,13 @@ class Saver:
                 checkpoints.publish(folder / "model", self.job.run / "model")
 
     def _together(self, target: Path, write: Callable[[], object]) -> None:
-        """Call `write`, which writes to `target`, on every worker. Where the disk of any is full, raise Refused on
-        all."""
+        """Call `write`, which writes to `target`, on every worker. Where one refuses, or its disk is full, raise
+        Refused on all."""
         refusal = None
         try:
             write()
+        except Refused as refused:
+            refusal = str(refused)
         except Exception as error:
             if not checkpoints.is_for_want_of_room(error, self.job.run):
                 raise
@@ -133,10 +156,10 @@ class Saver:
             shutil.rmtree(folder, ignore_errors=True)
 
     def load(self, folder: Path, stored: dict[str, Any]) -> TrainState:
-        """Load a checkpoint, whatever the number of workers that wrote it. stored: its state."""
+        """Load a checkpoint, whatever the number of workers that wrote it. stored: its state. Raises Refused where a
+        disk is full."""
         if self.engine.resized:
-            with for_any_number_of_workers(folder, self.job.run / ".resized") as universal:
-                self.engine.load(universal)
+            self._load_resized(folder)
         else:
             self.engine.load(folder)
         state = TrainState.from_json(stored)
@@ -147,6 +170,21 @@ class Saver:
             self.log.line(f"resuming from {folder} at step {state.step}, written by {workers}")
         self._together(self.job.run / "model", lambda: self._publish_again(folder, state))
         return state
+
+    def _load_resized(self, folder: Path) -> None:
+        """Load what another number of workers wrote, by way of a copy that any number can load."""
+        scratch = self.job.run / checkpoints.RESIZED
+        try:
+            self._together(scratch, lambda: self._convert(folder, scratch))
+            self.engine.load(scratch)
+            dist.barrier()
+        finally:
+            if self.rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _convert(self, folder: Path, scratch: Path) -> None:
+        if self.rank == 0:
+            convert_for_any_number_of_workers(folder, scratch)
 
     def _publish_again(self, folder: Path, state: TrainState) -> None:
         """The run may have ended before its best model was published."""

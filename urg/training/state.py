@@ -15,6 +15,9 @@ UNDEFINED = -1e30
 RESUMES = 75
 """Exit code of a run that stopped on notice and that the same command resumes (EX_TEMPFAIL: try again)."""
 
+IDENTITY = "run.json"
+"""What the driver writes into a run's folder before its workers start: its configuration and its data."""
+
 
 class Refused(Exception):
     """The workers cannot go on and no retry would help. The message is a sentence for the user; raised on all of them

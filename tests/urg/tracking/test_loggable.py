@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urg.tracking.loggable import NAME_LIMIT, clean_name, clean_number, clean_text, flatten, redact
+from urg.tracking.loggable import NAME_LIMIT, clean_name, clean_number, clean_text, flatten, has_login, redact
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,38 @@ from urg.tracking.loggable import NAME_LIMIT, clean_name, clean_number, clean_te
 )
 def test_redact_hides_logins_and_nothing_else(text, safe):
     assert redact(text) == safe
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://ann:hunter2@host:5000",
+        "https://token@host",
+        "HTTPS://ann:p@ss@host",
+        "http://ann:p#ss@host",
+        "postgresql://ann:p/ss@db/mlflow",
+        "mysql+pymysql://:hunter2@db/mlflow",
+        "postgresql:///mlflow?host=db&user=ann&password=hunter2",
+    ],
+)
+def test_a_login_in_a_uri_is_seen(uri):
+    assert has_login(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://mlflow:5000",
+        "https://host/api?version=2",
+        "http://host:5000/a@b",
+        "postgresql://ann@db:5432/mlflow",  # its password comes from PGPASSWORD or ~/.pgpass
+        "sqlite:////tmp/a:b@c/mlflow.db",
+        "databricks://profile",
+        "off",
+    ],
+)
+def test_a_uri_without_a_secret_has_no_login(uri):
+    assert not has_login(uri)
 
 
 @pytest.mark.parametrize("name", ["password", "storage.secret_key", "mlflow.token", "API_KEY"])

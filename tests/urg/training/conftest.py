@@ -19,7 +19,7 @@ from cluster.ports import free_ports
 from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.training.notices import UNTIL_STOPPED
-from urg.training.state import Job, Outcome
+from urg.training.state import IDENTITY, Job, Outcome
 from urg.training.task import Task
 
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
@@ -95,6 +95,8 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         folder = Path(config.storage) / config.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNTIL_STOPPED).touch()
+        written_by_a_driver = (folder / IDENTITY).exists()
+        (folder / IDENTITY).touch()
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
         (folder / "job.pickle").write_bytes(
             pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}), wrap))
@@ -111,6 +113,8 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         while not any(worker.poll() for worker in workers) and any(worker.poll() is None for worker in workers):
             time.sleep(0.1)
         end()
+        if not written_by_a_driver:
+            (folder / IDENTITY).unlink()
         outputs = [worker.communicate()[0].splitlines() for worker in workers]
         return [
             Outcome(**json.loads(lines[-1])) if worker.returncode == 0 else None

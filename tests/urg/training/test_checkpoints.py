@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import UserError
 from urg.training import checkpoints
+from urg.training.state import Refused
 
 
 def _checkpoint(run: Path, step: int) -> Path:
@@ -69,6 +71,26 @@ def test_a_manifest_takes_what_workers_know_of_their_own_files_and_reads_the_res
     assert checkpoints.damage(alone) is None
 
 
+def test_what_another_node_has_written_may_be_seen_late_and_must_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system that remembers for a while what was not there."""
+    folder = checkpoints.new_folder(tmp_path / "runs" / "mine", 4)
+    (folder / "state").mkdir(parents=True)
+    part = folder / "state" / "rank-1.pt"
+    known = {"state/rank-1.pt": {"bytes": 4, "sha256": "0" * 64}}
+    writing = threading.Timer(0.3, part.write_bytes, [b"late"])
+    writing.start()
+    checkpoints.commit(folder, {"step": 4}, 2, known)
+    assert (folder / "manifest.json").exists()
+    (folder / "manifest.json").unlink()
+    part.unlink()
+    monkeypatch.setattr(checkpoints, "SEEN_WITHIN_S", 0)
+    with pytest.raises(Refused, match=rf"rank-1\.pt.* storage {tmp_path / 'runs'} is not shared by all nodes"):
+        checkpoints.commit(folder, {"step": 4}, 2, known)
+    assert not (folder / "manifest.json").exists()
+
+
 def test_each_file_is_looked_at_by_one_worker(tmp_path: Path) -> None:
     folder = _checkpoint(tmp_path, 7)
     (folder / "state" / "weights.bin").write_bytes(bytes(2000))
@@ -84,10 +106,12 @@ def test_only_interrupted_writes_are_removed(tmp_path: Path) -> None:
     whole, partial = _checkpoint(tmp_path, 5), tmp_path / "checkpoint-00000009-abcdef"
     (partial / "state").mkdir(parents=True)
     (tmp_path / "model").mkdir()
+    (tmp_path / ".resized" / "state" / "tmp").mkdir(parents=True)
     checkpoints.remove_unfinished(tmp_path)
     assert whole.is_dir()
     assert (tmp_path / "model").is_dir()
     assert not partial.exists()
+    assert not (tmp_path / ".resized").exists()
 
 
 def test_publish_replaces_the_folder_as_a_whole(tmp_path: Path) -> None:

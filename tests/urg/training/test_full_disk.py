@@ -59,6 +59,28 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it_and_the_run_go
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_another_number_of_workers_that_finds_no_room_refuses_and_goes_on_with_room(
+    make_config: Make, run_workers: Callable[..., list[Outcome | None]]
+) -> None:
+    """The limit lets a line of the log pass, and no parameter of the embedding."""
+    elastic = {"engine__workers": 2, "engine__min_workers": 1, "checkpoint_every": 2}
+    config = make_config(steps=4, eval__every=4, **elastic)
+    run = Path(config.storage) / config.name
+    assert run_workers(config) == [Outcome()] * 2
+    [second, fourth] = sorted(run.glob("checkpoint-*"))
+    shutil.rmtree(fourth)
+    (outcome,) = run_workers(config, 1, limit=50_000)
+    assert outcome is not None
+    assert f"no room for {run / '.resized'}" in str(outcome.refusal)
+    assert not (run / ".resized").exists()
+    assert checkpoints.damage(second) is None
+    assert run_workers(config, 1) == [Outcome()]
+    assert "written by 2 workers, now 1" in (run / "train.log").read_text()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes; the test is skipped where this user may not mount one."""

@@ -26,9 +26,9 @@ def cluster() -> Iterator[LocalCluster]:
         yield started
 
 
-def _submit(cluster: LocalCluster, entry: list[str], cwd: Path) -> str:
-    """Submit, wait for the end and require success; what was printed. A head that is up may still lack the agent that
-    starts jobs."""
+def _submit(cluster: LocalCluster, entry: list[str], cwd: Path, code: int = 0) -> str:
+    """Submit, wait for the end and require the exit code; what was printed. A head that is up may still lack the agent
+    that starts jobs."""
     command = [RAY, "job", "submit", f"--address={cluster.dashboard}", "--working-dir", str(ROOT), "--", *entry]
     own = os.environ | cluster.environment()
     for _ in range(20):
@@ -37,7 +37,7 @@ def _submit(cluster: LocalCluster, entry: list[str], cwd: Path) -> str:
             break
         time.sleep(2)
     said = f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}\nthe head: {cluster.head.log.read_text()[-3000:]}"
-    assert done.returncode == 0, said
+    assert done.returncode == code, said
     return done.stdout
 
 
@@ -68,3 +68,6 @@ def test_a_submitted_job_prepares_and_trains(cluster: LocalCluster, tmp_path: Pa
     assert "step 2/2" in said
     assert (tmp_path / "runs" / "job" / "model" / "model.safetensors").is_file()
     _require_tracked(tmp_path / "runs")
+    options[1] = "--storage=runs"
+    said = _submit(cluster, ["python", "-m", "urg.train", f"--data.shards={data}", *options, *shape], tmp_path, code=1)
+    assert "runs/job is in the working directory of this job, which Ray deletes: give an absolute path" in said
