@@ -112,15 +112,19 @@ def test_no_secret_and_no_data_get_into_the_image() -> None:
 
 def test_the_heads_role_on_aws_names_what_it_may() -> None:
     policy = json.loads((ROOT / "cluster" / "aws-head-policy.json").read_text())
-    named = [each["Action"] for each in policy["Statement"]]
-    actions = [action for each in named for action in ([each] if isinstance(each, str) else each)]
-    assert [action for action in actions if action.endswith("*") and not action.startswith("ec2:Describe")] == []
+    allowed: dict[str, list[object]] = {}  # by action, the condition of each statement that allows it
+    for each in policy["Statement"]:
+        for action in [each["Action"]] if isinstance(each["Action"], str) else each["Action"]:
+            allowed.setdefault(action, []).append(each.get("Condition"))
+    assert [action for action in allowed if action.endswith("*") and not action.startswith("ec2:Describe")] == []
     (passed,) = (each["Resource"] for each in policy["Statement"] if each["Action"] == "iam:PassRole")
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     worker = config["available_node_types"]["gpu"]["node_config"]["IamInstanceProfile"]["Name"]
     assert passed == f"arn:aws:iam::*:role/{worker}"
-    (ended,) = (each["Condition"] for each in policy["Statement"] if each["Action"] == "ec2:TerminateInstances")
-    assert ended == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    assert allowed["ec2:TerminateInstances"] == [own]
+    # The tag decides what may be ended: who could give it to any machine could end any.
+    assert allowed["ec2:CreateTags"] == [{"StringEquals": {"ec2:CreateAction": "RunInstances"}}, own]
 
 
 def test_nothing_that_looks_like_a_secret_is_tracked() -> None:
