@@ -1,0 +1,51 @@
+"""The commands of cluster/README.md: what can be said of them without a cloud. Pasted in order, they lack nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+SECTIONS = {
+    title: "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
+    for title, text in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (CLUSTER / "README.md").read_text(), re.M | re.S)
+}
+"""The commands of each section, by its title."""
+IMAGES = {"AWS": "../cluster.yaml", "GCP": "gcp.yaml"}
+"""What the commands of a section start, and so which images they must have made."""
+
+
+@pytest.mark.parametrize("title", ["AWS", "GCP"])
+def test_each_section_sets_a_variable_before_it_uses_it(title: str) -> None:
+    commands = SECTIONS[title]
+    subprocess.run(["bash", "-n", "-c", commands], check=True)
+    places: dict[str, int] = {}
+    for found in re.finditer(r"\b([A-Z][A-Z_]+)=|\bfor ([A-Z]+) in ", commands):
+        places.setdefault(found[1] or found[2], found.start())
+    used = [(found[1], found.start()) for found in re.finditer(r"\$\{?([A-Z][A-Z_]+)", commands)]
+    assert [name for name, place in used if places.get(name, len(commands)) > place] == []
+
+
+@pytest.mark.parametrize("title", IMAGES)
+def test_each_image_that_a_section_starts_is_built_and_pushed_there(title: str) -> None:
+    files = sorted(CLUSTER.glob(IMAGES[title]))
+    images = {image for path in files for image in re.findall(r"REGISTRY(/[\w.-]+:[\w.-]+)", path.read_text())}
+    assert images
+    commands = SECTIONS[title]
+    assert [image for image in images if f'docker push "$REGISTRY{image}"' not in commands] == []
+    assert [image for image in images if f'-t "$REGISTRY{image}"' not in commands] == []
+
+
+def test_google_cloud_is_asked_for_each_service_before_it_is_used() -> None:
+    """In a new project all of them are off. `iam` and `cloudresourcemanager` are what Ray itself calls."""
+    commands = SECTIONS["GCP"]
+    enabled = re.search(r"^gcloud services enable (.*)$", commands, re.M)
+    assert enabled
+    names = {"compute": "compute", "filestore": "file", "artifacts": "artifactregistry", "iam": "iam"}
+    first_words = set(re.findall(r"gcloud (\w+)", commands)) - {"config", "auth", "services"}
+    needed = {names[word] for word in first_words} | {"cloudresourcemanager"}
+    assert needed == {name.removesuffix(".googleapis.com") for name in enabled[1].split()}
+    assert enabled.start() < min(commands.index(f"gcloud {word} ") for word in first_words)
