@@ -14,11 +14,11 @@ SECTIONS = {
     for title, text in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (CLUSTER / "README.md").read_text(), re.M | re.S)
 }
 """The commands of each section, by its title."""
-IMAGES = {"AWS": "../cluster.yaml", "GCP": "gcp.yaml"}
+IMAGES = {"AWS": "../cluster.yaml", "GCP": "gcp.yaml", "Kubernetes": "kubernetes/**/*.yaml"}
 """What the commands of a section start, and so which images they must have made."""
 
 
-@pytest.mark.parametrize("title", ["AWS", "GCP"])
+@pytest.mark.parametrize("title", [title for title, commands in SECTIONS.items() if commands])
 def test_each_section_sets_a_variable_before_it_uses_it(title: str) -> None:
     commands = SECTIONS[title]
     subprocess.run(["bash", "-n", "-c", commands], check=True)
@@ -37,6 +37,22 @@ def test_each_image_that_a_section_starts_is_built_and_pushed_there(title: str) 
     commands = SECTIONS[title]
     assert [image for image in images if f'docker push "$REGISTRY{image}"' not in commands] == []
     assert [image for image in images if f'-t "$REGISTRY{image}"' not in commands] == []
+
+
+def test_on_kubernetes_what_is_applied_is_waited_for_before_the_next_command_needs_it() -> None:
+    commands = SECTIONS["Kubernetes"]
+    order = [
+        "kuberay/kuberay-operator",
+        "--create-namespace --wait ",
+        "kubernetes/redis.yaml",
+        "rollout status statefulset/redis ",
+        "kubernetes/raycluster.yaml",
+        "wait --for=condition=HeadPodReady raycluster/urg ",
+        "port-forward service/urg-head-svc ",
+        'exec "$HEAD" ',
+    ]
+    places = [commands.index(part) for part in order]
+    assert places == sorted(places)
 
 
 def test_google_cloud_is_asked_for_each_service_before_it_is_used() -> None:
