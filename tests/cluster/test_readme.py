@@ -55,6 +55,21 @@ def test_on_kubernetes_what_is_applied_is_waited_for_before_the_next_command_nee
     assert places == sorted(places)
 
 
+def test_a_rayjob_is_stopped_by_the_words_that_a_run_writes() -> None:
+    """In the log of the run that the manifest names; the RayJob is deleted after them, or it starts the run anew."""
+    training = CLUSTER.parent / "urg" / "training"
+    (file,) = re.findall(r'^UNTIL_STOPPED = "(.+)"$', (training / "notices.py").read_text(), re.M)
+    named = dict(re.findall(r"--(name|storage) (\S+)", (CLUSTER / "kubernetes" / "job" / "rayjob.yaml").read_text()))
+    commands = SECTIONS["Kubernetes"]
+    assert f"cd {named['storage']}/{named['name']} && rm {file} && " in commands
+    (words,) = re.findall(r'train\.log \| grep "([^"]+)"', commands)
+    heard, _, done = words.partition(": ")
+    loop = (training / "loop.py").read_text()
+    assert f'"{heard}"' in loop
+    assert f": {done} at step" in loop
+    assert commands.index(words) < commands.index("delete rayjob")
+
+
 def test_google_cloud_is_asked_for_each_service_before_it_is_used() -> None:
     """In a new project all of them are off. `iam` and `cloudresourcemanager` are what Ray itself calls."""
     commands = SECTIONS["GCP"]
