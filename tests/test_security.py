@@ -21,6 +21,13 @@ CONFIGURATIONS = sorted(
     for path in ROOT.glob(pattern)
     if path.is_file()
 )
+COMPOSED = [
+    service
+    for text in (path.read_text() for path in CONFIGURATIONS)
+    if re.search(r"^services:", text, re.M)
+    for service in yaml.safe_load(text)["services"].values()
+]
+"""The services of all compose files."""
 FORBIDDEN = {
     "unpickles": r"torch\.load\((?![^)]*weights_only=True)|\bpickle\.loads?\(|weights_only\s*=\s*False|joblib\.load",
     "lets a shell read a command": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
@@ -74,18 +81,18 @@ def test_a_listener_for_everybody_is_in_a_container_behind_loopback() -> None:
     """`0.0.0.0` may stand where a container listens, and then its port is published on loopback or kept by a policy."""
     found = {path.relative_to(ROOT).as_posix() for path in CONFIGURATIONS if "0.0.0.0" in path.read_text()}
     assert found <= {"cluster/mlflow/Dockerfile", "cluster/mlflow/compose.yaml"}
-    compose = yaml.safe_load((ROOT / "cluster" / "mlflow" / "compose.yaml").read_text())
-    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-    assert ports
-    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+    ports = [port for service in COMPOSED for port in service.get("ports", [])]
+    assert len(ports) == 2
+    # Loopback, or an address that must be given: with `:?` compose starts nothing without it.
+    assert [port for port in ports if not re.match(r"127\.0\.0\.1:|\$\{\w+:\?", port)] == []
 
 
 def test_images_and_locked_packages_have_fixed_versions() -> None:
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
     assert len(lines) > 100
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
-    compose = yaml.safe_load((ROOT / "cluster" / "mlflow" / "compose.yaml").read_text())
-    images = [service["image"] for service in compose["services"].values() if "image" in service]
+    images = [service["image"] for service in COMPOSED if "image" in service]
+    assert len(images) > 4
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
 
 
@@ -112,15 +119,19 @@ def test_no_secret_and_no_data_get_into_the_image() -> None:
 
 def test_the_heads_role_on_aws_names_what_it_may() -> None:
     policy = json.loads((ROOT / "cluster" / "aws-head-policy.json").read_text())
-    named = [each["Action"] for each in policy["Statement"]]
-    actions = [action for each in named for action in ([each] if isinstance(each, str) else each)]
-    assert [action for action in actions if action.endswith("*") and not action.startswith("ec2:Describe")] == []
+    allowed: dict[str, list[object]] = {}  # by action, the condition of each statement that allows it
+    for each in policy["Statement"]:
+        for action in [each["Action"]] if isinstance(each["Action"], str) else each["Action"]:
+            allowed.setdefault(action, []).append(each.get("Condition"))
+    assert [action for action in allowed if action.endswith("*") and not action.startswith("ec2:Describe")] == []
     (passed,) = (each["Resource"] for each in policy["Statement"] if each["Action"] == "iam:PassRole")
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     worker = config["available_node_types"]["gpu"]["node_config"]["IamInstanceProfile"]["Name"]
     assert passed == f"arn:aws:iam::*:role/{worker}"
-    (ended,) = (each["Condition"] for each in policy["Statement"] if each["Action"] == "ec2:TerminateInstances")
-    assert ended == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    assert allowed["ec2:TerminateInstances"] == [own]
+    # The tag decides what may be ended: who could give it to any machine could end any.
+    assert allowed["ec2:CreateTags"] == [{"StringEquals": {"ec2:CreateAction": "RunInstances"}}, own]
 
 
 def test_nothing_that_looks_like_a_secret_is_tracked() -> None:

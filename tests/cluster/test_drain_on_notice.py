@@ -142,3 +142,12 @@ def test_where_nobody_answers_there_is_no_notice(look: object) -> None:
     (port,) = free_ports(1)
     assert callable(look)
     assert look(f"http://127.0.0.1:{port}") is None
+
+
+def test_the_readme_says_how_long_a_checkpoint_may_take() -> None:
+    seconds = {
+        cloud: int(left * drain_on_notice.PART_FOR_THE_TRAINING)
+        for cloud, left in drain_on_notice.NOTICE_SECONDS.items()
+    }
+    readme = Path(drain_on_notice.__file__).with_name("README.md").read_text()
+    assert f"{seconds['aws']} s on AWS; on Google Cloud {seconds['gcp']} s" in readme

@@ -85,6 +85,34 @@ def test_the_shared_folder_does_not_believe_its_cache_for_long(name: str) -> Non
     assert int(found[1]) <= 30
 
 
+@pytest.mark.parametrize(
+    ("vendor", "driver_after", "code"), [("0x10de", 0, 0), ("0x10de", 3, 0), ("0x10de", 10**6, 124), ("0x1af4", 0, 0)]
+)
+def test_google_clouds_driver_is_waited_for_before_ray_looks_for_gpus(
+    vendor: str, driver_after: int, code: int, tmp_path: Path
+) -> None:
+    """Ray starts the container after these commands, with the GPUs that nvidia-smi then shows."""
+    first = loaded("cluster/gcp.yaml")["initialization_commands"][0]
+    device = tmp_path / "devices" / "0000:00:04.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(f"{vendor}\n")
+    tries = tmp_path / "tries"
+    for tool, script in (
+        ("nvidia-smi", f'echo >> {tries}; [ "$(wc -l < {tries})" -gt {driver_after} ]'),
+        ("sleep", ""),
+    ):
+        (tmp_path / tool).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / tool).chmod(0o755)
+    command = first.replace("/sys/bus/pci", str(tmp_path)).replace("timeout 900", "timeout 1")
+    done = subprocess.run(
+        ["bash", "-c", f"true && (export A=b; {command})"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd="/"
+    )
+    assert done.returncode == code
+    if not code:
+        asked = len(tries.read_text()) if tries.exists() else 0
+        assert asked == (driver_after + 1 if vendor == "0x10de" else 0)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_node_asks_for_the_token_and_the_dashboard_stays_at_home(name: str) -> None:
     config = loaded(name)

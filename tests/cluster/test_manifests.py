@@ -133,12 +133,61 @@ def test_nothing_is_open_and_no_secret_is_written_down() -> None:
     assert [each for each in OBJECTS if each["kind"] in ("Secret", "Ingress")] == []
     services = [each["spec"].get("type", "ClusterIP") for each in OBJECTS if each["kind"] == "Service"]
     assert set(services) == {"ClusterIP"}
-    policies = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"}
-    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
-    for policy in policies.values():
-        for rule in policy.get("ingress", []):
+    policies = [each for each in OBJECTS if each["kind"] == "NetworkPolicy"]
+    closed = {
+        each["metadata"]["namespace"]
+        for each in policies
+        if each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    }
+    assert closed == {each["metadata"]["name"] for each in OBJECTS if each["kind"] == "Namespace"}
+    assert closed == {each["metadata"]["namespace"] for each in OBJECTS if "namespace" in each["metadata"]}
+    for policy in policies:
+        for rule in policy["spec"].get("ingress", []):
             assert rule["from"]
             assert all("ipBlock" not in source for source in rule["from"])
+
+
+def secrets(node: object) -> Iterator[str]:
+    """The name of every Secret that an object takes a value from."""
+    if isinstance(node, dict):
+        if "secretKeyRef" in node:
+            yield node["secretKeyRef"]["name"]
+        for value in node.values():
+            yield from secrets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from secrets(value)
+
+
+def test_rays_namespace_has_no_secret_that_its_users_have_not_anyway() -> None:
+    """By the head's account they can have the cluster mount any of them."""
+    named = [(each["metadata"].get("namespace"), name) for each in OBJECTS for name in secrets(each)]
+    assert set(named) == {("urg", "redis"), ("urg-mlflow", "mlflow")}
+
+
+def test_pods_have_no_account_but_the_head_that_scales_its_cluster() -> None:
+    with_account = [
+        (each["kind"], number)
+        for each in OBJECTS
+        for number, template in enumerate(templates(each))
+        if template["spec"].get("automountServiceAccountToken") is not False
+    ]
+    assert with_account == [("RayCluster", 0)]
+
+
+def test_mlflow_answers_to_its_name_in_the_namespace_that_lets_ray_in() -> None:
+    (server,) = (each for each in OBJECTS if (each["kind"], each["metadata"]["name"]) == ("Deployment", "mlflow"))
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    (hosts,) = (each["value"] for each in container["env"] if each["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS")
+    address = f"mlflow.{server['metadata']['namespace']}:5000"
+    assert address in hosts.split(",")
+    assert f"--tracking.uri http://{address}\n" in (ROOT / "cluster" / "README.md").read_text()
+    (policy,) = (
+        each["spec"] for each in OBJECTS if (each["kind"], each["metadata"]["name"]) == ("NetworkPolicy", "mlflow")
+    )
+    ((source,),) = (rule["from"] for rule in policy["ingress"])
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "urg"}
+    assert source["podSelector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}
 
 
 def test_ray_asks_for_its_token_and_is_of_the_locks_version() -> None:

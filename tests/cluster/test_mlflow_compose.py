@@ -34,6 +34,20 @@ def test_the_server_starts_with_both_passwords_or_not_at_all(missing: str | None
         assert command.startswith("--reuid=mlflow --regid=mlflow --init-groups --no-new-privs mlflow server ")
 
 
+def test_for_the_nodes_of_a_cluster_it_has_one_more_address_that_must_be_given() -> None:
+    """And they may name it by that address: MLflow answers to private ones where it is not told to which."""
+    from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
+
+    more = yaml.safe_load((ROOT / "cluster" / "mlflow" / "for-nodes.yaml").read_text())["services"]["mlflow"]
+    assert list(more) == ["ports"]
+    (port,) = more["ports"]
+    assert port.startswith("${MLFLOW_ADDRESS:?")
+    assert port.endswith("}:5000:5000")
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS" not in SERVICE["environment"]
+    hosts = ("172.31.5.6:5000", "10.10.0.2:5000", "mlflow.example:5000")  # AWS's default network, gcp.yaml's, a name
+    assert [is_allowed_host_header(get_default_allowed_hosts(), host) for host in hosts] == [True, True, False]
+
+
 def test_who_reads_the_passwords_may_read_everybodys_files() -> None:
     """A file that only its maker may read is in the container what it is outside, whatever the maker's number."""
     assert SERVICE["user"] == "root"

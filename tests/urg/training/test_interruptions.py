@@ -127,6 +127,7 @@ def test_a_worker_that_waits_for_one_that_hangs_is_ended(
     _require_equal(_weights(run), undisturbed)
 
 
+@pytest.mark.faults
 @pytest.mark.exhaustive
 def test_a_worker_that_hangs_is_ended_and_all_start_anew(make_run: Make, undisturbed: dict[str, torch.Tensor]) -> None:
     """SIGSTOP to a worker of Ray: the other waits in a collective, which has no end."""
