@@ -42,6 +42,7 @@ class Engine:
             )
             # It would copy scripts of its own into each checkpoint.
             self._engine._copy_recovery_script = lambda _folder: None
+            self._clip, self._engine.clip_fp32_gradients = self._engine.clip_fp32_gradients, self._clip_what_is_there
         self._averaged_over = world * config.accumulation(world)
         self.resized = resized and config.engine.zero_stage > 0
         self._is_plain = config.engine.zero_stage == 0 and config.engine.dtype == "fp32"
@@ -92,6 +93,11 @@ class Engine:
             self._engine.skipped_steps += 1
             for parameter in parameters:
                 parameter.grad = None
+
+    def _clip_what_is_there(self) -> None:
+        """Clip, for DeepSpeed, whose own cannot do without any gradient."""
+        if any(parameter.grad is not None for parameter in self.module.parameters()):
+            self._clip()
 
     def gradient_norm(self) -> float:
         """Norm of the last applied global gradient, before clipping."""
