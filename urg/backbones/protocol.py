@@ -163,8 +163,8 @@ class Backbone(ABC):
         choices: bool [B, N], the first of k candidates at most; the second holds it, and one more. target_P: places of
         the real tokens, the first ones of each row, in the flat [B·T].
         """
-        most = k + len(choices_BN) - 1
-        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[-1], choices_BN[0], most)
+        width = layout.longest(k + len(choices_BN) - 1)
+        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[-1], choices_BN[0], width)
         masks_BL = [inner_BL, mask_BL][-len(choices_BN) :]
         passes = len(masks_BL)
         states = self.decoder(
