@@ -79,15 +79,15 @@ class Layout:
 
 
 def gather(
-    hidden_SD: Tensor, layout: Layout, wanted_BN: Tensor, inner_BN: Tensor, k: int
+    hidden_SD: Tensor, layout: Layout, wanted_BN: Tensor, inner_BN: Tensor, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, L', D] of the wanted candidates (at most k of a query), their mask [B, L'], and the mask of `inner` in
-    it.
+    """States [B, L', D] of the wanted candidates, their mask [B, L'], and the mask of `inner` in it.
 
-    L' is the most tokens that k candidates of a query can have: known from the lengths, not from what was chosen.
+    width: L', or more than there are; the tokens that are wanted of any query, or more: `Layout.longest` says how many
+    they can be without asking an accelerator what was chosen.
     """
     wanted_BL = wanted_BN.gather(1, layout.owner_BL) & layout.mask_BL
-    place_BL = wanted_BL.int().argsort(dim=1, descending=True, stable=True)[:, : layout.longest(k)]
+    place_BL = wanted_BL.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     mask_BL = wanted_BL.gather(1, place_BL)
     inner_BL = inner_BN.gather(1, layout.owner_BL.gather(1, place_BL)) & mask_BL
     return hidden_SD[layout.token_BL.gather(1, place_BL)], mask_BL, inner_BL

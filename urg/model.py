@@ -24,7 +24,7 @@ from data_pipeline.errors import UserError
 from urg.backbones import backbone_of, backbone_type
 from urg.backbones.t5 import T5
 from urg.frozen_encoder import freeze_linears
-from urg.layout import Layout, gather
+from urg.layout import Layout, gather, round_up
 from urg.model_folder import SETTINGS_FILE, seal
 from urg.products import is_partitioned
 from urg.ranking import ranking_scores
@@ -199,8 +199,8 @@ class URG(nn.Module):
     ) -> Tensor:
         """Token ids [B, T] written from the candidates that `choose` takes. generation: options of `generate`."""
         selected_BN, _ = self.choose(scores_BN, layout, k, k_gap)
-        most = self.settings.k if k is None else k
-        states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, most)
+        width = round_up(int((layout.tokens_BN * selected_BN).sum(1).max()))  # of what was chosen: writing waits anyway
+        states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, width)
         return self.backbone.generate(
             states_BLD, mask_BL, **({"max_new_tokens": self.settings.target_tokens} | generation)
         )

@@ -92,7 +92,7 @@ def test_gather_brings_the_wanted_tokens_and_no_others(data: st.DataObject) -> N
         chosen = data.draw(st.lists(st.integers(0, len(row) - 1), min_size=1, max_size=k, unique=True))
         wanted_BN[b, chosen] = True
         inner_BN[b, chosen[:1]] = True
-    states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, wanted_BN, inner_BN, k)
+    states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, wanted_BN, inner_BN, layout.longest(k))
     pieces = iter(hidden_SD.split(layout.candidate_lengths))
     for b, row in enumerate(lengths):
         candidates = [next(pieces) for _ in row]
@@ -332,6 +332,20 @@ def test_fusing_reads_only_the_selected(build: Any, pack: Pack, queries: Queries
     spoilt_SD = hidden_SD.masked_fill(unread_S.unsqueeze(1), 1e3)
     expected = model.fuse(hidden_SD, layout, scores_BN, max_new_tokens=STEPS)
     assert torch.equal(model.fuse(spoilt_SD, layout, scores_BN, max_new_tokens=STEPS), expected)
+
+
+def test_fusing_reads_no_wider_than_what_was_chosen(
+    build: Any, pack: Pack, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the candidates that were not chosen."""
+    model = build(k=1)
+    tokens_S, layout = pack([[*query, torch.full((200,), 7)] for query in queries])
+    scores_BN = -layout.tokens_BN.float()  # the shortest, of up to 3 tokens
+    read: list[Tensor] = []
+    monkeypatch.setattr(model.backbone, "generate", lambda *given, **_: read.extend(given))
+    model.fuse(model.encode(tokens_S, layout), layout, scores_BN)
+    assert layout.longest(1) >= 200
+    assert read[0].shape[:2] == read[1].shape == (5, 8)
 
 
 def test_the_settings_limit_the_text(build: Any, pack: Pack, queries: Queries) -> None:

@@ -164,8 +164,8 @@ class Backbone(ABC):
         choices: bool [B, N], the first of k candidates at most; the second holds it, and one more. target_P: places of
         the real tokens, the first ones of each row, in the flat [B·T].
         """
-        most = k + len(choices_BN) - 1
-        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[-1], choices_BN[0], most)
+        width = layout.longest(k + len(choices_BN) - 1)
+        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[-1], choices_BN[0], width)
         masks_BL = [inner_BL, mask_BL][-len(choices_BN) :]
         passes = len(masks_BL)
         states = self.decoder(
@@ -201,14 +201,32 @@ class Backbone(ABC):
         Raises UserError where the decoder has no positions for so many tokens.
         """
         self.require_room([("max_new_tokens", max_new_tokens)])
-        # A cache of our own: `generate` would size it by the encoder's depth, which may differ from the decoder's.
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        outputs = BaseModelOutput(last_hidden_state=states_BLD.to(self.network.dtype))
+        states_BLD = states_BLD.to(self.network.dtype)
+        beams = options.get("num_beams") or self.network.generation_config.num_beams or 1
+        cache = self._cache(states_BLD, mask_BL, beams)
+        outputs = BaseModelOutput(last_hidden_state=states_BLD)
         own = {"do_sample": False, "past_key_values": cache, "decoder_start_token_id": self.start_id}
         ids_BT: Tensor = self.network.generate(
             encoder_outputs=outputs, attention_mask=mask_BL, max_new_tokens=max_new_tokens, **(own | options)
         )
         return ids_BT
+
+    def _cache(self, states_BLD: Tensor, mask_BL: Tensor, beams: int) -> EncoderDecoderCache:
+        """An empty cache for `generate`, which would size one by the encoder's depth, and not by the decoder's.
+
+        For several beams it holds the candidates' keys and values already: `generate` would project them for each beam.
+        """
+        candidates = _SameForAllBeams()
+        if beams > 1:
+            self.decoder(
+                input_ids=torch.full_like(mask_BL[:, :1], self.start_id, dtype=torch.int64),
+                encoder_hidden_states=states_BLD,
+                encoder_attention_mask=mask_BL,
+                past_key_values=EncoderDecoderCache(DynamicCache(), candidates),
+                use_cache=True,
+            )
+            candidates.batch_repeat_interleave(beams)
+        return EncoderDecoderCache(DynamicCache(), candidates)
 
     def require_room(self, lengths: Iterable[tuple[str, int]]) -> None:
         """Raise UserError for a named length that is beyond the positions of the model."""
@@ -227,3 +245,10 @@ def _at_rest(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+class _SameForAllBeams(DynamicCache):
+    """Keys and values of the candidates: where a beam takes another's place, it is one of the same row."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Nothing: a copy of all of them at every token."""

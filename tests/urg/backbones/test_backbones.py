@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertConfig, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    DynamicCache,
+    EncoderDecoderCache,
+    EncoderDecoderModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
 from data_pipeline.errors import UserError
 from tests.urg.backbones.tiny import NETWORKS, VOCAB, bart, bert
@@ -159,6 +167,39 @@ def test_fused_text_depends_neither_on_company_nor_on_order(
         alone = fused(model, pack([query]), num_beams=num_beams)[0]
         assert torch.equal(together[b, : len(alone)], alone)
         assert (together[b, len(alone) :] == model.backbone.pad_id).all()
+
+
+@ALL
+@pytest.mark.parametrize("end", [None, 3])
+def test_beam_search_is_the_librarys_own_and_reads_the_candidates_once(
+    name: str, end: int | None, build: Any, pack: Pack, queries: Queries
+) -> None:
+    """The library's: from the states of each beam, its cache reordered. end: the place of a token that ends texts."""
+    model, (tokens_S, layout) = build(name), pack(queries)
+    states_BLD = model.encode(tokens_S, layout)[layout.token_BL]
+    backbone, options = model.backbone, {"max_new_tokens": STEPS, "num_beams": 3}
+    if end is not None:
+        free = backbone.generate(states_BLD, layout.mask_BL, **options)
+        model.network.generation_config.eos_token_id = free[:, end].mode().values.item()
+    own = backbone.generate(states_BLD, layout.mask_BL, **options)
+    expected = model.network.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states_BLD),
+        attention_mask=layout.mask_BL,
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        decoder_start_token_id=backbone.start_id,
+        do_sample=False,
+        **options,
+    )
+    assert len(own.unique(dim=0)) > 1, "the candidates must matter in this test"
+    assert torch.equal(own, expected)
+    rows = []
+    for layer in model.network.modules():
+        if isinstance(layer, torch.nn.Linear) and layer.in_features == states_BLD.shape[2]:
+            layer.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[:2]))
+    backbone.generate(states_BLD, layout.mask_BL, **options)
+    depth = len(backbone.layers)
+    assert sum(shape[1] == states_BLD.shape[1] for shape in rows) == 2 * depth, "keys and values of each layer"
+    assert {shape[0] for shape in rows if shape[1] == states_BLD.shape[1]} == {len(queries)}
 
 
 @ALL
