@@ -166,6 +166,10 @@ def test_a_base_model_cut_short_is_refused_by_the_workers_in_one_sentence(
             marks=pytest.mark.exhaustive,
         ),
         pytest.param({"engine__zero_stage": 3, "engine__workers": 2}, marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"engine__zero_stage": 3, "engine__workers": 2, "loss__teacher_dropout": False},
+            marks=pytest.mark.exhaustive,
+        ),
         {"engine__zero_stage": 3, "engine__workers": 2, "engine__dtype": "bf16"},
     ],
     ids=str,
