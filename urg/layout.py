@@ -62,6 +62,15 @@ class Layout:
         indices = (self.token_BL, self.mask_BL, self.owner_BL, self.tokens_BN, self.response_BL)
         return Layout(self.lengths, *(index.to(device, non_blocking=True) for index in indices))
 
+    def rows(self, rows: list[int]) -> Layout:
+        """Some of the queries, in this order; the indices are still those of all packed tokens, and N stays."""
+        lengths = tuple(self.lengths[b] for b in rows)
+        index, width = torch.tensor(rows, device=self.token_BL.device), max(map(sum, lengths))
+        token_BL, mask_BL, owner_BL, response_BL = (
+            x_BL[index, :width] for x_BL in (self.token_BL, self.mask_BL, self.owner_BL, self.response_BL)
+        )
+        return Layout(lengths, token_BL, mask_BL, owner_BL, self.tokens_BN[index], response_BL)
+
     @property
     def mask_BN(self) -> Tensor:
         """bool [B, N]: true where there is a candidate."""
