@@ -255,12 +255,13 @@ class Ensemble:
         import torch
 
         from urg.batching import pack
+        from urg.layout import moved
 
         device = next(self.model.parameters()).device
         tokens_S, layout = pack([ids for ids, *_ in encoded], [question for _, question, _ in encoded])
         layout = layout.to(device)
         with torch.inference_mode():
-            hidden_SD = self.model.encode(tokens_S.to(device), layout)
+            hidden_SD = self.model.encode(moved(tokens_S, device), layout)
             scores_BN = self.model.rank(hidden_SD, layout)
         rows = [row[: len(ids)] for row, (ids, *_) in zip(scores_BN.tolist(), encoded, strict=True)]
         rankings = [
