@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_pipeline.shards import TokenizedExample
 from data_pipeline.tokenization import Template
-from urg.layout import Layout, round_up
+from urg.layout import Layout, moved, round_up
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        return Batch(**{**moved, "layout": self.layout.to(device)})
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: moved(v, device) if isinstance(v, Tensor) else v.to(device) for k, v in own.items()})
 
 
 def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -> list[list[np.ndarray]]:

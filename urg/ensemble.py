@@ -12,15 +12,18 @@ From the shell, JSON lines in and out, one line out for each line in, in order; 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 from urg.config import EnsembleConfig, is_gap
+from urg.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,15 @@ if TYPE_CHECKING:
     from urg.model import URG
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+TOKENS_AT_ONCE = 65536
+"""Tokens of queries that are taken at once at most, padding counted, but for a query that has more by itself."""
+CHARACTERS_PER_TOKEN = 4
+"""About: queries are sorted by length before they are tokenized."""
+
+Answer = TypeVar("Answer")
+Encoded = tuple[list[Any], int, int]
+"""Of a query: the encoder's input for each candidate, how many tokens of each are the question's, and how many of the
+texts were cut."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ class Ensemble:
         _require_whole_numbers(batch_size=batch_size)
         self.model, self.tokenizer, self.batch_size = model.freeze(), tokenizer, batch_size
         self.template = Template.from_tokenizer(tokenizer)
+        self._tokenizing = Lock()
 
     @classmethod
     def from_pretrained(
@@ -181,7 +194,7 @@ class Ensemble:
 
     def rank_batch(self, queries: Sequence[Query]) -> list[Ranking]:
         """Rank the candidates of each query; same length and order as `queries`."""
-        return [ranking for batch in self._batches(queries) for ranking in self._rank(batch)[0]]
+        return self._answers(queries, lambda encoded: self._rank(encoded)[0])
 
     def rank_and_fuse_batch(
         self,
@@ -204,55 +217,80 @@ class Ensemble:
         options: dict[str, Any] = {"num_beams": num_beams}
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
-        return [fused for batch in self._batches(queries) for fused in self._fuse(batch, k, k_gap, options)]
+        return self._answers(queries, lambda encoded: self._fuse(encoded, k, k_gap, options))
 
-    def _batches(self, queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
-        for start in range(0, len(queries), self.batch_size):
-            yield queries[start : start + self.batch_size]
+    def _answers(self, queries: Sequence[Query], answer: Callable[[list[Encoded]], list[Answer]]) -> list[Answer]:
+        """What `answer` makes of each query: of those of like length together, and while it does, another thread
+        tokenizes the next."""
+        for query in queries:
+            _require_texts(query)
+        answers: dict[int, Answer] = {}
+        with closing(read_ahead(self._groups(queries))) as groups:
+            for rows, encoded in groups:
+                answers |= zip(rows, answer(encoded), strict=True)
+        return [answers[row] for row in range(len(queries))]
 
-    def _rank(self, queries: Sequence[Query]) -> tuple[list[Ranking], torch.Tensor, Layout, torch.Tensor]:
+    def _groups(self, queries: Sequence[Query]) -> Iterator[tuple[list[int], list[Encoded]]]:
+        """The queries by their index, tokenized, the longest first: at most `batch_size` of them and TOKENS_AT_ONCE
+        tokens in a group."""
+        from urg.layout import plan_chunks
+
+        order = sorted(range(len(queries)), key=lambda row: -self._length(queries[row]))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            encoded = [self._candidate_ids(queries[row]) for row in rows]
+            lengths = [sum(map(len, ids)) for ids, *_ in encoded]
+            for _, members in plan_chunks(lengths, TOKENS_AT_ONCE):
+                yield [rows[i] for i in members], [encoded[i] for i in members]
+
+    def _length(self, query: Query) -> int:
+        """About how many tokens are read of a query."""
+        own = self.model.settings
+        question = min((len(query.instruction) + len(query.input)) // CHARACTERS_PER_TOKEN, own.question_tokens)
+        responses = (min(len(text) // CHARACTERS_PER_TOKEN, own.response_tokens) for text in query.candidates)
+        return question * len(query.candidates) + sum(responses)
+
+    def _rank(self, encoded: list[Encoded]) -> tuple[list[Ranking], torch.Tensor, Layout, torch.Tensor]:
         """Rankings, and what fusing reuses: encoder states [S, D], their layout, scores [B, N]."""
         import torch
 
         from urg.batching import pack
+        from urg.layout import moved
 
         device = next(self.model.parameters()).device
-        encoded = [self._candidate_ids(query) for query in queries]
         tokens_S, layout = pack([ids for ids, *_ in encoded], [question for _, question, _ in encoded])
         layout = layout.to(device)
         with torch.inference_mode():
-            hidden_SD = self.model.encode(tokens_S.to(device), layout)
+            hidden_SD = self.model.encode(moved(tokens_S, device), layout)
             scores_BN = self.model.rank(hidden_SD, layout)
-        rows = [row[: len(query.candidates)] for row, query in zip(scores_BN.tolist(), queries, strict=True)]
+        rows = [row[: len(ids)] for row, (ids, *_) in zip(scores_BN.tolist(), encoded, strict=True)]
         rankings = [
             Ranking(tuple(row), tuple(sorted(range(len(row)), key=lambda i: -row[i])), cut)
             for row, (*_, cut) in zip(rows, encoded, strict=True)
         ]
         return rankings, hidden_SD, layout, scores_BN
 
-    def _candidate_ids(self, query: Query) -> tuple[list[Any], int, int]:
-        """The encoder's input for each candidate of a query, how many tokens of each are the question's, and how many
-        of the texts were cut."""
+    def _candidate_ids(self, query: Query) -> Encoded:
+        """A query, tokenized."""
         from data_pipeline.encoding import encode_texts
         from data_pipeline.schema import encodable
         from data_pipeline.tokenization import question_text
 
-        _require_texts(query)
         settings = self.model.settings
         text = encodable(question_text(query.instruction, query.input))
-        (question, cut), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
-        answers = encode_texts(list(map(encodable, query.candidates)), self.tokenizer, settings.response_tokens)
+        with self._tokenizing:
+            (question, cut), *_ = encode_texts([text], self.tokenizer, settings.question_tokens)
+            answers = encode_texts(list(map(encodable, query.candidates)), self.tokenizer, settings.response_tokens)
         ids = [self.template.candidate_ids(question, answer) for answer, _ in answers]
         return ids, self.template.question_length(len(question)), cut + sum(cut for _, cut in answers)
 
-    def _fuse(
-        self, queries: Sequence[Query], k: int | None, k_gap: float | None, options: dict[str, Any]
-    ) -> list[Fused]:
+    def _fuse(self, encoded: list[Encoded], k: int | None, k_gap: float | None, options: dict[str, Any]) -> list[Fused]:
         from data_pipeline.tokenization import decode_texts
 
-        rankings, hidden_SD, layout, scores_BN = self._rank(queries)
+        rankings, hidden_SD, layout, scores_BN = self._rank(encoded)
         ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, k_gap, **options)
-        texts = decode_texts(ids_BT, self.tokenizer)
+        with self._tokenizing:  # older tokenizers cannot encode in another thread meanwhile
+            texts = decode_texts(ids_BT, self.tokenizer)
         chosen = self.model.choose(scores_BN, layout, k, k_gap)[0].sum(1).tolist()
         return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, chosen, strict=True)]
 
@@ -260,17 +298,16 @@ class Ensemble:
 def main(config: EnsembleConfig) -> None:
     """Rank and fuse the candidates of each row of a JSON-lines file; killed, the same command goes on where it
     stopped."""
+    from urg.ensemble_rows import answer_rows, lines_at_once, summarize
     from urg.model_folder import require_urg
     from urg.partial_output import partial_output, writing_to
 
     _require_input(config)
     require_urg(Path(config.model).expanduser())
-    with partial_output(config.output, _source(config), config.batch_size) as (out, kept):
+    with partial_output(config.output, _source(config), lines_at_once(config)) as (out, kept):
         ensemble = Ensemble.from_pretrained(
             config.model, config.device, config.dtype, config.batch_size, verify=config.verify
         )
-        from urg.ensemble_rows import answer_rows, summarize
-
         with writing_to(config.output), config.input.open("rb") as lines:
             answer_rows(ensemble, config, lines, out, skip=kept)
     answered, said = summarize(config.output)

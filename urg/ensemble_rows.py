@@ -19,12 +19,22 @@ if TYPE_CHECKING:
     from urg.ensemble import Ensemble
 
 
+BATCHES_AT_ONCE = 4
+"""Batches that are answered together: the next can be tokenized meanwhile, and each be of queries of like length. A
+killed command repeats at most so many."""
+
+
+def lines_at_once(config: EnsembleConfig) -> int:
+    """Lines that are answered, and then written, together."""
+    return BATCHES_AT_ONCE * config.batch_size
+
+
 def answer_rows(
     ensemble: Ensemble, config: EnsembleConfig, lines: Iterable[bytes], out: IO[bytes], skip: int = 0
 ) -> None:
-    """Write a line for each line, in order and in batches. skip: lines that have theirs already."""
+    """Write a line for each line, in order. skip: lines that have theirs already."""
     numbered = islice(enumerate(lines, start=1), skip, None)
-    while batch := list(islice(numbered, config.batch_size)):
+    while batch := list(islice(numbered, lines_at_once(config))):
         parsed = [_parse(line, number) for number, line in batch]
         answers = iter(_answer(ensemble, config, [query for _, query in parsed if isinstance(query, Query)]))
         for row_id, query in parsed:

@@ -27,7 +27,7 @@ from urg.frozen_encoder import freeze_linears
 from urg.layout import Layout, gather, round_up
 from urg.model_folder import SETTINGS_FILE, seal
 from urg.products import is_partitioned
-from urg.ranking import ranking_scores
+from urg.ranking import ranking_scores, ranking_scores_by_groups
 
 LOGITS_AT_ONCE = 2**23
 """Logits that training makes at once: 32 MiB of fp32, several times over."""
@@ -94,6 +94,7 @@ class URG(nn.Module):
         self.backbone = backbone_of(network)
         self.settings = settings
         self.chunk_tokens = chunk_tokens
+        self.is_frozen = False
         self.frozen_encoder: Callable[[Tensor, list[int]], Tensor] | None = None
         self.register_load_state_dict_pre_hook(_take_old_names)
 
@@ -117,6 +118,7 @@ class URG(nn.Module):
         Changes to the weights after this call are not seen.
         """
         self.eval().requires_grad_(False)
+        self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         if self.network.device.type == "cpu":
             freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
@@ -124,8 +126,10 @@ class URG(nn.Module):
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
         """The attention score of each candidate (eq. 5–6): fp32 [B, N], 0 where there is no candidate."""
-        own = self.settings
-        return ranking_scores(self.backbone, hidden_SD, layout, own.score_layers, own.score_tokens)
+        layers, tokens = self.settings.score_layers, self.settings.score_tokens
+        if self.is_frozen:
+            return ranking_scores_by_groups(self.backbone, hidden_SD, layout, layers, tokens, self.chunk_tokens)
+        return ranking_scores(self.backbone, hidden_SD, layout, layers, tokens)
 
     def forward(
         self,

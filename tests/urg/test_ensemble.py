@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.train_tokenizer import save_tokenizer, train_tokenizer
 from urg.config import EnsembleConfig
 from urg.ensemble import Ensemble, Fused, Query, main
+from urg.ensemble_rows import lines_at_once
 from urg.model import URG, Settings
 
 TEXTS = ["The cup is in the hall.", "In the shop, I think.", "No idea.", "", "The cup is in the shop. The pen too."]
@@ -75,6 +77,46 @@ def test_batching_and_order_change_nothing(folder: Path, ensemble: Ensemble) -> 
     reversed_ = ensemble.rank_and_fuse("Where is the cup?", TEXTS[::-1], "The hall.", num_beams=2)
     assert reversed_.text == together[0].text
     assert reversed_.ranking.scores[::-1] == pytest.approx(together[0].ranking.scores, abs=1e-6)
+
+
+def test_queries_of_like_length_are_taken_together_within_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most batch_size of them, and so many tokens with padding, but for one that has more by itself."""
+    own = Ensemble.from_pretrained(folder, batch_size=3)
+    long, short = ("The cup is in the hall. " * 9,) * 5, ("No.", "In the shop.")
+    queries = [Query("Where?", long if i % 2 else short) for i in range(8)]
+    queries[3] = Query("Where?", long * 9)
+    monkeypatch.setattr("urg.ensemble.TOKENS_AT_ONCE", 250)
+    groups = [(rows, [sum(map(len, ids)) for ids, *_ in encoded]) for rows, encoded in own._groups(queries)]
+    assert sorted(row for rows, _ in groups for row in rows) == list(range(8))
+    assert all(len(rows) <= 3 for rows, _ in groups)
+    assert all(len(rows) * max(lengths) <= 250 or len(rows) == 1 for rows, lengths in groups)
+    assert groups[0][0] == [3], "alone, as it has more than all may have"
+    assert [row % 2 for rows, _ in groups for row in rows] == [1] * 4 + [0] * 4, "the long ones first"
+    rankings = own.rank_batch(queries)
+    assert [len(ranking.scores) for ranking in rankings] == [len(query.candidates) for query in queries]
+    for ranking, query in zip(rankings, queries, strict=True):
+        alone = own.rank(query.instruction, query.candidates)
+        assert ranking.scores == pytest.approx(alone.scores, rel=1e-5, abs=0)
+
+
+def test_tokenizing_goes_on_in_another_thread_and_its_errors_come_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Ensemble.from_pretrained(folder, batch_size=1)
+    read, makers = own._candidate_ids, []
+
+    def fail_at_third(query: Query) -> Any:
+        makers.append(threading.current_thread().name)
+        if len(makers) == 3:
+            raise MemoryError("third")
+        return read(query)
+
+    monkeypatch.setattr(own, "_candidate_ids", fail_at_third)
+    with pytest.raises(MemoryError, match="third"):
+        own.rank_and_fuse_batch([Query("Where?", ("a", "b"))] * 4, num_beams=1)
+    assert len(makers) == 3
+    assert "MainThread" not in makers
+    assert not [thread for thread in threading.enumerate() if thread.name in makers]
 
 
 def test_at_most_k_candidates_are_used(ensemble: Ensemble) -> None:
@@ -285,8 +327,8 @@ class Killed(BaseException):
     """Not to be caught."""
 
 
-def kill_in_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Let the command end within a batch; returns a list that grows by one a batch that was begun."""
+def kill_in_call(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let the command end within a call for some rows; returns a list that grows by their number with each call."""
     begun: list[int] = []
     fuse = Ensemble.rank_and_fuse_batch
 
@@ -306,17 +348,18 @@ def test_a_killed_command_goes_on_and_its_output_is_that_of_an_undisturbed_one(
     source, calm, hit = (tmp_path / name for name in ("in.jsonl", "calm.jsonl", "hit.jsonl"))
     rows = [{"id": i, "instruction": f"Where is {i}?", "candidates": TEXTS[i % 3 :]} for i in range(9)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{")
-    main(EnsembleConfig(str(folder), source, calm, batch_size=2, num_beams=1))
-    begun = kill_in_batch(monkeypatch, 4)
-    again = EnsembleConfig(str(folder), source, hit, batch_size=2, num_beams=1)
+    main(EnsembleConfig(str(folder), source, calm, batch_size=1, num_beams=1))
+    begun = kill_in_call(monkeypatch, 3)
+    again = EnsembleConfig(str(folder), source, hit, batch_size=1, num_beams=1)
+    assert lines_at_once(again) == 4
     with pytest.raises(Killed):
         main(again)
     part = tmp_path / "hit.jsonl.part"
-    assert part.read_bytes().count(b"\n") == 6
+    assert part.read_bytes().count(b"\n") == 8
     part.write_bytes(part.read_bytes()[:-5])  # killed in mid-line
     capsys.readouterr()
     main(again)
-    assert begun == [2] * 6 + [1]
+    assert begun == [4, 4, 1, 4, 1]
     assert hit.read_bytes() == calm.read_bytes()
     said = capsys.readouterr().err
     assert "goes on after 4 rows" in said
@@ -332,7 +375,7 @@ def test_lines_made_of_something_else_are_not_kept(
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"instruction": "Where?", "candidates": TEXTS}) + "\n" + "{\n" * 3)
     config = EnsembleConfig(str(model), source, output, batch_size=1, num_beams=1)
-    begun = kill_in_batch(monkeypatch, 0)
+    begun = kill_in_call(monkeypatch, 0)
     with monkeypatch.context() as patch:
         patch.setattr("urg.partial_output.Path.replace", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):

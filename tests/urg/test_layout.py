@@ -44,6 +44,22 @@ def test_a_response_is_what_follows_the_question(lengths: list[list[int]], data:
     assert torch.equal(layout.to(torch.device("cpu")).response_BL, layout.response_BL)
 
 
+@given(lengths=LENGTHS, data=st.data())
+@settings(max_examples=40)
+def test_some_rows_of_a_layout_still_lead_into_all_tokens(lengths: list[list[int]], data: st.DataObject) -> None:
+    questions = [data.draw(st.integers(0, min(row))) for row in lengths]
+    layout = Layout.of(lengths, questions)
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
+    some = layout.rows(rows)
+    assert [list(row) for row in some.lengths] == [lengths[b] for b in rows]
+    assert some.token_BL.shape == (len(rows), max(sum(lengths[b]) for b in rows))
+    for name in ("token_BL", "mask_BL", "owner_BL", "response_BL"):
+        whole = getattr(layout, name)[rows]
+        assert torch.equal(getattr(some, name), whole[:, : some.token_BL.shape[1]])
+        assert not whole[:, some.token_BL.shape[1] :].any()
+    assert torch.equal(some.tokens_BN, layout.tokens_BN[rows])
+
+
 @given(lengths=LENGTHS)
 @settings(max_examples=40)
 def test_layout_is_no_wider_than_its_largest_query(lengths: list[list[int]]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from urg.backbones import t5
 from urg.layout import Layout
 from urg.losses import rank_loss
 from urg.model import URG, Settings
@@ -251,6 +252,36 @@ def test_a_fresh_model_tells_real_texts_apart_and_learns_their_order(tied: bool,
         optimizer.step()
     order = scores_of(model, (tokens_S, layout))[0].argsort(descending=True)
     assert torch.equal(order, quality[0].argsort(descending=True))
+
+
+@pytest.mark.parametrize("budget", [1, 24, 10_000])
+@pytest.mark.parametrize(("layers", "tokens"), [("all", "all"), ("last", "response")])
+def test_a_frozen_model_ranks_by_groups_of_a_bounded_size(
+    budget: int, layers: str, tokens: str, build: Any, queries: list[list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many queries a batch has, and however unequal: the same scores."""
+    model, lengths = build(), [[len(ids) for ids in query] for query in queries * 3]
+    model.settings = replace(model.settings, score_layers=layers, score_tokens=tokens)
+    tokens_S, layout = (
+        torch.cat([ids for query in queries * 3 for ids in query]),
+        Layout.of(lengths, [2, 1, 2, 0, 1] * 3),
+    )
+    with torch.inference_mode():
+        hidden_SD = model.encode(tokens_S, layout)
+        expected = model.rank(hidden_SD, layout)
+        sizes: list[torch.Size] = []
+        cross_attention = t5.cross_attention
+
+        def measured(q_BHE: Tensor, key: Any, value: Any, states_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+            sizes.append(states_BLD.shape[:2])
+            return cross_attention(q_BHE, key, value, states_BLD, mask_BL)
+
+        monkeypatch.setattr(t5, "cross_attention", measured)
+        model.freeze().chunk_tokens = budget
+        scores = model.rank(hidden_SD, layout)
+    assert sum(size.numel() > budget and size[0] > 1 for size in sizes) == 0
+    assert sum(size[0] for size in sizes) == len(lengths) * len(model.backbone.layers)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=0)
 
 
 def test_equal_texts_get_equal_scores(build: Any, pack: Pack, queries: list[list[Tensor]]) -> None:

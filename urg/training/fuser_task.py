@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from urg.config import TrainConfig
+from urg.layout import moved
 from urg.losses import token_cross_entropy
 from urg.model import URG, Settings
 from urg.model_card import system_card
@@ -62,9 +63,8 @@ class FuserTask:
         )
         target_mask_BT[len(targets) - share.fillers :] = False
         real = sum(map(len, sources)) + int(target_mask_BT.sum())
-        return FuserBatch(
-            source_BL.to(device), source_mask_BL.to(device), target_BT.to(device), target_mask_BT.to(device), real
-        )
+        tensors = (source_BL, source_mask_BL, target_BT, target_mask_BT)
+        return FuserBatch(*(moved(tensor, device) for tensor in tensors), real)
 
     def terms(self, forward: Callable[..., Any], batch: FuserBatch, counts: int) -> dict[str, Tensor]:
         """Cross-entropy, mean over the target tokens of the global batch."""

@@ -1,22 +1,27 @@
 """The training loop of one worker: one `while step < steps`, over an explicit state.
 
 Every random choice is keyed by (seed, step, worker), so that a resumed run repeats an uninterrupted one bit for bit,
-dropout included.
+dropout included. What the loop trains on is known from the state too, and made by another thread, one micro-batch
+ahead.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet
-from urg.batching import GlobalBatches, micro_batches
+from urg.batching import Cursor, GlobalBatches, micro_batches
 from urg.model_card import CARD_FILE
 from urg.objective import weighted_sum
 from urg.progress import RunLog
+from urg.read_ahead import read_ahead
 from urg.tracking import Tracker, last_run, ray_metrics
 from urg.training.checkpoints import load_state
 from urg.training.dev import DevSet
@@ -80,6 +85,22 @@ def _open(job: Job) -> tuple[ShardSet, Task] | str:
         return str(error)
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker trains on at once."""
+
+    number: int
+    """Of the step's, from 0."""
+    is_last: bool
+    """Of the step's."""
+    batch: Any
+    """The task's, on the device."""
+    counts: Any
+    """The task's, of the step's global batch."""
+    after: Cursor
+    """Where the step leaves the data."""
+
+
 class Trainer:
     """A worker's part of a run."""
 
@@ -104,9 +125,13 @@ class Trainer:
     def fit(self, tracker: Tracker) -> Outcome:
         """Train until the last step or until told to stop, evaluating and checkpointing on the way."""
         self.tracker = tracker
+        with closing(read_ahead(self._micro_batches())) as ahead:
+            return self._fit(ahead)
+
+    def _fit(self, ahead: Iterator[MicroBatch]) -> Outcome:
         notice, evaluates, saves = Notice.GO_ON, False, False
         while self.state.step < self.plan.steps:
-            self._train_step()
+            self._train_step(ahead)
             step, last = self.state.step, self.state.step == self.plan.steps
             if step % self.config.tracking.log_every == 0 or last:
                 self._log_window()
@@ -131,30 +156,37 @@ class Trainer:
             self.log.line(f"{heard}: wrote a checkpoint at step {self.state.step}")
         return notice is Notice.STOP
 
-    def _train_step(self) -> None:
+    def _train_step(self, ahead: Iterator[MicroBatch]) -> None:
         """One optimizer step over one global batch."""
-        started, step = time.perf_counter(), self.state.step + 1
-        rows, after = self.batches.at(self.state.cursor)
-        counts = self.task.counts(self.split, rows)
-        tokens, accumulation = self.split.encoder_tokens[rows], self.config.accumulation(self.world)
-        shares = micro_batches(rows, tokens, self.rank, self.world, accumulation, self.config.batch.tokens)
-        for micro, own in enumerate(shares):
-            self.engine.begin(last=micro == len(shares) - 1)
+        started, step, micro = time.perf_counter(), self.state.step + 1, None
+        while micro is None or not micro.is_last:
             asked = time.perf_counter()
-            batch = self.task.batch(self._share(own, rows, step), self.engine.device)
+            micro = next(ahead)
             self.window.waited(time.perf_counter() - asked)
-            if micro == 0 and self._is_diagnostic(step):
-                found = self.task.diagnose(batch, counts)
+            self.engine.begin(last=micro.is_last)
+            if micro.number == 0 and self._is_diagnostic(step):
+                found = self.task.diagnose(micro.batch, micro.counts)
                 self.tracker.log_metrics({f"train/{name}": value for name, value in found.items()}, step)
-            seed_everything(self.config.seed, step, self.rank, micro)
-            terms = self.task.terms(self.engine.forward, batch, counts)
+            seed_everything(self.config.seed, step, self.rank, micro.number)
+            terms = self.task.terms(self.engine.forward, micro.batch, micro.counts)
             self.engine.backward(weighted_sum(terms, self.task.weights))
-            self.window.add(terms, *self.task.tokens(batch))
+            self.window.add(terms, *self.task.tokens(micro.batch))
             self.engine.step(self.plan.lr(step, self.config.optim))
-        self.state.step, self.state.cursor = step, after
+        self.state.step, self.state.cursor = step, micro.after
         self.window.end_step(time.perf_counter() - started)
         self.non_finite.check(step, self.engine.skipped_steps, last=step == self.plan.steps)
         self.watchdog.moved()
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        """All that is left of the run. Another thread goes through it, so that it reads the state at first only."""
+        cursor, accumulation = self.state.cursor, self.config.accumulation(self.world)
+        for step in range(self.state.step + 1, self.plan.steps + 1):
+            rows, cursor = self.batches.at(cursor)
+            counts, tokens = self.task.counts(self.split, rows), self.split.encoder_tokens[rows]
+            shares = micro_batches(rows, tokens, self.rank, self.world, accumulation, self.config.batch.tokens)
+            for number, own in enumerate(shares):
+                batch = self.task.batch(self._share(own, rows, step), self.engine.device)
+                yield MicroBatch(number, number == len(shares) - 1, batch, counts, cursor)
 
     def _share(self, own: np.ndarray, rows: np.ndarray, step: int) -> Share:
         """These rows; one of the global batch, as a filler, where the worker has none left."""

@@ -54,11 +54,13 @@ class Task(Protocol):
     """The weight of each loss term, by the name that it is logged under."""
 
     def counts(self, split: Split, rows: np.ndarray) -> Any:
-        """What the sums of a global batch of these rows are divided by: known from the data, before any forward."""
+        """What the sums of a global batch of these rows are divided by: known from the data, before any forward. Called
+        where `batch` is."""
         ...
 
     def batch(self, share: Share, device: torch.device) -> Any:
-        """The tensors of a share, on `device`."""
+        """The tensors of a share, on `device`. Called in another thread than the rest, one share ahead of it: so it
+        draws nothing from torch, and changes nothing that the rest reads."""
         ...
 
     def terms(self, forward: Callable[..., Any], batch: Any, counts: Any) -> dict[str, Tensor]:

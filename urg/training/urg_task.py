@@ -20,7 +20,7 @@ from urg.batching import Batch, collate
 from urg.config import TrainConfig
 from urg.decoder import ROWS
 from urg.encoder import computed_tokens
-from urg.layout import round_up
+from urg.layout import moved, round_up
 from urg.model import URG, Settings
 from urg.model_card import model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, needs_teacher, term_weights
@@ -58,8 +58,9 @@ class UrgTask:
     def batch(self, share: Share, device: torch.device) -> Guided:
         """Packed candidates, references and labels."""
         label, loss = self.config.data.label, self.config.loss
-        batch = collate(share.examples, self.shards.template, label, share.fillers).to(device)
-        return Guided(batch, guide(batch, loss, self.config.seed, share.step, share.rows))
+        batch = collate(share.examples, self.shards.template, label, share.fillers)
+        guide_BN = guide(batch, loss, self.config.seed, share.step, share.rows)
+        return Guided(batch.to(device), None if guide_BN is None else moved(guide_BN, device))
 
     def terms(self, forward: Callable[..., Any], batch: Guided, counts: Counts) -> dict[str, Tensor]:
         """The terms of equation 11."""

@@ -27,7 +27,7 @@ class Window:
         self._computed += computed
 
     def waited(self, seconds: float) -> None:
-        """Count the time that was spent on making a batch."""
+        """Count the time that was spent on waiting for a batch."""
         self._waited += seconds
 
     def end_step(self, seconds: float) -> None:

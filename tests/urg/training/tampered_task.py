@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,24 @@ class Tampered:
 
     def __init__(self, task: Task) -> None:
         self.task, self.step, self.micro = task, 0, 0
+        self._made: deque[Share] = deque()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
     def batch(self, share: Share, device: torch.device) -> Any:
-        """The task's; `step` and `micro` then say of which step it is, and which one of it on this worker, from 0."""
+        """The task's; made ahead."""
+        made = self.task.batch(share, device)
+        self._made.append(share)
+        return made
+
+    def taken(self) -> Share:
+        """What `terms` is asked for; `step` and `micro` then say of which step it is, and which one of it on this
+        worker, from 0."""
+        share = self._made.popleft()
         self.micro = self.micro + 1 if share.step == self.step else 0
         self.step = share.step
-        return self.task.batch(share, device)
+        return share
 
 
 class NanLoss(Tampered):
@@ -41,6 +51,7 @@ class NanLoss(Tampered):
 
     def terms(self, forward: Callable[..., Any], batch: Any, counts: Any) -> dict[str, Tensor]:
         """The task's, one of them spoilt."""
+        self.taken()
         terms = self.task.terms(forward, batch, counts)
         if self.step in self.steps and self.micro == 0 and dist.get_rank() == 1:
             terms["ce"] = terms["ce"] * float("nan")
@@ -55,13 +66,13 @@ class RowsRecorded(Tampered):
         super().__init__(task)
         self.folder, self.dies_at = folder, dies_at
 
-    def batch(self, share: Share, device: torch.device) -> Any:
+    def terms(self, forward: Callable[..., Any], batch: Any, counts: Any) -> dict[str, Tensor]:
         """The task's."""
-        died = self.folder / "died"
+        share, died = self.taken(), self.folder / "died"
         if share.step == self.dies_at and dist.get_rank() == 1 and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         rows = share.rows[: len(share.rows) - share.fillers].tolist()
         with (self.folder / f"rank-{dist.get_rank()}.jsonl").open("a") as file:
             file.write(json.dumps({"process": os.getpid(), "step": share.step, "rows": rows}) + "\n")
-        return super().batch(share, device)
+        return self.task.terms(forward, batch, counts)

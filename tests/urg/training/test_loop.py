@@ -1,15 +1,23 @@
-"""Which model the loop takes for the best; what it computes is in test_runs.py."""
+"""What the loop trains on and when it is made, and which model it takes for the best; what it computes is in
+test_runs.py."""
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 
-from urg.config import EvalConfig, TrainConfig
+from urg.batching import GlobalBatches
+from urg.config import BatchConfig, EngineConfig, EvalConfig, TrainConfig
 from urg.training.loop import Trainer
-from urg.training.state import TrainState
+from urg.training.notices import Notice
+from urg.training.state import Outcome, TrainState
+from urg.training.task import Share
 
 
 @pytest.mark.parametrize(
@@ -29,3 +37,88 @@ def test_the_best_model_has_the_highest_metric_the_newest_of_equals(found: list[
         trainer.state.step = step
         trainer._evaluate()
     assert trainer.state.best_step == best
+
+
+STEPS = 7
+
+
+class Split(list[int]):
+    """Ten rows, each its own index."""
+
+    encoder_tokens = np.arange(1, 11)
+
+
+class Recorded:
+    """A task that notes which thread makes its batches, and what is trained on; it fails at a step."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at, self.weights = fails_at, {"ce": 1.0}
+        self.makers: set[threading.Thread] = set()
+        self.trained: list[tuple[int, list[int], int, int]] = []
+
+    def counts(self, split: Split, rows: np.ndarray) -> int:
+        return len(rows)
+
+    def batch(self, share: Share, device: torch.device) -> tuple[int, list[int], int]:
+        self.makers.add(threading.current_thread())
+        if share.step == self.fails_at:
+            raise OSError("the disk is gone")
+        return share.step, list(share.examples), share.fillers
+
+    def terms(self, forward: Any, batch: Any, counts: int) -> dict[str, torch.Tensor]:
+        self.trained.append((*batch, counts))
+        return {"ce": torch.zeros(())}
+
+    def tokens(self, batch: Any) -> tuple[int, int]:
+        return 1, 1
+
+
+def trainer_of(task: Recorded, state: TrainState | None = None) -> Trainer:
+    """The second of two workers, which share ten rows; two micro-batches a step."""
+    trainer = Trainer.__new__(Trainer)
+    for name in ("engine", "window", "saver", "notices", "non_finite", "watchdog", "log", "dev"):
+        setattr(trainer, name, MagicMock())
+    trainer.config = TrainConfig(
+        steps=STEPS,
+        eval=EvalConfig(metric="label"),
+        batch=BatchConfig(micro=1, accumulation=2),
+        engine=EngineConfig(workers=2),
+    )
+    trainer.rank, trainer.world, trainer.task, trainer.state = 1, 2, task, state or TrainState()  # type: ignore[assignment]
+    trainer.split, trainer.batches = Split(range(10)), GlobalBatches(10, 4, 0)  # type: ignore[assignment]
+    trainer.plan = SimpleNamespace(steps=STEPS, lr=lambda *_: 0.0)  # type: ignore[assignment]
+    trainer.job = MagicMock()
+    trainer.notices.after_step.return_value = Notice.GO_ON  # type: ignore[attr-defined]
+    trainer.non_finite.in_a_row = 0
+    trainer.dev.evaluate.return_value = {}  # type: ignore[attr-defined]
+    return trainer
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, STEPS - 1])
+def test_a_loop_that_was_stopped_goes_on_with_what_an_undisturbed_one_has(stopped_at: int) -> None:
+    """Though a batch of the next step was made already."""
+    whole, before, after = Recorded(), Recorded(), Recorded()
+    assert trainer_of(whole).fit(MagicMock()) == Outcome()
+    assert [(step, len(rows), counts) for step, rows, _, counts in whole.trained[:6]] == [
+        (1, 1, 4), (1, 1, 4), (2, 1, 4), (2, 1, 4), (3, 1, 2), (3, 1, 2)
+    ]  # fmt: skip
+    stopped = trainer_of(before)
+    stopped.notices.after_step.side_effect = lambda: Notice(  # type: ignore[attr-defined]
+        Notice.STOP if stopped.state.step == stopped_at else Notice.GO_ON
+    )
+    assert stopped.fit(MagicMock()) == Outcome(stopped_at=stopped_at)
+    assert trainer_of(after, stopped.state).fit(MagicMock()) == Outcome()
+    assert before.trained + after.trained == whole.trained
+    (maker,) = whole.makers
+    assert maker is not threading.current_thread()
+    assert not any(thread.is_alive() for thread in whole.makers | before.makers | after.makers)
+
+
+def test_an_error_in_making_a_batch_ends_the_loop_at_its_step() -> None:
+    task = Recorded(fails_at=3)
+    trainer = trainer_of(task)
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.fit(MagicMock())
+    assert trainer.state.step == 2
+    assert {step for step, *_ in task.trained} == {1, 2}
+    assert not any(thread.is_alive() for thread in task.makers)
