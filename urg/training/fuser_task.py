@@ -63,8 +63,13 @@ class FuserTask:
         )
         target_mask_BT[len(targets) - share.fillers :] = False
         real = sum(map(len, sources)) + int(target_mask_BT.sum())
-        tensors = (source_BL, source_mask_BL, target_BT, target_mask_BT)
-        return FuserBatch(*(moved(tensor, device) for tensor in tensors), real)
+        return FuserBatch(
+            moved(source_BL, device),
+            moved(source_mask_BL, device),
+            moved(target_BT, device),
+            moved(target_mask_BT, device),
+            real,
+        )
 
     def terms(self, forward: Callable[..., Any], batch: FuserBatch, counts: int) -> dict[str, Tensor]:
         """Cross-entropy, mean over the target tokens of the global batch."""
