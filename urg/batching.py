@@ -118,8 +118,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: moved(v, device) if isinstance(v, Tensor) else v.to(device) for k, v in own.items()})
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        there: dict[str, Any] = {k: moved(v, device) if isinstance(v, Tensor) else v.to(device) for k, v in own.items()}
+        return Batch(**there)
 
 
 def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -> list[list[np.ndarray]]:
