@@ -1,8 +1,8 @@
 """The other rankers on the same rows (Tables 4 and 7): the code that evaluates them, frozen as ours is.
 
-Their encoder has DeBERTa-v3's shape and random weights: sequences longest first in chunks of as many tokens as ours,
-attention by SDPA, weights laid out for the machine. Some of them are timed on the encoder of our own model too, packed
-by the very code that encodes for us: there the methods are compared, and nothing else.
+Their encoder has DeBERTa-v3's shape and random weights: sequences longest first in chunks that are small enough to pad
+little, attention by SDPA, weights laid out for the machine. Some of them are timed on the encoder of our own model too,
+packed by the very code that encodes for us: there the methods are compared, and nothing else.
 """
 
 from __future__ import annotations

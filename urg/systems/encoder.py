@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from urg.systems.protocol import Scores
 
 ROWS_PER_CALL = 16
+PADDED_TOKENS = 1024
+"""Most tokens, padding counted, of sequences that are padded and encoded at once in inference on a CPU: fewer sequences
+are of more equal lengths. (Of eight rows of MixInstruct's lengths 3,072 tokens pad 36 %, 1,024 pad 16 %.)"""
 Ranker = TypeVar("Ranker", bound="EncoderRanker")
 
 
@@ -147,8 +150,9 @@ class EncoderRanker(nn.Module):
         self.eval().requires_grad_(False)
         use_sdpa(self)
         if self.device.type == "cpu":
-            self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS)
-            if self._is_packed(self.device):
+            is_packed = self._is_packed(self.device)
+            self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS if is_packed else PADDED_TOKENS)
+            if is_packed:
                 self.frozen_encoder = FrozenEncoder(self.pretrained_model, self.chunk_tokens)
             freeze_linears(self, but=None if self.frozen_encoder is None else self.pretrained_model)
         return self
