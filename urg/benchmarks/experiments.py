@@ -35,7 +35,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     commit, machine = git_commit(), _machine(device)  # before there is work of our own
     wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
-        wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name == "faults"))
+        wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name in ("profile", "faults")))
     parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
     found, missing = ratios(parts)
     return {
