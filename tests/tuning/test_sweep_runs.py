@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from tests.tuning.killing import run_killed
 from tuning.config import SweepConfig
 from tuning.cost import study_of
 from urg.tracking import default_uri
+from urg.training.evaluations import read_evaluations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,13 +42,9 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.faults
-def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
-    """SIGKILL while two trials train; afterwards Optuna, Tune and MLflow each have every trial once."""
-    overrides = {"steps": 40, "eval.every": 10, "tracking.uri": None}
-    scheduler = dataclasses.replace(asha, grace=10)
-    config = make_sweep(trials=4, scheduler=scheduler, overrides=overrides, concurrency=2)
-    folder, uri = Path(config.storage) / config.name, default_uri(Path(config.storage))
+def _killed_when_two_trials_are_at_step_12(config: SweepConfig, tmp_path: Path) -> list[Path]:
+    """Start a sweep and kill its driver; the logs of the two trials."""
+    folder = Path(config.storage) / config.name
     process = subprocess.Popen(_command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL)
     logs = [folder / "trials" / f"trial-000{number}" / "train.log" for number in (0, 1)]
     while not any(log.exists() and "step 12/" in log.read_text() for log in logs):
@@ -54,6 +52,17 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    return logs
+
+
+@pytest.mark.faults
+def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, asha: Any, tmp_path: Path) -> None:
+    """SIGKILL while two trials train; afterwards Optuna, Tune and MLflow each have every trial once."""
+    overrides = {"steps": 40, "eval.every": 10, "tracking.uri": None}
+    scheduler = dataclasses.replace(asha, grace=10)
+    config = make_sweep(trials=4, scheduler=scheduler, overrides=overrides, concurrency=2)
+    folder, uri = Path(config.storage) / config.name, default_uri(Path(config.storage))
+    logs = _killed_when_two_trials_are_at_step_12(config, tmp_path)
     done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "were interrupted" in done.stdout
@@ -70,6 +79,39 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
         assert [step for step, _ in history(uri, runs[name], "dev/label")] == [10, 20, 30, 40]
     assert (folder / "best" / "model.safetensors").is_file()
     _require_resumable_only_as_itself(config, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.exhaustive
+def test_a_killed_sweep_ends_with_the_trials_and_the_best_model_of_an_undisturbed_one(
+    make_sweep: Make, tmp_path: Path
+) -> None:
+    """A grid, every trial to its end and with dropout: what ASHA ends early, and what TPE tries next, would depend on
+    which of two trials is ahead."""
+    space = {"optim.lr": {"choices": [0.003, 0.01]}}
+    # Long enough: the workers of a driver that is killed train on for a second.
+    overrides = {"steps": 120, "eval.every": 60, "checkpoint_every": 6, "model.dropout": 0.1, "tracking.uri": None}
+    given = {"searcher": "grid", "base_first": False, "trials": 2, "concurrency": 2}
+    calm, hurt = (make_sweep(name=name, space=space, overrides=overrides, **given) for name in ("calm", "hurt"))
+    logs = _killed_when_two_trials_are_at_step_12(hurt, tmp_path)
+    for config in (calm, hurt):
+        subprocess.run(_command(config, tmp_path), env=_environment(), check=True, capture_output=True, timeout=600)
+    assert any("resuming from" in log.read_text() for log in logs)
+    results = [_results(Path(config.storage) / config.name) for config in (calm, hurt)]
+    assert results[0].keys() == {"best", "trial-0000", "trial-0001"}
+    assert results[0] == results[1]
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """What came out of a sweep: of each trial its point and all that was measured, and the weights of the best."""
+    weights = (folder / "best" / "model.safetensors").read_bytes()
+    found: dict[str, Any] = {"best": hashlib.sha256(weights).hexdigest()}
+    for trial in study_of(folder).trials:
+        name = f"trial-{trial.number:04d}"
+        measured = {each.step: each.metrics for each in read_evaluations(folder / "trials" / name)}
+        assert sorted(measured) == [60, 120]
+        found[name] = (trial.state, trial.params, trial.values, measured)
+    return found
 
 
 @pytest.mark.exhaustive
