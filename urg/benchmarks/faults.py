@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from urg.benchmarks.clock import Timing
+
 ROWS = 16
 """Rows of a step and worker."""
 WARM = 10
@@ -73,9 +75,8 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def _spread(runs: list[list[float]]) -> float:
-    """(slowest - fastest) / median of the runs' own medians."""
-    medians = [statistics.median(run) for run in runs]
-    return (max(medians) - min(medians)) / statistics.median(medians)
+    """Of the runs' own medians."""
+    return Timing(tuple(map(statistics.median, runs))).spread
 
 
 def _cost_of_keeping(seconds: dict[str, list[list[float]]], steps: int) -> dict[str, float]:

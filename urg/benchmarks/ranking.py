@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -135,5 +134,6 @@ def _step_share(model: URG, rows: list[Row], repeats: int, device: torch.device)
         "step": lambda: own.rank(hidden_SD, batch.layout),
     }
     seconds = {name: timing.seconds for name, timing in in_turn(parts, repeats, device).items()}
-    shares = [step / (encode + step) for encode, step in zip(seconds["encode"], seconds["step"], strict=True)]
-    return {"share": statistics.median(shares), "spread": (max(shares) - min(shares)) / statistics.median(shares)}
+    pairs = zip(seconds["encode"], seconds["step"], strict=True)
+    shares = Timing(tuple(step / (encode + step) for encode, step in pairs))
+    return {"share": shares.median, "spread": shares.spread}

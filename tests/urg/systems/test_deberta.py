@@ -10,10 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from tests.urg.systems.tiny import ROWS, bert_tokenizer, config, roughen
-from urg.systems.backbone import encoder_of
+from tests.urg.systems.tiny import ROWS, config, make_ranker, roughen
 from urg.systems.deberta import use_sdpa
-from urg.systems.encoder import EncoderRanker, RankerSettings
 from urg.systems.pair_ranker import PairRanker
 from urg.systems.simcls import SimCLS
 
@@ -72,20 +70,15 @@ def test_to_exchange_it_twice_is_to_exchange_it_once() -> None:
     assert all(layer.attention.self is first for layer, first in zip(model.encoder.layer, own, strict=True))
 
 
-def ranker(kind: type[EncoderRanker], family: str, pooling: str = "first") -> Any:
-    tokenizer = bert_tokenizer()
-    settings = RankerSettings(source_tokens=12, candidate_tokens=9, tasks=("quality",), pooling=pooling)
-    torch.manual_seed(0)
-    model = kind(encoder_of(config(family, len(tokenizer))), tokenizer, settings).eval()
-    roughen(model)
-    return model
-
-
 @pytest.mark.parametrize("family", ["deberta-v2", "t5", "bert"])
 @torch.inference_mode()
 def test_a_frozen_ranker_gives_the_same_scores(family: str) -> None:
     """DeBERTa by SDPA, T5 packed by the frozen encoder, any other by linear layers that are laid out."""
-    for model in (ranker(PairRanker, family), ranker(SimCLS, family), ranker(SimCLS, family, "mean")):
+    for model in (
+        make_ranker(PairRanker, family),
+        make_ranker(SimCLS, family),
+        make_ranker(SimCLS, family, pooling="mean"),
+    ):
         frozen = copy.deepcopy(model).freeze()
         assert (frozen.frozen_encoder is not None) == (family == "t5")
         for scores, expected in zip(frozen.scores(ROWS), model.scores(ROWS), strict=True):
@@ -95,7 +88,7 @@ def test_a_frozen_ranker_gives_the_same_scores(family: str) -> None:
 @pytest.mark.parametrize("family", ["deberta-v2", "t5"])
 @torch.inference_mode()
 def test_a_frozen_ranker_scores_in_bf16(family: str) -> None:
-    model = ranker(SimCLS, family)
+    model = make_ranker(SimCLS, family)
     scores = copy.deepcopy(model).bfloat16().freeze().scores(ROWS)
     for own, expected in zip(scores, model.scores(ROWS), strict=True):
         np.testing.assert_allclose(own, expected, atol=0.1)

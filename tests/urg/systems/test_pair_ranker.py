@@ -14,23 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, DebertaV2Model
 
 from data_pipeline.errors import UserError
-from tests.urg.systems.tiny import NAN, ROWS, bert_tokenizer, config, roughen, row
+from tests.urg.systems.tiny import CANDIDATE, NAN, ROWS, SOURCE, bert_tokenizer, config, make_ranker, roughen, row
 from urg.systems.backbone import encoder_of
 from urg.systems.comparison import max_logits, max_wins
 from urg.systems.encoder import RankerSettings
 from urg.systems.pair_ranker import PairRanker, draw_pairs, load_pair_ranker
 from urg.systems.trained import load_ranker
-
-SOURCE, CANDIDATE = 12, 9  # tokens: short enough that both limits cut some texts of ROWS
-
-
-def ranker(family: str = "bert", tasks: tuple[str, ...] = ("quality",), **changes: Any) -> PairRanker:
-    tokenizer = bert_tokenizer()
-    settings = RankerSettings(source_tokens=SOURCE, candidate_tokens=CANDIDATE, tasks=tasks, **changes)
-    torch.manual_seed(0)
-    model = PairRanker(encoder_of(config(family, len(tokenizer))), tokenizer, settings).eval()
-    roughen(model)
-    return model
 
 
 def slow_ids(
@@ -86,7 +75,7 @@ def slow_bubble(matrix: np.ndarray) -> int:
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "t5"])
 @pytest.mark.parametrize("chunk", [40, 10_000])
 def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, chunk: int) -> None:
-    model = ranker(family, tasks=("quality", "other"))
+    model = make_ranker(PairRanker, family, tasks=("quality", "other"))
     model.chunk_tokens = chunk
     tokenizer, head = model.texts.tokenizer, model.head_layer.state_dict()
     with torch.inference_mode():
@@ -104,7 +93,7 @@ def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, 
 
 
 def test_bubble_takes_two_passes_a_candidate_and_full_all_ordered_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = ranker(), []
+    model, seen = make_ranker(PairRanker), []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda sequences: seen.append(len(sequences.lengths)) or forward(sequences))
     with torch.inference_mode():
@@ -172,7 +161,7 @@ def test_a_pairrm_folder_whose_tokenizer_is_another_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "t5"])
 def test_what_is_saved_loads_back_with_equal_scores(family: str, tmp_path: Path) -> None:
-    model = ranker(family, inference="bubble", aggregation="max_wins")
+    model = make_ranker(PairRanker, family, inference="bubble", aggregation="max_wins")
     model.save_pretrained(tmp_path, {name: p.detach() for name, p in model.named_parameters()})
     again = load_pair_ranker(tmp_path)
     assert again.settings == model.settings
@@ -200,7 +189,7 @@ def test_pairs_are_different_useful_of_distinct_texts_and_on_random_sides() -> N
 
 
 def test_the_loss_is_minus_log_sigmoid_of_the_signed_difference_a_row() -> None:
-    model = ranker(tasks=("quality", "other"))
+    model = make_ranker(PairRanker, tasks=("quality", "other"))
     rows = [
         row("1", ["red", "blue", "green"], quality=[0.3, 0.1, NAN], other=[1.0, 2.0, 2.0]),
         row("2", ["one", "two"], quality=[0.5, 0.6], other=[0.0, 0.0]),
@@ -225,7 +214,7 @@ def test_the_loss_is_minus_log_sigmoid_of_the_signed_difference_a_row() -> None:
 
 
 def test_rows_without_a_useful_pair_train_nothing_and_break_nothing() -> None:
-    model = ranker()
+    model = make_ranker(PairRanker)
     batch = model.training_batch([ROWS[1], ROWS[2]], [np.random.default_rng(0)] * 2, fillers=0)
     loss = model.terms(model(batch.sequences), batch)["pairs"]
     loss.backward()

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.urg.systems.tiny import NAN, ROWS, bert_tokenizer, config, roughen, row
-from urg.systems.backbone import encoder_of
-from urg.systems.encoder import RankerSettings
+from tests.urg.systems.tiny import NAN, ROWS, make_ranker, row
 from urg.systems.simcls import SimCLS
 from urg.systems.trained import load_ranker
-
-
-def ranker(family: str = "bert", pooling: str = "first") -> SimCLS:
-    tokenizer = bert_tokenizer()
-    settings = RankerSettings(source_tokens=12, candidate_tokens=9, tasks=("quality",), pooling=pooling)
-    torch.manual_seed(0)
-    model = SimCLS(encoder_of(config(family, len(tokenizer))), tokenizer, settings).eval()
-    roughen(model)
-    return model
 
 
 def slow_vector(model: SimCLS, text: str, limit: int) -> torch.Tensor:
@@ -35,7 +24,7 @@ def slow_vector(model: SimCLS, text: str, limit: int) -> torch.Tensor:
 def test_a_score_is_the_cosine_of_input_and_candidate_and_survives_saving(
     family: str, pooling: str, tmp_path: Path
 ) -> None:
-    model = ranker(family, pooling)
+    model = make_ranker(SimCLS, family, pooling=pooling)
     model.chunk_tokens = 40
     model.save_pretrained(tmp_path, {name: p.detach() for name, p in model.named_parameters()})
     again = load_ranker(SimCLS, tmp_path)
@@ -51,7 +40,7 @@ def test_a_score_is_the_cosine_of_input_and_candidate_and_survives_saving(
 
 
 def test_the_loss_sums_margins_over_pairs_and_averages_the_golds() -> None:
-    model = ranker()
+    model = make_ranker(SimCLS)
     rows = [
         row("1", ["red", "blue", "green", "one", "two"], output="five", quality=[0.2, 0.9, NAN, 0.2, 0.5]),
         row("2", ["one", "two"], quality=[0.1, 0.7]),  # no reference
@@ -72,7 +61,7 @@ def test_the_loss_sums_margins_over_pairs_and_averages_the_golds() -> None:
 
 
 def test_a_batch_with_nothing_to_compare_has_no_loss() -> None:
-    model = ranker()
+    model = make_ranker(SimCLS)
     batch = model.training_batch([row("1", ["red"], quality=[0.3])], [], fillers=0)
     terms = model.terms(model(batch.sequences), batch)
     assert sum(terms.values()).item() == 0.0

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.urg.systems.tiny import NAN, ROWS, bert_tokenizer, config, roughen, row
-from urg.systems.backbone import encoder_of
-from urg.systems.encoder import RankerSettings
+from tests.urg.systems.tiny import NAN, ROWS, make_ranker, row
 from urg.systems.summareranker import MixtureHead, SummaReranker
 from urg.systems.trained import load_ranker
-
-
-def ranker(family: str = "bert", tasks: tuple[str, ...] = ("quality",)) -> SummaReranker:
-    tokenizer = bert_tokenizer()
-    settings = RankerSettings(source_tokens=12, candidate_tokens=9, tasks=tasks)
-    torch.manual_seed(0)
-    model = SummaReranker(encoder_of(config(family, len(tokenizer))), tokenizer, settings).eval()
-    roughen(model)
-    return model
 
 
 def slow_logits(head: MixtureHead, state: torch.Tensor) -> list[float]:
@@ -41,7 +30,7 @@ def slow_logits(head: MixtureHead, state: torch.Tensor) -> list[float]:
 def test_scores_are_those_of_one_text_alone_and_survive_saving(
     family: str, tasks: tuple[str, ...], tmp_path: Path
 ) -> None:
-    model = ranker(family, tasks)
+    model = make_ranker(SummaReranker, family, tasks=tasks)
     model.chunk_tokens = 40
     model.save_pretrained(tmp_path, {name: p.detach() for name, p in model.named_parameters()})
     again = load_ranker(SummaReranker, tmp_path)
@@ -59,7 +48,7 @@ def test_scores_are_those_of_one_text_alone_and_survive_saving(
 
 
 def test_the_loss_is_binary_cross_entropy_with_the_best_as_the_positive() -> None:
-    model = ranker(tasks=("quality", "other"))
+    model = make_ranker(SummaReranker, tasks=("quality", "other"))
     rows = [
         row("1", ["red", "blue", "green"], quality=[0.2, 0.9, 0.9], other=[NAN, 1.0, 2.0]),
         row("2", ["one", "two"], quality=[NAN, NAN], other=[0.5, 0.1]),

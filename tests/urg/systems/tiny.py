@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.shards import TokenizedExample
+from urg.systems.backbone import encoder_of
+from urg.systems.encoder import EncoderRanker, RankerSettings
 
+Ranker = TypeVar("Ranker", bound=EncoderRanker)
+SOURCE, CANDIDATE = 12, 9  # tokens: short enough that both limits cut some texts of ROWS
 WORDS = [*"abcdefgh", "one", "two", "three", "four", "five", "what", "is", "the", "best", "to", "this", "red", "green"]
 WORDS += ["blue"]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -82,6 +86,16 @@ def roughen(module: torch.nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() == 2:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+
+
+def make_ranker(kind: type[Ranker], family: str = "bert", **settings: Any) -> Ranker:
+    """A ranker with rough weights that reads a few tokens. settings: of RankerSettings, where they differ."""
+    tokenizer = bert_tokenizer()
+    given: dict[str, Any] = {"source_tokens": SOURCE, "candidate_tokens": CANDIDATE, "tasks": ("quality",)} | settings
+    torch.manual_seed(0)
+    model = kind(encoder_of(config(family, len(tokenizer))), tokenizer, RankerSettings(**given)).eval()
+    roughen(model)
+    return model
 
 
 def save(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> Path:
