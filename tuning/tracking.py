@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import statistics
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from tuning.blueprint import PREPARE, Blueprint, Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.mlflow_view import view_link, view_tag
 from urg.tracking import OFF, Tracker, last_run
+from urg.tracking.journal import is_held
 
 if TYPE_CHECKING:
     from urg.tracking.tracker import Status
@@ -26,6 +28,8 @@ PARENT = "mlflow.parentRunId"
 SPOOL = "mlflow-spool"
 SETTLED = "settled"
 """File in a trial's folder once MLflow has been told how the trial ended."""
+_DEAD_WITHIN_S = 20.0
+"""Seconds that the workers of a trial which was ended early may live on, and log: Tune kills their controller alone."""
 _STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 _log = logging.getLogger(__name__)
 
@@ -143,6 +147,8 @@ class SweepTracking:
 
     def _settle(self, number: int, outcome: Outcome) -> None:
         try:
+            for unit in self._blueprint.units(number):
+                _await_end(self._run(unit) / SPOOL)
             for unit in self._blueprint.units(number) if self._blueprint.config.folds else []:
                 self._close_fold(unit)
             self._close_trial(number, outcome)
@@ -214,6 +220,13 @@ class SweepTracking:
 
     def _run(self, unit: Unit) -> Path:
         return self._blueprint.trials_folder / unit.name
+
+
+def _await_end(spool: Path) -> None:
+    """Wait until nobody logs to a run any more, for a while: what comes later is sent when the sweep is resumed."""
+    deadline = time.monotonic() + _DEAD_WITHIN_S
+    while is_held(spool) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _log_objectives(tracker: Tracker, blueprint: Blueprint, outcome: Outcome) -> None:

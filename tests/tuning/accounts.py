@@ -113,7 +113,7 @@ def _of_mlflow(uri: str, run: Any, trial: Any, folder: Path) -> Iterator[str]:
         if trial.state.name == "PRUNED" and len(points) == len(evaluated) + 1:
             points.pop()
         if points != evaluated:
-            yield f"MLflow's points of dev/{name} are {points}"
+            yield f"MLflow's points of dev/{name} are {points}, the file's {evaluated}; {trial.state.name}"
 
 
 def _evaluated(run: Path) -> list[tuple[int, dict[str, float]]]:

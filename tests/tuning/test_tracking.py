@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tuning.config import SweepConfig
 from tuning.ledger import Ledger, Outcome
 from tuning.tracking import SweepTracking
 from urg.tracking import Tracker
+from urg.tracking.journal import Journal, read_cards
 
 Make = Callable[..., SweepConfig]
 
@@ -74,6 +77,35 @@ def test_what_a_killed_session_did_not_say_the_next_one_says_once(ledger: Ledger
     history = client.get_metric_history(runs["tiny"].info.run_id, "best/label")
     assert [(point.step, point.value) for point in history] == [(1, 0.4), (2, 0.7)]
     assert (runs["tiny"].info.status, runs["tiny"].data.tags["best.trial"]) == ("FINISHED", "1")
+
+
+def test_what_a_worker_still_logs_after_its_trial_was_ended_early_is_sent_too(ledger: Ledger) -> None:
+    """Tune ends a trial's actor at once, its workers live on for a moment: one of them evaluates once more."""
+    from mlflow.tracking import MlflowClient
+
+    blueprint, outcome = ledger.blueprint, Outcome("pruned", [0.4], 2, "ended by ASHA at step 2")
+    number = _end(ledger, outcome)
+    spool = blueprint.trials_folder / trial_name(number) / "mlflow-spool"
+    with Tracker(blueprint.tracking_uri, "tiny", trial_name(number), spool=spool, system_interval=None) as tracker:
+        tracker.log_metrics({"dev/label": 0.4}, 2)
+    [card] = read_cards(spool)
+    left = Journal(spool, card.key)  # the worker's, which has it as long as it lives
+
+    def log_and_die() -> None:
+        left.append([{"op": "metric", "time": int(time.time() * 1000), "step": 4, "key": "dev/label", "value": 0.5}])
+        left.close()
+
+    dying = threading.Timer(1.5, log_and_die)
+    dying.start()
+    sweep = SweepTracking(ledger)
+    sweep.settle(number, outcome)
+    sweep.close([], {})
+    dying.join()
+    run = _runs(ledger)[trial_name(number)]
+    points = MlflowClient(blueprint.tracking_uri).get_metric_history(run.info.run_id, "dev/label")
+    assert [(point.step, point.value) for point in points] == [(2, 0.4), (4, 0.5)]
+    assert run.info.status == "KILLED"
+    assert not list(spool.glob("*.jsonl"))
 
 
 def test_lengths_that_shards_were_prepared_with_are_params_of_a_trained_trial(make_sweep: Make) -> None:

@@ -86,6 +86,18 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
+def is_held(spool: Path) -> bool:
+    """Whether a process that lives logs to the spool; also true of files left on a file system that has no locks."""
+    for path in spool.glob("*.jsonl"):
+        try:
+            with path.open("rb") as file:
+                if not _lock(file):
+                    return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
 class Journal:
     """An append-only file of events, read back in order and emptied when all of them have been sent. Thread-safe.
 

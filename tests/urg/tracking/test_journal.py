@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from data_pipeline.errors import UserError
-from urg.tracking.journal import Journal, RunCard, find_card, read_cards
+from urg.tracking.journal import Journal, RunCard, find_card, is_held, read_cards
 
 
 def events(n, start=0):
@@ -71,6 +71,17 @@ def test_a_file_in_use_and_one_of_another_run_are_left_alone(tmp_path):
     assert not second.pending
     assert read_all(first) == events(2)
     assert other.path.exists()
+
+
+def test_a_spool_is_held_as_long_as_somebody_logs_to_it(tmp_path):
+    assert not is_held(tmp_path / "none")
+    journal = Journal(tmp_path, "a")
+    assert is_held(tmp_path)
+    assert is_held(tmp_path)  # to ask takes nothing away
+    journal.append(events(1))
+    journal.close()
+    assert not is_held(tmp_path)  # what was left behind is nobody's
+    assert list(tmp_path.glob("*.jsonl"))
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
