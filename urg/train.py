@@ -195,14 +195,16 @@ def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping
 def _through_failed_starts(job: Job) -> Outcome:
     """Train. Ray Train starts its workers anew when one dies, but not when it dies while the training function is
     handed to it, half of the time that a start takes: that ends Ray's controller. Here another one begins, in a new
-    session, for the dead one would keep its room in the old one."""
+    session, for the dead one would keep its room in the old one. Whose session it is not, such as a trial's, cannot
+    make a new one: there the run ends, and the same call resumes it."""
+    import ray
     from ray.exceptions import RayError
     from ray.train import ControllerError
 
     from urg.progress import RunLog
     from urg.training.notices import UNTIL_STOPPED
 
-    left = job.config.engine.max_failures
+    left = 0 if ray.is_initialized() else job.config.engine.max_failures
     while True:
         try:
             return _in_a_session(job)

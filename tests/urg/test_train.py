@@ -317,8 +317,9 @@ def test_a_worker_that_dies_before_it_begins_is_tried_again_as_one_that_trains(
 
 
 def test_what_another_start_does_not_mend_ends_a_run(
-    make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None]
+    make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
     from ray.exceptions import ActorDiedError
     from ray.train import ControllerError
 
@@ -333,8 +334,12 @@ def test_what_another_start_does_not_mend_ends_a_run(
         (tmp_path / UNTIL_STOPPED).unlink()
         raise ControllerError(ActorDiedError())
 
-    for fit in (bug, stopped):
+    def lost() -> None:
+        raise ControllerError(ActorDiedError())
+
+    for fit, session_of_the_caller in ((bug, False), (stopped, False), (lost, True)):
         play(fit)
+        monkeypatch.setattr(ray, "is_initialized", lambda own=session_of_the_caller: own)
         with pytest.raises(ControllerError):
             module._through_failed_starts(Job(make(), tmp_path, "off", None, {}))
     assert not (tmp_path / "train.log").exists()
