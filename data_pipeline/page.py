@@ -67,7 +67,7 @@ summary { cursor: pointer; padding: 11px 16px; font-weight: 600; overflow-wrap: 
   overflow-wrap: anywhere; }
 .tag { border-radius: 99px; padding: 0 9px; font-size: 0.78rem; border: 1px solid currentColor; }
 .tag.used { color: var(--accent); } .tag.best { color: var(--third); }
-.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
   .facts td:first-child { white-space: nowrap; }
 ul.missing { padding-left: 20px; overflow-wrap: anywhere; }
 @media (max-width: 600px) { main { padding: 18px 12px 48px; } h1 { font-size: 1.4rem; }
