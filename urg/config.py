@@ -172,7 +172,11 @@ class DataConfig:
     folds: int | None = None
     """Cross-validation: cut the training split into so many parts by a hash of the id. Null: use `dev_split`."""
     fold: int | None = None
-    """The part, 0 to `folds` - 1, that takes the place of the dev split; the others are trained on."""
+    """The part, 0 to `folds` - 1, that is held out for `urg.evaluate --folds` to test on; the others are trained on."""
+    fold_dev: Literal["training", "held_out"] = "training"
+    """Under cross-validation, what takes the place of the dev split. `training`: a tenth of the other parts by a hash
+    of the id, which is then not trained on; it chooses the best model, and nothing reads the part that is held out.
+    `held_out`: that part, as `tuning.sweep --folds` measures it; it chooses nothing, the run's last model is kept."""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all.")
@@ -182,6 +186,11 @@ class DataConfig:
         else:
             valid = self.fold is not None and 0 <= self.fold < self.folds
             require(valid, "data.fold", self.fold, f"must be one of the parts 0 to {self.folds - 1}.")
+
+    @property
+    def measures_held_out(self) -> bool:
+        """Whether the run's evaluations measure the part that is held out, so that they must not choose a model."""
+        return self.folds is not None and self.fold_dev == "held_out"
 
 
 @dataclass(frozen=True)
@@ -214,8 +223,8 @@ class EvalConfig:
     """Rows a worker ranks and fuses at once."""
     metric: str = "bertscore"
     """The dev metric that chooses the best checkpoint, higher is better: bertscore, rouge1, rouge2, rougeL, rougeLsum,
-    bleu (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking). Never the loss: it changes with γ,
-    β, τ."""
+    bleu (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking; with `loss.generation false` one of
+    these). Never the loss: it changes with γ, β, τ."""
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder. LLM-Blender uses bert-base-multilingual-cased."""
     num_beams: int = 1
@@ -316,7 +325,8 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
-    """Checkpoints kept, the newest ones. The best model by `eval.metric` is kept beside them, in the run's `model`."""
+    """Checkpoints kept, the newest ones. The best model by `eval.metric` is kept beside them, in the run's `model`;
+    under `data.fold_dev held_out` the last one."""
     dry_run: bool = False
     """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
     data: DataConfig = field(default_factory=DataConfig)

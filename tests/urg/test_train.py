@@ -192,6 +192,39 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(make: Make,
         _require_same_run(tmp_path, stored, {"config": _flat(make(model__k_gap=0.5)), "data": "key"})
 
 
+def test_a_fold_that_is_older_than_the_choice_of_its_dev_rows_keeps_its_training_rows(
+    make: Make, tmp_path: Path
+) -> None:
+    from urg.train import _flat, _require_same_run
+
+    def identity(**overrides: Any) -> dict[str, Any]:
+        return {"config": _flat(make(**overrides)), "data": "key"}
+
+    folds = {"data__folds": 3, "data__fold": 1}
+    old, without = identity(**folds), identity()
+    for stored in (old, without):
+        del stored["config"]["data.fold_dev"]
+    _require_same_run(tmp_path, without, identity())
+    _require_same_run(tmp_path, old, identity(**folds, data__fold_dev="held_out"))
+    with pytest.raises(UserError, match=r"data\.fold_dev \(was 'held_out', now 'training'\)"):
+        _require_same_run(tmp_path, old, identity(**folds))
+
+
+def test_a_model_that_only_ranks_is_not_chosen_by_a_metric_of_text_that_it_took_over(make: Make) -> None:
+    """A run that was begun so goes on: what it lacks here is its data."""
+    from urg.training.state import IDENTITY
+
+    ranks = {"loss__generation": "false", "data__shards": "/nowhere/at/all"}
+    with pytest.raises(UserError, match=r"eval\.metric='rougeL'.*it only ranks: .* --eval\.metric label, or another"):
+        main(make(**ranks, dry_run="true"))
+    for allowed in (make(**ranks, eval__metric="spearman"), make(**ranks, system="simcls"), begun := make(**ranks)):
+        if allowed is begun:
+            (Path(begun.storage) / begun.name).mkdir(parents=True)
+            (Path(begun.storage) / begun.name / IDENTITY).touch()
+        with pytest.raises(UserError, match="/nowhere/at/all"):
+            main(allowed)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 5])
 def test_any_number_of_workers_takes_the_whole_global_batch(make: Make, workers: int) -> None:
     from urg.batching import micro_batches
