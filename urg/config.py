@@ -98,8 +98,17 @@ class LossConfig:
     """Train to write at all. False: the ranking loss alone; nothing is decoded, and the model ranks but cannot fuse."""
     rank_loss: Literal["hinge", "margin", "logistic", "listnet", "listmle"] = "hinge"
     """The ranking loss; `hinge` is the paper's."""
-    rank_scale: Literal["attention", "mass", "unit", "log"] = "attention"
-    """What the ranking loss sees of the scores; `attention` is the paper's."""
+    rank_scale: Literal["attention", "mass", "unit", "log", "log_mass"] = "attention"
+    """What the ranking loss sees of the scores s, each the attention a token of a candidate with L of the row's ΣL
+    tokens: s itself, as in the paper (`attention`), s·L (`mass`), s·ΣL (`unit`), log of s·ΣL (`log`), log of s·L
+    (`log_mass`: attention that falls on some tokens of each candidate, whatever its length, gives no preference for
+    short ones). Ranking itself goes by s."""
+    quality_scale: Literal["minmax", "rank"] = "minmax"
+    """`listnet`: what its target is made of, 0 to 1 within a row: the labels themselves (`minmax`), or their ranks at
+    equal distances, equals sharing one (`rank`), where the labels of most rows lie close together or far apart by
+    turns, as a judge's probabilities do. The other losses see the order of the labels alone."""
+    temperature: float = 0.1
+    """`listnet`: the target is softmax(quality / temperature). Low: the best alone counts; high: all nearly alike."""
     kl_teacher: Literal["detached", "joint"] = "detached"
     """Whether the KL term's gradient stops at p."""
     teacher_dropout: bool = True
@@ -122,6 +131,8 @@ class LossConfig:
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        warm = 0 < self.temperature < float("inf")
+        require(warm, "loss.temperature", self.temperature, "must be positive and finite.")
         gradient = self.kl_teacher == "joint" and not self.teacher_dropout
         require(not gradient, "loss.teacher_dropout", False, "no gradient passes: needs loss.kl_teacher detached.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
@@ -363,7 +374,7 @@ class TrainConfig:
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
         )
         require(
-            self.loss.rank_scale != "mass" or self.model.score_tokens == "all",
+            self.loss.rank_scale not in ("mass", "log_mass") or self.model.score_tokens == "all",
             "loss.rank_scale",
             self.loss.rank_scale,
             "is the attention on all tokens of a candidate: choose another, or model.score_tokens all.",

@@ -17,6 +17,8 @@ def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev:
     best = f"the best {config.model.k}" + ("" if config.model.k_gap is None else " or fewer, where others fall behind")
     then = f"and writes one answer from {best}" if loss.generation else "and was not taught to write"
     terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale"
+    if loss.rank_loss == "listnet":
+        terms += f" (target: {loss.quality_scale}, temperature {loss.temperature})"
     terms += f", β={loss.beta}, m={loss.m}, τ={loss.tau}" if loss.generation else ", alone"
     return f"""---
 library_name: urg

@@ -183,7 +183,15 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(make: Make,
     from urg.train import _flat, _require_same_run
 
     stored = {"config": _flat(make()), "data": "key"}
-    for later in ("model.score_layers", "model.score_tokens", "model.k_gap", "loss.teacher_dropout", "batch.tokens"):
+    for later in (
+        "model.score_layers",
+        "model.score_tokens",
+        "model.k_gap",
+        "loss.teacher_dropout",
+        "batch.tokens",
+        "loss.quality_scale",
+        "loss.temperature",
+    ):
         del stored["config"][later]
     _require_same_run(tmp_path, stored, {"config": _flat(make(batch__tokens=900)), "data": "key"})
     with pytest.raises(UserError, match=r"configuration: model\.score_layers \(was 'all', now 'last'\)\. Choose"):

@@ -54,6 +54,8 @@ def test_the_state_survives_json() -> None:
         (lambda: LossConfig(gamma=-1), "loss.gamma=-1"),
         (lambda: LossConfig(tau=0), "loss.tau=0"),
         (lambda: LossConfig(m=0), "loss.m=0"),
+        (lambda: LossConfig(temperature=0), "loss.temperature=0"),
+        (lambda: LossConfig(temperature=float("inf")), "loss.temperature=inf"),
         (lambda: OptimConfig(lr=0), "optim.lr=0"),
         (lambda: EvalConfig(metric="loss"), "eval.metric='loss'"),
         (lambda: TrainConfig(), "eval.bertscore_model"),
