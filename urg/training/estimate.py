@@ -116,6 +116,9 @@ def tokens_per_row(config: TrainConfig, facts: Mapping[str, Any], template: Temp
     source = min(question + RANKER_FRAME, config.ranker.source_tokens)
     candidate = min(response + RANKER_FRAME, config.ranker.candidate_tokens)
     if config.system == "pair_ranker":
+        if config.ranker.fills_up:
+            room = (config.ranker.source_tokens - source) / 2 + config.ranker.candidate_tokens
+            candidate = min(response + RANKER_FRAME, room)
         return float(min(config.ranker.pairs, candidates * (candidates - 1) / 2) * (source + 2 * candidate))
     if config.system == "simcls":
         return float(source + (candidates + 1) * candidate)
