@@ -123,6 +123,8 @@ def draw_up(config: SweepConfig) -> Blueprint:
     given = read_file(config.base, TRAIN_PRESETS)
     first = {"eval.metric": config.objective[0], "engine.max_failures": config.retries}
     fixed = {"resume": "auto", "dry_run": False, "storage": str(storage), "data.folds": None, "data.fold": None}
+    # A fold is measured on the part that is held out, which then chooses nothing: trial.py counts its last evaluation.
+    fixed["data.fold_dev"] = "held_out" if config.folds else "training"
     overrides = dict(flatten(config.overrides)) if config.overrides else {}  # `--overrides.eval.every` nests
     base = build(TrainConfig, given, {**overrides, **first, **fixed})
     if "bertscore" in config.objective and base.eval.bertscore_model is None:

@@ -54,7 +54,7 @@ class SweepConfig:
     """Folder for sweeps. With several nodes it must be shared between them."""
     objective: list[str] = field(default_factory=lambda: ["bertscore"])
     """Dev metrics to raise, as `eval.metric` has them; with several of them the Pareto front is looked for. A trial
-    counts by its best evaluation by the first of them, whose model is the one that it keeps."""
+    counts by its best evaluation by the first of them, whose model is the one that it keeps; a fold by its last."""
     searcher: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
     """How points are chosen (Optuna). `grid` tries every combination; ranges then need a `step`."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -64,7 +64,9 @@ class SweepConfig:
     hours: float | None = None
     """No trial is begun after so many hours of sweeping, over all sessions; those that run are ended regularly."""
     folds: int | None = None
-    """k-fold cross-validation over the training split: each point is trained so many times, in parallel."""
+    """k-fold cross-validation over the training split: each point is trained so many times, in parallel, and counts by
+    the mean over the parts. Each time all other parts are trained on, and the model of the last step is measured on the
+    part that is held out: no checkpoint is chosen by it."""
     base_first: bool = True
     """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None

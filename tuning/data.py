@@ -44,11 +44,10 @@ def prepared(blueprint: Blueprint, point: Point) -> str | None:
 def planned(config: TrainConfig) -> tuple[int, int]:
     """(steps of a run, the largest number of candidates of a training row), by the manifest alone."""
     from data_pipeline.shards import ShardSet
-    from urg.training.plan import Plan
+    from urg.training.plan import Plan, rows_to_train_on
 
     shards, name = ShardSet.open(config.data.shards, verify=False), config.data.train_split
     if name not in shards.splits:
         raise UserError(f"{shards.folder} has no split {name}; it has {', '.join(shards.splits)}.")
     facts = shards.manifest["splits"][name]
-    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
-    return Plan.of(config, min(rows, config.data.limit or rows)).steps, int(facts["candidates"]["max"])
+    return Plan.of(config, rows_to_train_on(config, facts["rows"])).steps, int(facts["candidates"]["max"])

@@ -85,7 +85,7 @@ def _final(ledger: Ledger, best: FrozenTrial) -> TrainConfig:
         config,
         name=f"{blueprint.config.name}-best",
         storage=str(Path(blueprint.config.storage)),
-        data=dataclasses.replace(config.data, folds=None, fold=None),
+        data=dataclasses.replace(config.data, folds=None, fold=None, fold_dev="training"),
     )
 
 

@@ -59,7 +59,8 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
         config = blueprint.train_config(settings["point"], unit, settings["shards"])
         with ThreadPoolExecutor(1) as pool:
             _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
-        outcome = counted(read_evaluations(run), blueprint.config.objective)
+        evaluations = read_evaluations(run)
+        outcome = counted(evaluations[-1:] if unit.fold is not None else evaluations, blueprint.config.objective)
     except Exception as error:  # whatever it is ends this trial, not the sweep
         outcome = Outcome("failed", reason=reason_of(error))
     return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
@@ -118,7 +119,8 @@ def elapsed(run: Path, now: float) -> float:
 
 
 def counted(evaluations: Sequence[Evaluation], objective: Sequence[str]) -> Outcome:
-    """The outcome of a run that went to its end: its best evaluation by the first objective, the earlier of equals."""
+    """The outcome of a run that went to its end: its best evaluation by the first objective, the earlier of equals. A
+    fold's is its last alone, for the best of several on the part that is held out would be chosen by it."""
     if not evaluations:
         return Outcome("failed", reason="it ended without an evaluation on the dev split.")
     for name in objective:

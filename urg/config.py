@@ -98,8 +98,17 @@ class LossConfig:
     """Train to write at all. False: the ranking loss alone; nothing is decoded, and the model ranks but cannot fuse."""
     rank_loss: Literal["hinge", "margin", "logistic", "listnet", "listmle"] = "hinge"
     """The ranking loss; `hinge` is the paper's."""
-    rank_scale: Literal["attention", "mass", "unit", "log"] = "attention"
-    """What the ranking loss sees of the scores; `attention` is the paper's."""
+    rank_scale: Literal["attention", "mass", "unit", "log", "log_mass"] = "attention"
+    """What the ranking loss sees of the scores s, each the attention a token of a candidate with L of the row's ΣL
+    tokens: s itself, as in the paper (`attention`), s·L (`mass`), s·ΣL (`unit`), log of s·ΣL (`log`), log of s·L
+    (`log_mass`: attention that falls on some tokens of each candidate, whatever its length, gives no preference for
+    short ones). Ranking itself goes by s."""
+    quality_scale: Literal["minmax", "rank"] = "minmax"
+    """`listnet`: what its target is made of, 0 to 1 within a row: the labels themselves (`minmax`), or their ranks at
+    equal distances, equals sharing one (`rank`), where the labels of most rows lie close together or far apart by
+    turns, as a judge's probabilities do. The other losses see the order of the labels alone."""
+    temperature: float = 0.1
+    """`listnet`: the target is softmax(quality / temperature). Low: the best alone counts; high: all nearly alike."""
     kl_teacher: Literal["detached", "joint"] = "detached"
     """Whether the KL term's gradient stops at p."""
     teacher_dropout: bool = True
@@ -122,6 +131,8 @@ class LossConfig:
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "must be 0 (off) or positive.")
         require(self.m >= 1, "loss.m", self.m, "must compare at least one token.")
         require(self.tau > 0, "loss.tau", self.tau, "must be positive.")
+        warm = 0 < self.temperature < float("inf")
+        require(warm, "loss.temperature", self.temperature, "must be positive and finite.")
         gradient = self.kl_teacher == "joint" and not self.teacher_dropout
         require(not gradient, "loss.teacher_dropout", False, "no gradient passes: needs loss.kl_teacher detached.")
         require(self.schedule_steps >= 1, "loss.schedule_steps", self.schedule_steps, "must be at least 1.")
@@ -172,7 +183,11 @@ class DataConfig:
     folds: int | None = None
     """Cross-validation: cut the training split into so many parts by a hash of the id. Null: use `dev_split`."""
     fold: int | None = None
-    """The part, 0 to `folds` - 1, that takes the place of the dev split; the others are trained on."""
+    """The part, 0 to `folds` - 1, that is held out for `urg.evaluate --folds` to test on; the others are trained on."""
+    fold_dev: Literal["training", "held_out"] = "training"
+    """Under cross-validation, what takes the place of the dev split. `training`: a tenth of the other parts by a hash
+    of the id, which is then not trained on; it chooses the best model, and nothing reads the part that is held out.
+    `held_out`: that part, as `tuning.sweep --folds` measures it; it chooses nothing, the run's last model is kept."""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "must be at least 1, or null for all.")
@@ -182,6 +197,11 @@ class DataConfig:
         else:
             valid = self.fold is not None and 0 <= self.fold < self.folds
             require(valid, "data.fold", self.fold, f"must be one of the parts 0 to {self.folds - 1}.")
+
+    @property
+    def measures_held_out(self) -> bool:
+        """Whether the run's evaluations measure the part that is held out, so that they must not choose a model."""
+        return self.folds is not None and self.fold_dev == "held_out"
 
 
 @dataclass(frozen=True)
@@ -214,8 +234,8 @@ class EvalConfig:
     """Rows a worker ranks and fuses at once."""
     metric: str = "bertscore"
     """The dev metric that chooses the best checkpoint, higher is better: bertscore, rouge1, rouge2, rougeL, rougeLsum,
-    bleu (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking). Never the loss: it changes with γ,
-    β, τ."""
+    bleu (of the fused text), label, hit@1, ndcg, spearman, kendall (of the ranking; with `loss.generation false` one of
+    these). Never the loss: it changes with γ, β, τ."""
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder. LLM-Blender uses bert-base-multilingual-cased."""
     num_beams: int = 1
@@ -316,7 +336,8 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; null: one at each evaluation only. Each evaluation writes one in any case."""
     keep_checkpoints: int = 2
-    """Checkpoints kept, the newest ones. The best model by `eval.metric` is kept beside them, in the run's `model`."""
+    """Checkpoints kept, the newest ones. The best model by `eval.metric` is kept beside them, in the run's `model`;
+    under `data.fold_dev held_out` the last one."""
     dry_run: bool = False
     """Print the resolved configuration, resources, steps, parameters and memory a worker, and touch nothing."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -353,7 +374,7 @@ class TrainConfig:
             "needs eval.bertscore_model, a hub id or a folder; or choose another metric, such as rougeL.",
         )
         require(
-            self.loss.rank_scale != "mass" or self.model.score_tokens == "all",
+            self.loss.rank_scale not in ("mass", "log_mass") or self.model.score_tokens == "all",
             "loss.rank_scale",
             self.loss.rank_scale,
             "is the attention on all tokens of a candidate: choose another, or model.score_tokens all.",

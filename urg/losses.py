@@ -39,11 +39,18 @@ def log_scale(scores_BN: Tensor, tokens_BN: Tensor) -> Tensor:
     return torch.log(unit_scale(scores_BN, tokens_BN).clamp_min(torch.finfo(scores_BN.dtype).tiny))
 
 
+def log_mass_scale(scores_BN: Tensor, tokens_BN: Tensor) -> Tensor:
+    """log(s·L): a logit of the share of the whole attention, not divided by length; finite at padding. [B, N] →
+    [B, N]."""
+    return torch.log(mass_scale(scores_BN, tokens_BN).clamp_min(torch.finfo(scores_BN.dtype).tiny))
+
+
 RANK_SCALES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": attention_scale,
     "mass": mass_scale,
     "unit": unit_scale,
     "log": log_scale,
+    "log_mass": log_mass_scale,
 }
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -81,13 +88,20 @@ def logistic_loss(scores_BN: Tensor, quality_BN: Tensor, mask_BN: Tensor) -> Ten
     return (F.softplus(excess_BNN) * _pairs(quality_BN, mask_BN)).sum((1, 2))
 
 
-def listnet_loss(scores_BN: Tensor, quality_BN: Tensor, mask_BN: Tensor, temperature: float = 0.1) -> Tensor:
+def listnet_loss(
+    scores_BN: Tensor,
+    quality_BN: Tensor,
+    mask_BN: Tensor,
+    temperature: float = 0.1,
+    quality_scale: str = "minmax",
+) -> Tensor:
     """Cross-entropy of softmax(quality / temperature) with softmax(scores): the probability to be the best, a query.
 
-    quality is first brought to 0..1 within its query, so that `temperature` means the same for BERTScore and BARTScore.
-    Source: Cao et al. 2007 (ListNet, top one).
+    quality is first brought to 0..1 within its query (QUALITY_SCALES), so that `temperature` means the same for
+    BERTScore and BARTScore. Source: Cao et al. 2007 (ListNet, top one).
     """
-    target_BN = torch.softmax(_mask_out(_unit_interval(quality_BN, mask_BN) / temperature, mask_BN), 1)
+    unit_BN = QUALITY_SCALES[quality_scale](quality_BN, mask_BN)
+    target_BN = torch.softmax(_mask_out(unit_BN / temperature, mask_BN), 1)
     log_p_BN = torch.log_softmax(_mask_out(scores_BN, mask_BN), 1)
     return -(target_BN * log_p_BN).masked_fill(~mask_BN, 0.0).sum(1)
 
@@ -108,13 +122,23 @@ def _mask_out(values_BN: Tensor, mask_BN: Tensor) -> Tensor:
     return values_BN.masked_fill(~mask_BN, torch.finfo(values_BN.dtype).min / 2)
 
 
-def _unit_interval(quality_BN: Tensor, mask_BN: Tensor) -> Tensor:
+def minmax_quality(quality_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """Quality mapped to 0..1 within each query; 0 where all are equal."""
     low_B1 = quality_BN.masked_fill(~mask_BN, float("inf")).amin(1, keepdim=True)
     high_B1 = quality_BN.masked_fill(~mask_BN, float("-inf")).amax(1, keepdim=True)
     span_B1 = (high_B1 - low_B1).clamp_min(torch.finfo(quality_BN.dtype).tiny)
     return ((quality_BN - low_B1) / span_B1).masked_fill(~mask_BN, 0.0)
 
+
+def rank_quality(quality_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """The places within each query from the worst, 0, to the best, 1, at equal distances; equals share the middle of
+    their places. 0 where all are equal. Only the order of `quality` matters."""
+    better_BNN = _pairs(quality_BN, mask_BN)
+    return minmax_quality((better_BNN.sum(1) - better_BNN.sum(2)).to(quality_BN.dtype), mask_BN)
+
+
+QUALITY_SCALES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"minmax": minmax_quality, "rank": rank_quality}
+"""What ListNet's target is made of; the other losses see nothing but the order of `quality`."""
 
 RANK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "hinge": hinge_loss,
@@ -126,16 +150,26 @@ RANK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def rank_loss(
-    scores_BN: Tensor, tokens_BN: Tensor, quality_BN: Tensor, loss: str = "hinge", scale: str = "attention"
+    scores_BN: Tensor,
+    tokens_BN: Tensor,
+    quality_BN: Tensor,
+    loss: str = "hinge",
+    scale: str = "attention",
+    *,
+    quality_scale: str = "minmax",
+    temperature: float = 0.1,
 ) -> Tensor:
     """A ranking loss of attention scores under a scale, a query: [B]. `hinge` and `attention` are the paper's.
 
     tokens: real tokens of each candidate, 0 for padding. quality: higher is better; NaN = no label: that candidate is
-    left out of the loss. A query with fewer than two labelled candidates gives 0. Raises KeyError for an unknown name.
+    left out of the loss. A query with fewer than two labelled candidates gives 0. quality_scale and temperature are of
+    ListNet's target alone. Raises KeyError for an unknown name.
     """
     mask_BN = (tokens_BN > 0) & ~quality_BN.isnan()
     scaled_BN = RANK_SCALES[scale](scores_BN, tokens_BN.to(scores_BN.dtype))
     quality_BN = quality_BN.to(scores_BN.dtype).masked_fill(~mask_BN, 0.0)
+    if loss == "listnet":
+        return listnet_loss(scaled_BN, quality_BN, mask_BN, temperature, quality_scale)
     return RANK_LOSSES[loss](scaled_BN, quality_BN, mask_BN)
 
 

@@ -17,6 +17,8 @@ def model_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev:
     best = f"the best {config.model.k}" + ("" if config.model.k_gap is None else " or fewer, where others fall behind")
     then = f"and writes one answer from {best}" if loss.generation else "and was not taught to write"
     terms = f"γ={loss.gamma} × {loss.rank_loss} on the `{loss.rank_scale}` scale"
+    if loss.rank_loss == "listnet":
+        terms += f" (target: {loss.quality_scale}, temperature {loss.temperature})"
     terms += f", β={loss.beta}, m={loss.m}, τ={loss.tau}" if loss.generation else ", alone"
     return f"""---
 library_name: urg
@@ -37,7 +39,7 @@ Ensemble.from_pretrained("<this folder>").{use}(instruction, candidates)
 - Loss: {terms}.
 - It says nothing of whether an answer is true: it prefers what the label prefers.
 
-{_dev(step, dev)}"""
+{_dev(config, step, dev)}"""
 
 
 def system_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
@@ -55,7 +57,7 @@ A `{config.system}`, trained as a baseline of URG by the same trainer. Started f
 {_data(config, manifest)}
 - It says nothing of whether an answer is true: it prefers what the label prefers.
 
-{_dev(step, dev)}"""
+{_dev(config, step, dev)}"""
 
 
 def _data(config: TrainConfig, manifest: Mapping[str, Any]) -> str:
@@ -63,13 +65,17 @@ def _data(config: TrainConfig, manifest: Mapping[str, Any]) -> str:
     generated = "generated (simulated models)" if manifest["generated"] else "answers of real models"
     rows = min(split["rows"], config.data.limit or split["rows"])
     part = f" but part {config.data.fold} of {config.data.folds}" if config.data.folds else ""
+    part += " and a tenth of the rest" if config.data.folds and not config.data.measures_held_out else ""
     return f"""- Data: {rows} training rows{part}, {generated}, prepared set `{manifest["key"]}`; candidates
   ranked by the score `{config.data.label}`. Its licence and biases are those of the data and of the base model."""
 
 
-def _dev(step: int, dev: Mapping[str, float]) -> str:
+def _dev(config: TrainConfig, step: int, dev: Mapping[str, float]) -> str:
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items())
-    return f"""Dev split at step {step}:
+    measured = "Dev split"
+    if config.data.folds:
+        measured = f"Part {config.data.fold}" if config.data.measures_held_out else "That tenth, which chose the model,"
+    return f"""{measured} at step {step}:
 
 | metric | value |
 |---|---|

@@ -51,7 +51,13 @@ def loss_terms(output: Output, batch: Batch, config: LossConfig, counts: Counts)
     terms = {"ce": values["ce"].sum() / counts.tokens} if "ce" in values else {}
     if config.gamma > 0:
         rank_B = rank_loss(
-            output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, config.rank_loss, config.rank_scale
+            output.scores_BN,
+            batch.layout.tokens_BN,
+            batch.quality_BN,
+            config.rank_loss,
+            config.rank_scale,
+            quality_scale=config.quality_scale,
+            temperature=config.temperature,
         )
         terms["rank"] = (rank_B * batch.weight_B).sum() / counts.queries
     has_last_P = output.has_last_B[batch.target_P // batch.target_BT.shape[1]]

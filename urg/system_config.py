@@ -16,14 +16,19 @@ class RankerConfig:
     source_tokens: int = 128
     """Tokens kept of instruction and input, special tokens counted."""
     candidate_tokens: int = 128
-    """Tokens kept of one candidate, special tokens counted; PairRanker's two also share what a short source leaves."""
+    """Tokens kept of one candidate, special tokens counted; see `fills_up`."""
+    fills_up: bool = False
+    """PairRanker: the two candidates share what a short source leaves of `source_tokens`, so that they keep more than
+    `candidate_tokens` where the question is short. So was the published one trained (there by the longest source of a
+    batch, here by each row's), and the preset `pair-ranker` has it. False: each keeps to `candidate_tokens`."""
     pairs: int = 5
     """PairRanker: pairs of candidates drawn from a row a step; 1 or more."""
     tasks: list[str] | None = None
     """PairRanker, SummaReranker: the scores that the head learns, an output each. Null: `data.label` alone."""
     pooling: Literal["first", "mean"] = "first"
-    """SimCLS, SummaReranker: a text's state is that of its first token, or the mean over its tokens (sentence
-    encoders such as MiniLM are trained for that)."""
+    """SimCLS, SummaReranker: a text's state is that of its first token, as in both papers and our presets of them, or
+    the mean over its tokens. With a sentence encoder such as MiniLM as `model.base` give `mean`: it is trained for
+    that."""
     inference: Literal["full", "bubble"] = "full"
     """PairRanker on the dev split: all N(N-1) ordered pairs, or 2(N-1) of them."""
     aggregation: Literal["max_logits", "max_wins"] = "max_logits"

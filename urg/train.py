@@ -2,7 +2,8 @@
 Ray cluster.
 
 Reads prepared shards, runs one Ray Train worker a GPU or CPU slot under DeepSpeed, and leaves in `<storage>/<name>/`:
-    model/           the best model so far, a Hugging Face folder: URG's for `Ensemble.from_pretrained`
+    model/           the best model so far, a Hugging Face folder: URG's for `Ensemble.from_pretrained`. The dev split
+                     chooses it, under cross-validation (`data.folds`) a tenth of the rows that are not held out
     checkpoint-…/    what a run resumes from
     config.yaml, train.log, mlflow-spool/
 The same command again continues the run where it stopped; on SIGTERM it writes a checkpoint first and ends with code
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
 from urg.code_version import git_commit
-from urg.config import PRESETS, EvalConfig, TrainConfig
+from urg.config import PRESETS, RANK_METRICS, TEXT_METRICS, EvalConfig, TrainConfig
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -50,6 +51,7 @@ FREE_ON_RESUME = (
 def main(config: TrainConfig) -> None:
     """Train URG, or a baseline of it, on prepared shards with Ray Train and DeepSpeed; the same command again
     resumes."""
+    _require_metric_of_ranking(config)
     if config.dry_run:
         from urg.training.estimate import describe
 
@@ -142,7 +144,7 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
 
 def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
-    old, new = {**default_settings(), **stored["config"]}, {**wanted["config"]}
+    old, new = _with_later_settings(stored["config"]), {**wanted["config"]}
     for side in (old, new):  # `auto` and `never` start a run alike
         side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
         side["global batch"] = side["batch.micro"] * side["batch.accumulation"] * side["engine.workers"]
@@ -160,6 +162,27 @@ def default_settings() -> dict[str, Any]:
     """The default of every setting by dotted key, as JSON gives it back: what a run had that was stored before there
     was such a setting."""
     return _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
+
+
+def _with_later_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stored run, with those that came later as it had them."""
+    found = {**default_settings(), **stored}
+    if stored.get("data.folds") is not None and "data.fold_dev" not in stored:
+        found["data.fold_dev"] = "held_out"
+    return found
+
+
+def _require_metric_of_ranking(config: TrainConfig) -> None:
+    """Raise UserError where a URG that only ranks would choose its best model by a metric of written text, as a preset
+    has it. A run that was begun so goes on; whoever calls `train`, as a sweep does for its objective, has named it."""
+    from urg.training.state import IDENTITY
+
+    begun = (Path(config.storage).expanduser() / config.name / IDENTITY).exists()
+    if config.system == "urg" and not config.loss.generation and config.eval.metric in TEXT_METRICS and not begun:
+        raise UserError(
+            f"eval.metric={config.eval.metric!r}: measures what URG writes, and with loss.generation false it only "
+            f"ranks: choose the best model by --eval.metric label, or another of {', '.join(RANK_METRICS[1:])}."
+        )
 
 
 def _is_done(run: Path, steps: int) -> bool:

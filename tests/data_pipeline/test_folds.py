@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.folds import fold_of, fold_split
+from data_pipeline.folds import fold_of, fold_split, tenth_split
 from data_pipeline.shards import ShardSet, Split
 from tests.preparing import prepare_without_ray
 
@@ -50,6 +51,20 @@ def test_a_rows_part_depends_on_its_id_alone_and_parts_are_even() -> None:
     counts = Counter(fold_of(f"row/{index}", 5) for index in range(5000))
     assert sorted(counts) == [0, 1, 2, 3, 4]
     assert all(900 < count < 1100 for count in counts.values())
+
+
+def test_a_tenth_depends_on_ids_alone_and_is_one_of_every_part(split: Split) -> None:
+    whole = SimpleNamespace(name="train", ids=[f"row/{index}" for index in range(5000)])
+    others, tenth = tenth_split(whole)  # type: ignore[arg-type]
+    assert 400 < len(tenth) < 600
+    assert sorted(others.ids + tenth.ids) == sorted(whole.ids)
+    for fold in range(10):  # though they are ten too
+        trained, held_out = fold_split(whole, 10, fold)  # type: ignore[arg-type]
+        assert tenth_split(trained)[1].ids == [row_id for row_id in tenth.ids if row_id not in set(held_out.ids)]
+        assert 20 < len(set(tenth.ids) & set(held_out.ids)) < 80
+    rest, part = tenth_split(fold_split(split, 4, 1)[0])
+    assert [example.id for example in part] == part.ids
+    np.testing.assert_array_equal(rest.target_tokens, [len(example.target_ids) for example in rest])
 
 
 def test_a_part_without_rows_is_refused(split: Split) -> None:

@@ -51,6 +51,10 @@ def test_folds_are_units_of_their_own(make_sweep: Make) -> None:
     units = blueprint.units(1)
     assert [unit.name for unit in units] == ["trial-0001-fold-0", "trial-0001-fold-1", "trial-0001-fold-2"]
     assert [blueprint.train_config({}, unit).data.fold for unit in units] == [0, 1, 2]
+    assert all(blueprint.train_config({}, unit).data.measures_held_out for unit in units)
+    assert blueprint.base.data.folds is None
+    given = {"data.fold_dev": "held_out", "data.folds": 5, "data.fold": 1}
+    assert draw_up(make_sweep(overrides=given)).train_config({}, Unit(0)).data.fold_dev == "training"
 
 
 def test_lengths_are_prepared_in_the_sweeps_folder(make_sweep: Make, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_the_best_is_the_one_with_the_highest_value_and_trains_as_it_is(make_swe
     config = parse_config(TrainConfig, argv=["--config", str(file)])
     assert (config.optim.lr, config.model.k) == (best.params["optim.lr"], best.params["model.k"])
     assert (config.name, config.data.folds, config.optim.betas) == ("tiny-best", None, (0.9, 0.999))
+    assert config.data.fold_dev == "training"
 
 
 def test_what_matters_is_said_only_where_it_can_be(make_sweep: Make) -> None:

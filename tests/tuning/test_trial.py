@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tuning.trial import _train, reason_of
+from tuning.blueprint import draw_up
+from tuning.config import SweepConfig
+from tuning.ledger import read_outcome
+from tuning.trial import _train, reason_of, run_unit
+from urg.config import TrainConfig
+from urg.training.evaluations import record_evaluation
 from urg.training.state import Stopped
 
 
@@ -24,6 +30,32 @@ def test_a_trial_whose_run_was_told_to_stop_goes_on(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("urg.train.train", train)
     _train("config", tmp_path, {"trial": "1"})
     assert calls == [("config", {"trial": "1"})] * 3
+
+
+@pytest.mark.parametrize(("folds", "value", "step"), [(None, 0.5, 2), (3, 0.4, 3)])
+def test_a_fold_counts_by_its_last_evaluation_and_a_trial_by_its_best(
+    folds: int | None, value: float, step: int, make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fold's evaluations measure is the part that is held out: the best of them would be chosen by it."""
+    blueprint = draw_up(make_sweep(folds=folds))
+
+    def train(config: TrainConfig, run: Path, tags: object) -> None:
+        for at, label in enumerate((0.3, 0.5, 0.4), 1):
+            record_evaluation(run, at, {"label": label})
+
+    monkeypatch.setattr("tuning.trial._train", train)
+    monkeypatch.setattr("tuning.trial._watch", lambda run, objective, training: training.result())
+    settings: dict[str, Any] = {
+        "number": 0,
+        "fold": blueprint.units(0)[0].fold,
+        "point": {},
+        "tags": {},
+        "shards": None,
+    }
+    run_unit(settings, blueprint)
+    outcome = read_outcome(blueprint.trials_folder / blueprint.units(0)[0].name)
+    assert outcome is not None
+    assert (outcome.state, outcome.values, outcome.step) == ("finished", [value], step)
 
 
 REFUSED = 2**50

@@ -48,10 +48,11 @@ def test_an_engine_that_cannot_be_is_refused(settings: dict[str, int], sentence:
         EngineConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_the_mass_of_a_response_alone_is_no_scale() -> None:
+@pytest.mark.parametrize("scale", ["mass", "log_mass"])
+def test_the_mass_of_a_response_alone_is_no_scale(scale: Any) -> None:
     evaluation, model = EvalConfig(metric="rougeL"), ModelConfig(score_tokens="response")
-    with pytest.raises(ValueError, match=r"loss\.rank_scale='mass': is the attention on all tokens"):
-        TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="mass"))
+    with pytest.raises(ValueError, match=rf"loss\.rank_scale='{scale}': is the attention on all tokens"):
+        TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale=scale))
     assert TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="log")).model.score_layers == "all"
 
 

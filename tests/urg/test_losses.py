@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from urg.losses import RANK_LOSSES, RANK_SCALES, rank_loss
+from urg.losses import QUALITY_SCALES, RANK_LOSSES, RANK_SCALES, rank_loss
 
 NAN = float("nan")
 LOSSES, SCALES = sorted(RANK_LOSSES), sorted(RANK_SCALES)
@@ -78,7 +78,8 @@ def scaled(s: list[float], tokens: list[int], scale: str) -> list[float]:
     """A scale's definition, over all candidates of one query."""
     share = [score * length for score, length in zip(s, tokens, strict=True)]
     unit = [score * sum(tokens) for score in s]
-    return {"attention": s, "mass": share, "unit": unit, "log": [math.log(value) for value in unit]}[scale]
+    logs = {"log": [math.log(value) for value in unit], "log_mass": [math.log(value) for value in share]}
+    return ({"attention": s, "mass": share, "unit": unit} | logs)[scale]
 
 
 def of_source(loss: str, scale: str, s: list[float], tokens: list[int], r: list[float]) -> float:
@@ -254,6 +255,82 @@ def test_scales_agree_with_one_another(rows: list[Row]) -> None:
     log = RANK_SCALES["log"](s, tokens)
     torch.testing.assert_close(log[tokens > 0].exp(), RANK_SCALES["unit"](s, tokens)[tokens > 0])
     assert log.isfinite().all()
+    log_mass = RANK_SCALES["log_mass"](s, tokens)
+    torch.testing.assert_close(log_mass[tokens > 0].exp(), (s * tokens)[tokens > 0])
+    assert log_mass.isfinite().all()
+
+
+def test_attention_that_does_not_depend_on_length_prefers_the_short_but_under_log_mass() -> None:
+    """As a [CLS] that attends to marks, a fixed number a candidate."""
+    tokens = torch.tensor([[10, 40, 20]])
+    s = (torch.tensor([[1.0, 1.0, 1.0]]) / 3) / tokens
+    assert RANK_SCALES["log"](s, tokens).argsort(descending=True).tolist() == [[0, 2, 1]]
+    torch.testing.assert_close(RANK_SCALES["log_mass"](s, tokens), torch.full((1, 3), 1 / 3).log())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a target is made of
+
+
+@given(rows=ROWS)
+@settings(max_examples=50)
+def test_the_default_target_is_that_of_before_bit_for_bit(rows: list[Row]) -> None:
+    """Softmax of the labels, brought to 0..1 within their query, over 0.1; as it stood before it could be chosen."""
+    scores, tokens, quality = padded(rows, dtype=torch.float32)
+    mask = (tokens > 0) & ~quality.isnan()
+    low = quality.masked_fill(~mask, math.inf).amin(1, keepdim=True)
+    high = quality.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
+    unit = (quality.masked_fill(~mask, 0.0) - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    hidden, nothing = ~mask, torch.finfo(torch.float32).min / 2
+    target = torch.softmax((unit.masked_fill(hidden, 0.0) / 0.1).masked_fill(hidden, nothing), 1)
+    log_p = torch.log_softmax(RANK_SCALES["log"](scores, tokens.float()).masked_fill(hidden, nothing), 1)
+    before = -(target * log_p).masked_fill(hidden, 0.0).sum(1)
+    assert torch.equal(rank_loss(scores, tokens, quality, "listnet", "log"), before)
+    own = rank_loss(scores, tokens, quality, "listnet", "log", quality_scale="minmax", temperature=0.1)
+    assert torch.equal(own, before)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(rows=ROWS)
+@settings(max_examples=25)
+def test_by_rank_only_the_order_of_the_labels_counts(loss: str, rows: list[Row]) -> None:
+    scores, tokens, quality = padded(rows)
+    expected = rank_loss(scores, tokens, quality, loss, "log", quality_scale="rank")
+    for rising in (torch.exp, lambda r: r**3 + 7, lambda r: 1e-6 * r):
+        assert torch.equal(rank_loss(scores, tokens, rising(quality), loss, "log", quality_scale="rank"), expected)
+
+
+def test_by_rank_equals_share_a_place_and_the_others_lie_at_equal_distances() -> None:
+    quality = torch.tensor([[9e-4, 0.94, 1e-5, 0.94, 0.0], [5.0, 5.0, 1.0, 0.0, 7.0]])
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    found = QUALITY_SCALES["rank"](quality, mask)
+    torch.testing.assert_close(found[0], torch.tensor([4, 7, 2, 7, 0]) / 7)  # of the places 0 to 4, the best two 3.5
+    assert found[1].tolist() == [0.0] * 5, "all equal, and others are not there"
+
+
+@given(rows=ROWS, temperature=st.floats(0.05, 5.0), quality_scale=st.sampled_from(sorted(QUALITY_SCALES)))
+@settings(max_examples=50)
+def test_a_target_is_the_softmax_of_its_scale_at_its_temperature(
+    rows: list[Row], temperature: float, quality_scale: str
+) -> None:
+    scores, tokens, quality = padded(rows)
+    found = rank_loss(scores, tokens, quality, "listnet", quality_scale=quality_scale, temperature=temperature)
+    for value, (s, _, r) in zip(found.tolist(), rows, strict=True):
+        labelled = [i for i in range(len(s)) if not math.isnan(r[i])]
+        own = [r[i] for i in labelled]
+        if quality_scale == "rank":
+            own = [sum(other < one for other in own) + sum(other == one for other in own) / 2 for one in own]
+        span = max(own, default=0.0) - min(own, default=0.0)
+        weight = [math.exp((one - min(own)) / span / temperature if span else 0.0) for one in own]
+        total = sum(math.exp(s[i]) for i in labelled)
+        terms = [w / sum(weight) * (s[i] - math.log(total)) for w, i in zip(weight, labelled, strict=True)]
+        assert value == pytest.approx(-sum(terms), rel=1e-9, abs=1e-9)
+
+
+def test_temperature_and_scale_are_of_listnet_alone() -> None:
+    for loss in set(LOSSES) - {"listnet"}:
+        other = rank_loss(*padded(FIXED), loss, quality_scale="rank", temperature=3.0)
+        assert torch.equal(other, rank_loss(*padded(FIXED), loss)), loss
 
 
 @pytest.mark.parametrize("names", [("hinges", "attention"), ("hinge", "sqrt")])

@@ -12,7 +12,7 @@ import torch
 from urg.batching import Batch
 from urg.config import LossConfig
 from urg.layout import Layout
-from urg.losses import top_m_kl
+from urg.losses import rank_loss, top_m_kl
 from urg.model import Output
 from urg.objective import Counts, guide, loss_terms, needs_last, needs_teacher, token_losses, total_loss
 
@@ -88,6 +88,15 @@ def test_what_is_switched_off_is_left_out(config: LossConfig, terms: set[str]) -
     weights = {"rank": config.gamma, "kl": config.beta}
     expected = sum(weights.get(name, 1.0) * float(term) for name, term in found.items())
     assert float(total_loss(found, config)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_target_of_the_ranking_loss_is_as_configured() -> None:
+    batch, output = _batch([[1e-5, 0.9, 2e-5]], [1.0]), _output(1, 3)
+    for own in ({}, {"quality_scale": "rank"}, {"temperature": 1.0}):
+        config = LossConfig(rank_loss="listnet", rank_scale="log_mass", **own)  # type: ignore[arg-type]
+        found = loss_terms(output, batch, config, Counts(1, 3, 3))["rank"]
+        arguments = (output.scores_BN, batch.layout.tokens_BN, batch.quality_BN, "listnet", "log_mass")
+        assert float(found) == float(rank_loss(*arguments, **own)[0])  # type: ignore[arg-type]
 
 
 def test_a_loss_without_any_term_is_refused() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from tests.preparing import prepare_without_ray
-from urg.config import TrainConfig
+from urg.config import EvalConfig, TrainConfig
 from urg.system_config import SystemName
 from urg.train import main, train
 
@@ -87,18 +87,33 @@ def test_the_parameter_count_and_memory_follow_from_the_shape(make: Make) -> Non
     assert alone == {"weights": 4.0, "gradients": 4.0, "optimizer": 12.0, "activations": 0.0}
 
 
-@pytest.mark.parametrize("system", ["pair_ranker", "simcls", "summareranker", "gen_fuser"])
-def test_a_dry_run_of_every_system_counts_what_it_would_train(make: Make, system: str, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("system", "own"),
+    [
+        ("pair_ranker", {"candidate_tokens": 64}),
+        ("pair_ranker", {"candidate_tokens": 12}),
+        ("pair_ranker", {"candidate_tokens": 12, "fills_up": "true"}),
+        ("simcls", {"candidate_tokens": 64, "fills_up": "true"}),
+        ("summareranker", {"candidate_tokens": 64}),
+        ("gen_fuser", {}),
+    ],
+)
+def test_a_dry_run_of_every_system_counts_what_it_would_train(
+    make: Make, system: str, own: dict[str, Any], capsys: Any
+) -> None:
     from data_pipeline.shards import ShardSet
     from urg.training.estimate import model_size, tokens_per_row
     from urg.training.task import Share, build_task
 
-    config = make(system=system, model__dropout=0.0, ranker__source_tokens=64, ranker__candidate_tokens=64)
+    settings = {f"ranker__{key}": value for key, value in own.items()}
+    config = make(system=system, model__dropout=0.0, ranker__source_tokens=64, **settings)
     main(dataclasses.replace(config, dry_run=True))
     shown = capsys.readouterr().out
     assert f"system      {system}" in shown
     shards = ShardSet.open(config.data.shards)
     task = build_task(config, shards)
+    asked = system == "pair_ranker" and "fills_up" in own
+    assert system == "gen_fuser" or task.module.settings.fills_up == asked  # type: ignore[union-attr]
     parameters, _, _ = model_size(config, len(shards.tokenizer()))
     head = sum(p.numel() for name, p in task.module.named_parameters() if name.startswith("head"))
     prefixes = 0 if system == "gen_fuser" else 4 * config.model.scratch.d_model
@@ -183,13 +198,55 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(make: Make,
     from urg.train import _flat, _require_same_run
 
     stored = {"config": _flat(make()), "data": "key"}
-    for later in ("model.score_layers", "model.score_tokens", "model.k_gap", "loss.teacher_dropout", "batch.tokens"):
+    for later in (
+        "model.score_layers",
+        "model.score_tokens",
+        "model.k_gap",
+        "loss.teacher_dropout",
+        "batch.tokens",
+        "loss.quality_scale",
+        "loss.temperature",
+        "ranker.fills_up",
+    ):
         del stored["config"][later]
     _require_same_run(tmp_path, stored, {"config": _flat(make(batch__tokens=900)), "data": "key"})
     with pytest.raises(UserError, match=r"configuration: model\.score_layers \(was 'all', now 'last'\)\. Choose"):
         _require_same_run(tmp_path, stored, {"config": _flat(make(model__score_layers="last")), "data": "key"})
     with pytest.raises(UserError, match=r"model\.k_gap \(was None, now 0\.5\)"):
         _require_same_run(tmp_path, stored, {"config": _flat(make(model__k_gap=0.5)), "data": "key"})
+
+
+def test_a_fold_that_is_older_than_the_choice_of_its_dev_rows_keeps_its_training_rows(
+    make: Make, tmp_path: Path
+) -> None:
+    from urg.train import _flat, _require_same_run
+
+    def identity(**overrides: Any) -> dict[str, Any]:
+        return {"config": _flat(make(**overrides)), "data": "key"}
+
+    folds = {"data__folds": 3, "data__fold": 1}
+    old, without = identity(**folds), identity()
+    for stored in (old, without):
+        del stored["config"]["data.fold_dev"]
+    _require_same_run(tmp_path, without, identity())
+    _require_same_run(tmp_path, old, identity(**folds, data__fold_dev="held_out"))
+    with pytest.raises(UserError, match=r"data\.fold_dev \(was 'held_out', now 'training'\)"):
+        _require_same_run(tmp_path, old, identity(**folds))
+
+
+def test_a_model_that_only_ranks_is_not_chosen_by_a_metric_of_text_that_it_took_over(make: Make) -> None:
+    """A run that was begun so goes on: what it lacks here is its data."""
+    from urg.training.state import IDENTITY
+
+    ranks = {"loss__generation": "false", "data__shards": "/nowhere/at/all"}
+    with pytest.raises(UserError, match=r"eval\.metric='rougeL'.*it only ranks: .* --eval\.metric label, or another"):
+        main(make(**ranks, dry_run="true"))
+    for allowed in (make(**ranks, eval__metric="spearman"), make(**ranks, system="simcls"), begun := make(**ranks)):
+        if allowed is begun:
+            (Path(begun.storage) / begun.name).mkdir(parents=True)
+            (Path(begun.storage) / begun.name / IDENTITY).touch()
+        with pytest.raises(UserError, match="/nowhere/at/all"):
+            main(allowed)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 5])
@@ -236,6 +293,14 @@ def test_every_preset_is_a_valid_configuration(preset: str) -> None:
     assert config.global_batch == GLOBAL_BATCHES[preset]
     named = preset.removeprefix("sample-").replace("-", "_")
     assert config.system == (named if named in SYSTEM_NAMES else "urg")
+
+
+def test_the_preset_of_pair_ranker_reads_as_much_of_a_candidate_as_the_published_one() -> None:
+    from data_pipeline.cli import parse_config
+    from urg.config import PRESETS
+
+    assert parse_config(TrainConfig, presets=PRESETS, argv=["--config", "pair-ranker"]).ranker.fills_up
+    assert not TrainConfig(eval=EvalConfig(metric="label")).ranker.fills_up, "what older folders had"
 
 
 def test_every_preset_is_tested() -> None:

@@ -48,7 +48,9 @@ class RankerSettings:
     source_tokens: int = 128
     """Tokens kept of instruction and input, special tokens counted."""
     candidate_tokens: int = 128
-    """Tokens kept of one candidate, special tokens counted."""
+    """Tokens kept of one candidate, special tokens counted; see `fills_up`."""
+    fills_up: bool = False
+    """PairRanker: what a short input leaves is the candidates'; else each keeps to its own limit."""
     tasks: tuple[str, ...] = ()
     """The scores that were learnt, an output of the head each."""
     pooling: str = "first"

@@ -67,8 +67,6 @@ class PairRanker(EncoderRanker):
 
     system: ClassVar[str] = "pair_ranker"
     weights: ClassVar[dict[str, float]] = {"pairs": 1.0}
-    fills_up = False
-    """Whether what a short input leaves is the candidates', as PairRM was made; else each keeps to its own limit."""
 
     def __init__(self, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: RankerSettings) -> None:
         super().__init__(encoder, tokenizer, settings)
@@ -145,7 +143,7 @@ class PairRanker(EncoderRanker):
         own, texts = self.settings, self.texts
         (source,) = texts.encode(SOURCE, [question_text(row.instruction, row.input)], own.source_tokens)
         room = own.candidate_tokens
-        if self.fills_up:
+        if own.fills_up:
             room = (self.longest_sequence - len(source)) // 2
         left = texts.encode(FIRST, row.texts, room)
         right = [texts.renamed(FIRST, ids, SECOND) for ids in left]
@@ -190,9 +188,8 @@ def load_pair_ranker(folder: str | Path) -> PairRanker:
         return load_ranker(PairRanker, path)
     # The model card's limits. Its head gives one output a task, and the scores have no names there.
     tasks = tuple(f"task{i}" for i in range(int(stored.get("n_tasks", 1))))
-    settings = RankerSettings(source_tokens=1224, candidate_tokens=412, tasks=tasks)
+    settings = RankerSettings(source_tokens=1224, candidate_tokens=412, fills_up=True, tasks=tasks)
     model = load_ranker(PairRanker, path, settings)
-    model.fills_up = True
     for prefix, key in ((SOURCE, "source_prefix_id"), (FIRST, "cand1_prefix_id"), (SECOND, "cand2_prefix_id")):
         if stored.get(key) != model.texts.prefix_ids[prefix]:
             raise UserError(

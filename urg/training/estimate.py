@@ -51,7 +51,7 @@ def _data(config: TrainConfig) -> tuple[list[str], int | None, int | None]:
     """The lines of data and steps, the encoder tokens of a micro-batch, and the size of the vocabulary; the last two
     None where there is no prepared set yet."""
     from data_pipeline.shards import CURRENT, MANIFEST, ShardSet
-    from urg.training.plan import Plan
+    from urg.training.plan import Plan, rows_to_train_on
     from urg.training.readiness import k_line, prepare_command
 
     if not any((Path(config.data.shards).expanduser() / name).is_file() for name in (CURRENT, MANIFEST)):
@@ -60,8 +60,7 @@ def _data(config: TrainConfig) -> tuple[list[str], int | None, int | None]:
         return [missing, f"steps       {length} {config.global_batch} rows"], None, None
     shards = ShardSet.open(config.data.shards)
     facts = _training_split(shards, config)
-    rows = facts["rows"] - (facts["rows"] // config.data.folds if config.data.folds else 0)
-    plan = Plan.of(config, min(rows, config.data.limit or rows))
+    plan = Plan.of(config, rows_to_train_on(config, facts["rows"]))
     lines = [
         f"data        {plan.rows} rows of {shards.folder}",
         *k_line(config, facts),
@@ -117,6 +116,9 @@ def tokens_per_row(config: TrainConfig, facts: Mapping[str, Any], template: Temp
     source = min(question + RANKER_FRAME, config.ranker.source_tokens)
     candidate = min(response + RANKER_FRAME, config.ranker.candidate_tokens)
     if config.system == "pair_ranker":
+        if config.ranker.fills_up:
+            room = (config.ranker.source_tokens - source) / 2 + config.ranker.candidate_tokens
+            candidate = min(response + RANKER_FRAME, room)
         return float(min(config.ranker.pairs, candidates * (candidates - 1) / 2) * (source + 2 * candidate))
     if config.system == "simcls":
         return float(source + (candidates + 1) * candidate)

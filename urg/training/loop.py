@@ -214,15 +214,17 @@ class Trainer:
         self.log.line(f"step {step}/{self.plan.steps}  loss {loss:.4f}  {shown}  {values['tokens_per_s']:.0f} tokens/s")
 
     def _evaluate(self) -> dict[str, float]:
-        """Measure the dev split; note in the state where the model is the best so far."""
+        """Measure the dev split; note in the state where the model is the best so far. Of a run that measures the part
+        that cross-validation holds out, the newest counts as that: what is tested on must not choose."""
         metrics, step = self.dev.evaluate(self.task, self.engine.device, self.watchdog.moved), self.state.step
-        score = metrics.get(self.config.eval.metric, UNDEFINED)
-        if self.state.best_metric is None or score >= self.state.best_metric:  # where no metric is defined, the newest
+        score, newest = metrics.get(self.config.eval.metric, UNDEFINED), self.config.data.measures_held_out
+        # Where no metric is defined, the newest.
+        if newest or self.state.best_metric is None or score >= self.state.best_metric:
             self.state.best_metric, self.state.best_step = score, step
         if self.rank == 0:
             self.tracker.log_metrics({f"dev/{name}": value for name, value in metrics.items()}, step)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            best = "  (best so far)" if self.state.best_step == step else ""
+            best = "  (best so far)" if self.state.best_step == step and not newest else ""
             self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")
         return metrics
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.folds import fold_split
+from data_pipeline.folds import fold_split, tenth_split
 from data_pipeline.sample import BASE_MODEL
 from data_pipeline.shards import ShardSet, Split
 from data_pipeline.tokenization import require_hub
@@ -55,11 +55,33 @@ def open_data(config: TrainConfig) -> ShardSet:
 
 
 def training_and_dev(config: TrainConfig, shards: ShardSet) -> tuple[Split, Split]:
-    """What is trained on and what is measured on: two splits, or under cross-validation parts of one."""
+    """What is trained on, and what the evaluations of the run measure: two splits, or under cross-validation rows of
+    one. `data.fold_dev training` measures, to choose the model by, a tenth of the parts that are trained on, and never
+    reads the part that is held out; `held_out` measures that part, and chooses nothing by it. Raises UserError where
+    either is empty."""
     train, data = shards.split(config.data.train_split), config.data
     if data.folds is None or data.fold is None:
         return train, shards.split(data.dev_split)
-    return fold_split(train, data.folds, data.fold)
+    others, held_out = fold_split(train, data.folds, data.fold)
+    if data.fold_dev == "held_out":
+        return others, held_out
+    trained, chosen_by = tenth_split(others)
+    if not len(chosen_by) or not len(trained):
+        raise UserError(
+            f"of the {len(others)} rows of split {data.train_split} without part {data.fold} of {data.folds}, "
+            f"{len(chosen_by)} would choose the model (a tenth, by a hash of the id): prepare more rows, or keep the "
+            "last model by data.fold_dev held_out."
+        )
+    return trained, chosen_by
+
+
+def rows_to_train_on(config: TrainConfig, rows: int) -> int:
+    """About how many of a split's rows a run trains on, from their number alone: under cross-validation the parts are
+    of about equal size."""
+    if config.data.folds:
+        rows -= rows // config.data.folds
+        rows -= rows // 10 if config.data.fold_dev == "training" else 0
+    return min(rows, config.data.limit or rows)
 
 
 def base_model(config: TrainConfig) -> str | None:

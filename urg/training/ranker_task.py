@@ -91,6 +91,7 @@ def build_ranker(config: TrainConfig, shards: ShardSet) -> EncoderRanker:
     settings = RankerSettings(
         source_tokens=own.source_tokens,
         candidate_tokens=own.candidate_tokens,
+        fills_up=own.fills_up and config.system == "pair_ranker",
         tasks=tasks,
         pooling=own.pooling if config.system != "pair_ranker" else "first",
         dropout=config.model.dropout,

@@ -73,15 +73,15 @@ def slow_bubble(matrix: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "t5"])
-@pytest.mark.parametrize("chunk", [40, 10_000])
-def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, chunk: int) -> None:
-    model = make_ranker(PairRanker, family, tasks=("quality", "other"))
+@pytest.mark.parametrize(("chunk", "fills_up"), [(40, False), (10_000, False), (10_000, True)])
+def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, chunk: int, fills_up: bool) -> None:
+    model = make_ranker(PairRanker, family, tasks=("quality", "other"), fills_up=fills_up)
     model.chunk_tokens = chunk
     tokenizer, head = model.texts.tokenizer, model.head_layer.state_dict()
     with torch.inference_mode():
         matrices, places = model.matrices(ROWS), model.bubble(ROWS)
         for made, matrix, place in zip(ROWS, matrices, places, strict=True):
-            slow = slow_matrix(model.pretrained_model, head, tokenizer, (SOURCE, CANDIDATE), made, fills_up=False)
+            slow = slow_matrix(model.pretrained_model, head, tokenizer, (SOURCE, CANDIDATE), made, fills_up)
             np.testing.assert_allclose(matrix, slow, atol=2e-5)
             n = len(made.texts)
             mean = [sum(slow[i, j] - slow[j, i] for j in range(n)) / n for i in range(n)]
@@ -90,6 +90,31 @@ def test_full_bubble_and_aggregations_agree_with_a_slow_derivation(family: str, 
             assert max_wins(slow).tolist() == wins
             assert int(np.argmax(place)) == slow_bubble(matrix)
             assert sorted(place) == list(range(n))
+
+
+def test_candidates_share_what_a_short_source_leaves_where_that_is_asked_in_training_as_in_use(tmp_path: Path) -> None:
+    """With a source at its limit they have no more than their own; a folder that is older than the setting has none."""
+    texts, quality = ["one " * 40, "two " * 40], [0.1, 0.9]
+    short, long = (row("1", texts, instruction=x, quality=quality) for x in ("what", "what " * 40))
+    lengths = {}
+    for fills_up in (False, True):
+        model = make_ranker(PairRanker, fills_up=fills_up)
+        for name, made in (("short", short), ("long", long)):
+            batch = model.training_batch([made], [np.random.default_rng(0)], fillers=0)
+            lengths[fills_up, name] = batch.sequences.lengths
+    whole = SOURCE + 2 * CANDIDATE
+    source = len(bert_tokenizer().encode("what to this")) + 1  # its prefix
+    assert lengths[False, "long"] == lengths[True, "long"] == (whole,)
+    assert lengths[False, "short"] == (source + 2 * CANDIDATE,)
+    assert lengths[True, "short"] == (source + 2 * ((whole - source) // 2),)
+    model.save_pretrained(tmp_path)
+    assert load_pair_ranker(tmp_path).settings.fills_up
+    stored = json.loads((tmp_path / "system.json").read_text())
+    del stored["settings"]["fills_up"]
+    for file in ("system.json", "SHA256SUMS"):
+        (tmp_path / file).unlink()
+    (tmp_path / "system.json").write_text(json.dumps(stored))
+    assert not load_pair_ranker(tmp_path).settings.fills_up
 
 
 def test_bubble_takes_two_passes_a_candidate_and_full_all_ordered_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

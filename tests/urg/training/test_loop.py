@@ -4,6 +4,7 @@ test_runs.py."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from urg.batching import GlobalBatches
-from urg.config import BatchConfig, EngineConfig, EvalConfig, TrainConfig
+from urg.config import BatchConfig, DataConfig, EngineConfig, EvalConfig, TrainConfig
 from urg.training.loop import Trainer
 from urg.training.notices import Notice
 from urg.training.state import Outcome, TrainState
@@ -26,9 +27,22 @@ from urg.training.task import Share
 )
 def test_the_best_model_has_the_highest_metric_the_newest_of_equals(found: list[float | None], best: int) -> None:
     """None: dev does not define the metric."""
+    assert best_step(TrainConfig(eval=EvalConfig(metric="label")), found) == best
+
+
+def test_the_part_that_is_tested_on_does_not_choose_the_model() -> None:
+    """Under cross-validation a tenth of the other parts does; a run that measures the part itself keeps its last."""
+    found = [0.3, 0.5, 0.4, None]
+    for fold_dev, best in (("training", 2), ("held_out", 4)):
+        data = DataConfig(folds=3, fold=0, fold_dev=fold_dev)  # type: ignore[arg-type]
+        assert best_step(TrainConfig(eval=EvalConfig(metric="label"), data=data), found) == best
+
+
+def best_step(config: TrainConfig, found: Sequence[float | None]) -> int:
+    """The evaluation, from 1, whose model is kept."""
     answers = iter([{} if value is None else {"label": value} for value in found])
     trainer = Trainer.__new__(Trainer)  # of a worker that is not rank 0, without engine and data
-    trainer.config = TrainConfig(eval=EvalConfig(metric="label"))
+    trainer.config = config
     trainer.state, trainer.rank, trainer.task = TrainState(), 1, SimpleNamespace()  # type: ignore[assignment]
     trainer.engine = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
     trainer.dev = SimpleNamespace(evaluate=lambda *_: next(answers))  # type: ignore[assignment]
@@ -36,7 +50,7 @@ def test_the_best_model_has_the_highest_metric_the_newest_of_equals(found: list[
     for step in range(1, len(found) + 1):
         trainer.state.step = step
         trainer._evaluate()
-    assert trainer.state.best_step == best
+    return trainer.state.best_step
 
 
 STEPS = 7

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.folds import fold_of
 from urg.batching import Cursor
-from urg.config import BatchConfig, EngineConfig, EvalConfig, LossConfig, OptimConfig, TrainConfig
-from urg.training.plan import Plan
+from urg.config import BatchConfig, DataConfig, EngineConfig, EvalConfig, LossConfig, OptimConfig, TrainConfig
+from urg.training.plan import Plan, rows_to_train_on, training_and_dev
 from urg.training.state import TrainState
 
 RUN = TrainConfig(
@@ -51,6 +54,8 @@ def test_the_state_survives_json() -> None:
         (lambda: LossConfig(gamma=-1), "loss.gamma=-1"),
         (lambda: LossConfig(tau=0), "loss.tau=0"),
         (lambda: LossConfig(m=0), "loss.m=0"),
+        (lambda: LossConfig(temperature=0), "loss.temperature=0"),
+        (lambda: LossConfig(temperature=float("inf")), "loss.temperature=inf"),
         (lambda: OptimConfig(lr=0), "optim.lr=0"),
         (lambda: EvalConfig(metric="loss"), "eval.metric='loss'"),
         (lambda: TrainConfig(), "eval.bertscore_model"),
@@ -63,18 +68,51 @@ def test_a_bad_value_names_the_field_and_the_value(build: object, named: str) ->
     assert named in str(error.value)
 
 
-def test_under_cross_validation_a_part_of_the_training_split_takes_the_dev_splits_place() -> None:
-    from dataclasses import replace
-    from types import SimpleNamespace
-    from typing import Any
-
-    from urg.config import DataConfig, EvalConfig, TrainConfig
-    from urg.training.plan import training_and_dev
-
+@pytest.fixture
+def fifty() -> Any:
+    """A set of fifty training rows, ids alone."""
     splits = {"train": SimpleNamespace(name="train", ids=[f"row/{i}" for i in range(50)]), "dev": "the dev split"}
-    shards: Any = SimpleNamespace(split=splits.__getitem__)
-    config = TrainConfig(eval=EvalConfig(metric="label"))
-    assert training_and_dev(config, shards) == (splits["train"], "the dev split")
-    train, dev = training_and_dev(replace(config, data=DataConfig(folds=5, fold=2)), shards)
-    assert len(train) + len(dev) == 50
-    assert len(dev) < 25
+    return SimpleNamespace(split=splits.__getitem__)
+
+
+def of_fold(fold: int, folds: int = 5, **data: Any) -> TrainConfig:
+    return dataclasses.replace(RUN, data=DataConfig(folds=folds, fold=fold, **data))
+
+
+def test_without_cross_validation_the_dev_split_chooses_the_model(fifty: Any) -> None:
+    assert training_and_dev(RUN, fifty) == (fifty.split("train"), "the dev split")
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_what_cross_validation_holds_out_is_neither_trained_on_nor_does_it_choose(fold: int, fifty: Any) -> None:
+    held_out = [row_id for row_id in fifty.split("train").ids if fold_of(row_id, 5) == fold]
+    config = of_fold(fold)
+    train, dev = training_and_dev(config, fifty)
+    assert not config.data.measures_held_out
+    assert len(dev) > 0
+    assert sorted(train.ids + dev.ids + held_out) == sorted(fifty.split("train").ids)
+
+
+def test_the_part_that_is_held_out_is_measured_only_where_that_is_asked(fifty: Any) -> None:
+    config = of_fold(2, fold_dev="held_out")
+    train, dev = training_and_dev(config, fifty)
+    assert config.data.measures_held_out
+    assert dev.ids == [row_id for row_id in fifty.split("train").ids if fold_of(row_id, 5) == 2]
+    assert sorted(train.ids + dev.ids) == sorted(fifty.split("train").ids)
+    assert not dataclasses.replace(config, data=DataConfig(fold_dev="held_out")).data.measures_held_out
+
+
+def test_where_no_row_is_left_to_choose_the_model_by_the_mend_is_named() -> None:
+    few: Any = SimpleNamespace(split=lambda _: SimpleNamespace(name="train", ids=["a", "b", "c", "d"]))
+    fold = fold_of("a", 3)
+    with pytest.raises(UserError, match=r"0 would choose the model .* prepare more rows, or .*data\.fold_dev held_out"):
+        training_and_dev(of_fold(fold, 3), few)
+
+
+def test_the_rows_of_a_fold_are_counted_before_they_are_read(fifty: Any) -> None:
+    assert rows_to_train_on(RUN, 50) == 50
+    assert rows_to_train_on(of_fold(0, fold_dev="held_out"), 50) == 40
+    assert rows_to_train_on(of_fold(0), 50) == 36
+    assert rows_to_train_on(of_fold(0, limit=7), 50) == 7
+    found = [len(training_and_dev(of_fold(fold), fifty)[0]) for fold in range(5)]
+    assert sum(found) / 5 == pytest.approx(36, abs=2)
