@@ -42,7 +42,7 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
 
 
 def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., Results], recipe: Recipe):
-    results = made_up(ablated={"schedule": 0.9, "gold": 0.7})
+    results = made_up(ablated={"schedule": {"urg": 0.9}, "gold": {"urg": 0.7}})
     (sheet,) = EXPERIMENTS["beyond"].show(results)
     assert isinstance(sheet, Sheet)
     against = {line.cells[0]: line.cells[-2:] for line in sheet.groups[0].lines}
