@@ -101,7 +101,7 @@ def compare(
     """Run every system on `rows` and score its answers. unavailable: systems that cannot run, and why. ceilings: add
     the oracle of each metric."""
     judge = judge or JudgeConfig()
-    judged = read_verdicts(rows, judge.scoring)
+    judged = read_verdicts(rows, judge)
     references = [row.output for row in rows]
     labels = [_labels(row, label) for row in rows]
     # all candidates once, row by row (ROUGE keeps the reference's words); what systems pick is then looked up

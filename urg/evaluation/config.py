@@ -19,8 +19,12 @@ class JudgeConfig:
     """The model that beat_vic compares with, as the data name it."""
     open_assistant: str = "oasst-sft-4-pythia-12b-epoch-3.5"
     """The model that beat_oa compares with, as the data name it."""
-    scoring: Literal["points", "margin"] = "points"
-    """What gpt_rank goes by: points (1 and -1; both good 0.5, both bad -0.5 for both) or margin, where ties cancel."""
+    scoring: Literal["margin", "points"] = "margin"
+    """What gpt_rank goes by, as sums of points (1 and -1; both good 0.5, both bad -0.5 for both): margin, a candidate's
+    points less the others' against it, so that ties cancel (LLM-Blender's published code), or its points alone."""
+    unjudged: Literal["zero", "left_out"] = "zero"
+    """A candidate of a judged row that the judge compared with none: stands in the order with the sum 0 (LLM-Blender's
+    published code, where MixInstruct's twelfth model takes a place), or is left out of it."""
 
 
 @dataclass(frozen=True)
