@@ -72,14 +72,21 @@ def _ablations_hurt(claim: str, results: Results) -> Verdict:
 
 
 def _noise_costs_half(claim: str, results: Results) -> Verdict:
+    """URG's loss, a gain being none, is at most half the other's in every seed; where the other fuser did not lose in
+    every seed, there is no half to compare with."""
     metric, parts, holds = results.headline, [], []
     for added in ("12", "11,12"):
         ours, theirs = (results.change(name, added, metric) for name in (URG, "llm_blender"))
         if ours is None or theirs is None:
             return Verdict(claim, UNTESTED, "noise was not measured (table5)")
-        parts.append(f"adding {added}: {metric} {ours.text(2)} % against {theirs.text(2)} %")
-        holds.append(all(abs(a) <= 0.5 * abs(b) for a, b in zip(ours.values, theirs.values, strict=True)))
-    return Verdict(claim, HELD if all(holds) else NOT_HELD, "; ".join(parts))
+        part = f"adding {added}: {metric} {ours.text(2)} % against {theirs.text(2)} %"
+        if max(theirs.values) >= 0:
+            parts.append(f"{part} (not testable: the other did not lose in every seed)")
+            continue
+        parts.append(part)
+        holds.append(all(max(0.0, -a) <= 0.5 * -b for a, b in zip(ours.values, theirs.values, strict=True)))
+    verdict = UNTESTED if not holds else HELD if all(holds) else NOT_HELD
+    return Verdict(claim, verdict, "; ".join(parts))
 
 
 def _flattens(claim: str, results: Results) -> Verdict:

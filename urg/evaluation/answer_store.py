@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
 
 FOLDER = "answers"
-FORMAT = 1
+FORMAT = 2
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",

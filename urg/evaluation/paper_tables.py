@@ -22,14 +22,23 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 CEILING = "Ceiling (sees the labels)"
 TABLE2_GROUPS: dict[Kind, str] = {
     "model": "Open-Source LLMs",
+    "closed": "Closed-Source LLMs",
     "floor": "selection-based",
     "ranker": "selection-based",
     "fuser": "generation-based",
     "ceiling": CEILING,
 }
-INTEREST: tuple[Kind, ...] = ("ranker", "fuser", "ceiling", "floor", "model")  # of the differences: what is asked first
+INTEREST: tuple[Kind, ...] = (
+    "ranker",
+    "fuser",
+    "ceiling",
+    "closed",
+    "floor",
+    "model",
+)  # of the differences: what is asked first
 POSTER_GROUPS: dict[Kind, str] = {
     "model": "LLMs",
+    "closed": "LLMs",
     "floor": "Rankers",
     "ranker": "Rankers",
     "fuser": "LLM-Blender",

@@ -47,6 +47,27 @@ def test_a_claim_falls_when_its_figures_turn(made_up: MakeUp, claim: str, bad: d
     assert found[claim] == NOT_HELD
 
 
+NOISE = "Noise costs URG about half of what it costs the other fuser"
+
+
+@pytest.mark.parametrize(
+    ("urg", "other", "expected"),
+    [(-1.0, -4.0, HELD), (-3.0, -4.0, NOT_HELD), (2.0, -3.0, HELD), (-1.0, 3.0, UNTESTED), (0.5, 0.5, UNTESTED)],
+)
+def test_noise_is_judged_by_losses_and_a_gain_is_none(made_up: MakeUp, urg: float, other: float, expected: str):
+    assert by_claim(made_up(**(GOOD | {"noise": {"urg": urg, "llm_blender": other}})))[NOISE] == expected
+
+
+def test_noise_by_which_the_other_did_not_lose_in_every_seed_is_left_out_and_said(made_up: MakeUp):
+    results = made_up(**GOOD)
+    given = {("urg", "12"): (-1.0, -1.0), ("llm_blender", "12"): (-1.5, 0.1)}
+    given |= {("urg", "11,12"): (-1.0, 0.4), ("llm_blender", "11,12"): (-2.5, -3.0)}
+    results.change = lambda system, added, metric: Figure(given[system, added])  # type: ignore[method-assign]
+    verdict = CLAIMS[NOISE](NOISE, results)
+    assert verdict.verdict == HELD
+    assert "(not testable: the other did not lose in every seed); adding 11,12" in verdict.evidence
+
+
 def test_a_claim_whose_figures_are_missing_is_not_testable(recipe: Recipe):
     for each in verdicts(Results(recipe, {})):
         assert each.verdict == UNTESTED
