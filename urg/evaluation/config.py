@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from urg.config import require
+from urg.config import TrackingConfig, require
 
 FOLD = "{fold}"
 """What stands for a part's number in the names of models."""
@@ -76,6 +76,20 @@ class HumanConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationTracking:
+    """Where MLflow keeps evaluations."""
+
+    uri: str | None = None
+    """MLflow tracking URI, such as sqlite:///runs/mlflow.db or http://…; `off` for none. Null: that of the run which
+    trained the model (under cross-validation the first part's), where its folder is at hand."""
+    experiment: str | None = None
+    """MLflow experiment; null: that run's, or urg where there is none."""
+
+    def __post_init__(self) -> None:
+        TrackingConfig(uri=self.uri)  # no login in it
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """What is evaluated, on what, and where the results go."""
 
@@ -133,8 +147,10 @@ class EvaluateConfig:
     cases: int = 9
     """Rows that the report shows with all their candidates; 0 for none."""
     track: bool = True
-    """Add the results to MLflow, where the run folder of the model's training is at hand: to the run that trained it,
-    and as a run of their own with one below it for each system."""
+    """Add the results to MLflow: to the run that trained the model, where its folder is at hand, and as a run of their
+    own with one below it for each system. The same evaluation again is the same runs."""
+    tracking: EvaluationTracking = field(default_factory=EvaluationTracking)
+    """Where MLflow keeps them."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How a judge's verdicts are read."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
