@@ -44,7 +44,7 @@ def settings() -> dict[str, Any]:
 @pytest.fixture
 def recipe(tmp_path: Path, settings: dict[str, Any]) -> Recipe:
     """All experiments; of the sample with three seeds, unless the test says more."""
-    return plan(ReproduceConfig(storage=str(tmp_path), only=",".join(EXPERIMENTS), **settings))[0]
+    return plan(ReproduceConfig(**({"storage": str(tmp_path), "only": ",".join(EXPERIMENTS)} | settings)))[0]
 
 
 @pytest.fixture

@@ -41,6 +41,16 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert "compare-s0: cases.md." in text
 
 
+@pytest.mark.parametrize("settings", [{"preset": "flan-t5-large", "shards": "set", "only": "table2"}])
+def test_at_full_size_the_comparison_itself_shows_what_is_sure(made_up: Callable[..., Results]):
+    """It is on all rows there."""
+    _, systems, sure = EXPERIMENTS["table2"].show(made_up())
+    assert isinstance(systems, Sheet)
+    assert isinstance(sure, Sheet)
+    assert "all 1,200 rows" in systems.title
+    assert sure.groups[0].lines[0].cells[-1] == "above"
+
+
 def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., Results], recipe: Recipe):
     results = made_up(ablated={"schedule": {"urg": 0.9}, "gold": {"urg": 0.7}})
     (sheet,) = EXPERIMENTS["beyond"].show(results)
