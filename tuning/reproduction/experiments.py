@@ -17,6 +17,7 @@ from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, BASELINES, NO_
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
 from tuning.reproduction.sureness import all_rows
 from urg.evaluation.paper_tables import published
+from urg.evaluation.published_size import ours_beside
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
 Shown = Sheet | Plot | str
@@ -70,7 +71,7 @@ def _table2(results: Results) -> list[Shown]:
     for group in table["groups"]:
         lines = []
         for row in group["rows"]:
-            name = next((own for own in row["ours"] if own in names), None)
+            name = next((own for own in ours_beside(row, results.recipe.preset.size) if own in names), None)
             if name is not None:
                 names.remove(name)
             theirs = dict(zip(table["columns"], row["values"], strict=True))
@@ -97,17 +98,18 @@ def _table2_line(results: Results, name: str | None, printed: str, metrics: Sequ
 
 
 def _table3(results: Results) -> list[Shown]:
-    rows = {row["name"]: row["values"] for row in published()["urg"]["table3"]["rows"]}
-    printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
     metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
     columns = published()["urg"]["table3"]["columns"]
+    beside, others = _published3(results.recipe.preset.size)
     lines = []
     for name in (URG, *ABLATIONS):
         system = "urg_random_k" if name == NO_RANKING else URG
         ours = [shown(results.variant(name, metric, system), metric) for metric in metrics]
-        theirs = rows.get(printed.get(name, ""), [None] * len(columns))
+        printed, theirs = beside.get(name, (NONE, [None] * len(columns)))
         pick = shown(results.variant(name, "label", "urg_rank"))
-        lines.append(Line((name, *ours, pick, printed.get(name, NONE), *map(_number, theirs))))
+        lines.append(Line((name, *ours, pick, printed, *map(_number, theirs))))
+    none = [NONE] * (2 + len(metrics))
+    lines += [Line((*none, printed, *map(_number, theirs))) for printed, theirs in others]
     head = ("variant", *metrics, "pick: label", "published as", *columns)
     spans = (("", 1), ("ours: fused text", len(metrics)), ("", 1), ("published", 1 + len(columns)))
     notes = (
@@ -117,6 +119,25 @@ def _table3(results: Results) -> list[Shown]:
         published()["urg"]["slips"][0],
     )
     return [Sheet("Ablations", head, (Group("", tuple(lines)),), spans, notes)]
+
+
+Printed = tuple[str, list[float]]
+"""A row as published: its name, its figures."""
+
+
+def _published3(size: str) -> tuple[dict[str, Printed], list[Printed]]:
+    """By variant what Table 3 has of URG of this size, and what it has of another. It is of URG (3B); of the smaller
+    one only the whole model was published, in Table 2."""
+    source = published()["urg"]
+    rows = {row["name"]: row["values"] for row in source["table3"]["rows"]}
+    printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
+    of_3b = {variant: (f"{name} (3B)", rows[name]) for variant, name in printed.items()}
+    if size == "3B":
+        return of_3b, []
+    whole = next(r for g in source["table2"]["groups"] for r in g["rows"] if r["name"] == f"URG ({size})")
+    values = dict(zip(source["table2"]["columns"], whole["values"], strict=True))
+    beside = {URG: (f"URG ({size}), Table 2", [values[column] for column in source["table3"]["columns"]])}
+    return beside, list(of_3b.values())
 
 
 def _recipes(recipes: Callable[[Recipe], Mapping[str, Mapping[str, Any]]]) -> Callable[[Results], list[Shown]]:
