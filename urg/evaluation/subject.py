@@ -21,12 +21,13 @@ FEW_ROWS = 100
 
 @dataclass(frozen=True)
 class Subject:
-    """The rows and the label. config: with paths made absolute and the device named."""
+    """The rows and the label. config: with paths made absolute and the device named. ids: of all rows of the split."""
 
     rows: Sequence[TokenizedExample]
     label: str
     config: EvaluateConfig
     provenance: Provenance
+    ids: Sequence[str]
 
 
 def open_subject(config: EvaluateConfig) -> Subject:
@@ -44,7 +45,8 @@ def open_subject(config: EvaluateConfig) -> Subject:
     data = _data_facts(shards, config.split, rows, label)
     # Pinned: a later `prepare` under the same root must not change the data of a pool's actors.
     config = replace(config, shards=str(shards.folder), model=model.get("folder"), **_absolute(config))
-    return Subject(rows, label, config, Provenance(data, model, asdict(config), notes(data, model)))
+    provenance = Provenance(data, model, asdict(config), notes(data, model))
+    return Subject(rows, label, config, provenance, shards.split(config.split).ids)
 
 
 def _absolute(config: EvaluateConfig) -> dict[str, Any]:
