@@ -151,7 +151,8 @@ def _show(
     for sentence in sentences(comparison, stats):
         print(sentence)
     if is_mixinstruct(comparison):
-        for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title)):
+        where, parameters = provenance.title, provenance.model.get("parameters")
+        for sheet in (table2(comparison, where, parameters=parameters), poster(comparison, where)):
             print(f"\n{plain(sheet)}")
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
     print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")

@@ -16,7 +16,7 @@ from tuning.reproduction.claims import difference, is_above
 from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, BASELINES, NO_RANKING, URG, Recipe
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
 from tuning.reproduction.sureness import all_rows
-from urg.evaluation.paper_tables import published
+from urg.evaluation.paper_tables import published, stands_beside
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
 Shown = Sheet | Plot | str
@@ -67,10 +67,12 @@ def _table2(results: Results) -> list[Shown]:
     table, groups = published()["urg"]["table2"], []
     metrics = [m for m in ("label", *TEXT_METRICS) if results.compared(URG, m) or results.compared("urg_rank", m)]
     names = _systems(results)
+    model = (results.document(f"compare-s{results.recipe.seeds[0]}") or {}).get("model", {})
+    parameters = model.get("parameters")
     for group in table["groups"]:
         lines = []
         for row in group["rows"]:
-            name = next((own for own in row["ours"] if own in names), None)
+            name = stands_beside(row, names, parameters)
             if name is not None:
                 names.remove(name)
             theirs = dict(zip(table["columns"], row["values"], strict=True))

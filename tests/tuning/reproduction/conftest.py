@@ -118,7 +118,7 @@ def _evaluated(
     metrics = ("label", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
     systems = {system: dict.fromkeys(metrics, score + shift) for system, score in own.items()}
     kinds: dict[str, Any] = {system: "model" if system.startswith("sim-") else "ranker" for system in own}
-    document: dict[str, Any] = {"systems": systems, "kinds": kinds}
+    document: dict[str, Any] = {"systems": systems, "kinds": kinds, "model": {"parameters": 783_150_080}}
     if name == ALL_ROWS:
         assert given["--rows"] == "null"
         ends = {system: {"rougeL": [score - 0.01, score + 0.01]} for system, score in own.items()}
