@@ -122,9 +122,9 @@ class Results:
     def parameters(self) -> int | None:
         """How many parameters the first seed's URG has; None where it was not evaluated."""
         steps = (self.recipe.compared()[0], self.recipe.evaluated(URG)[0])
-        document = next((found for step in steps if (found := self.document(step))), {})
-        found: int | None = document.get("model", {}).get("parameters")
-        return found
+        documents = (self.document(step) for step in steps)
+        count = next((document for document in documents if document), {}).get("model", {}).get("parameters")
+        return None if count is None else int(count)
 
     @cached_property
     def headline(self) -> str:
