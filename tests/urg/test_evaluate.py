@@ -366,12 +366,15 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     run([replace(rows[0], texts=("other", *rows[0].texts[1:])), *rows[1:]])
     (run.folder / "model" / "weights").write_bytes(b"other")
     run(rows)
+    assert len(run.stub.calls) == 5
     predictions = run.folder / "predictions.jsonl"
-    for content in ("one", "two"):
+    for content in ("one", "two"):  # another system's own
         predictions.write_text("".join(json.dumps({"id": row.id, "text": content}) + "\n" for row in rows))
         run(rows, folders={"imported": str(predictions)})
+        assert {line["text"] for line in run.predictions() if line["system"] == "imported"} == {content}
+    assert len(run.stub.calls) == 5
     run(rows, fresh=True)
-    assert len(run.stub.calls) == 8
+    assert len(run.stub.calls) == 6
 
 
 def test_a_folder_or_file_that_does_not_fit_is_refused_before_the_first_answer(run: Run) -> None:

@@ -1,7 +1,7 @@
 """Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
 
-The key stands for the rows, the system, its options and the content of the folders and files that they name; under
-another key a file is not there.
+The key stands for the rows, the system, the options that it depends on (`urg.systems.needs`) and the content of the
+folders and files that they name; under another key a file is not there.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import numpy as np
 
 from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.results import write_parquet
+from urg.systems.needs import NEEDS
 from urg.systems.protocol import KINDS, Answer, Kind
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
 
 FOLDER = "answers"
-FORMAT = 2
+FORMAT = 3
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
@@ -54,9 +55,8 @@ class AnswerStore:
         self._output, self._folder = output, output / FOLDER
         self._ids = [row.id for row in rows]
         self._fresh = config.fresh
-        options = {key: value for key, value in asdict(config).items() if key not in NOT_IN_KEY}
-        self._parts = {"format": FORMAT, "rows": _rows_digest(rows), "options": _by_content(options)}
-        self._label = label
+        self._options = {key: value for key, value in asdict(config).items() if key not in NOT_IN_KEY}
+        self._rows, self._label = _rows_digest(rows), label
 
     def of_part(self, config: EvaluateConfig, rows: Sequence[TokenizedExample]) -> AnswerStore:
         """That of a part of the rows under cross-validation, in a folder of its own. config: the part's."""
@@ -94,11 +94,16 @@ class AnswerStore:
     def key(self, name: str) -> str:
         """What the answers of a system depend on, as 64 hexadecimal digits."""
         label = self._label if name.startswith("oracle") else None  # only an oracle sees it
-        return hashlib.sha256(json.dumps(self._parts | {"system": name, "label": label}).encode()).hexdigest()
+        system = name.rsplit(":", 2)[1] if name.startswith("noise:") else name  # noise:LABEL:SYSTEM:VARIANT
+        return self._digest(_needed(self._options, system), {"system": name, "label": label})
 
     def key_of_all(self) -> str:
         """What all answers together depend on, whichever systems are asked: 64 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self._parts | {"label": self._label}).encode()).hexdigest()
+        return self._digest(self._options, {"label": self._label})
+
+    def _digest(self, options: dict[str, Any], facts: dict[str, str | None]) -> str:
+        parts = {"format": FORMAT, "rows": self._rows, "options": _by_content(options)} | facts
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.parquet"
@@ -129,6 +134,15 @@ def _rows_digest(rows: Sequence[TokenizedExample]) -> str:
         for name in sorted(row.scores):
             digest.update(name.encode() + np.ascontiguousarray(row.scores[name], dtype=np.float64).tobytes())
     return digest.hexdigest()
+
+
+def _needed(options: dict[str, Any], system: str) -> dict[str, Any]:
+    """The options that a system's answers depend on; all of them for one that does not say."""
+    needs = NEEDS.get(system)
+    if needs is None:
+        return options
+    own = {key: value for key, value in options.items() if key in (*needs.settings, "device", "dtype")}
+    return own | {"folders": {name: folder for name, folder in options["folders"].items() if name in needs.folders}}
 
 
 def _by_content(value: Any) -> Any:

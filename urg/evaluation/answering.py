@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ALL, MODELS, ORACLES = "all", "models", oracles.GROUP
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
+ASKED_AGAIN = frozenset({"judge_rank", "judge_fuse"})  # a call that failed may succeed the next time
 ON_REQUEST = frozenset({"urg_random_k"})  # what an ablation asks for; no part of `all`
 # Systems whose work is one pass: answered together, so that actors do it once.
 TOGETHER = (
@@ -168,6 +169,9 @@ def _answer_rows(
     here = [name for name in pending if name not in far]
     unavailable: dict[str, str] = {}
     setup = make_setup(config, work.label, work.models, here, work.load, work.progress, work.ids)
+    for name in [name for name in kept if name in ASKED_AGAIN]:
+        kept[name] = _completed(kept[name], rows, setup)
+        store.save(kept[name])
     for name in here:
         try:
             system = SYSTEMS[name](setup)
@@ -184,6 +188,20 @@ def _answer_rows(
             kept[made.name] = made
             store.save(made)
     return kept, unavailable
+
+
+def _completed(kept: Answered, rows: Sequence[TokenizedExample], setup: Setup) -> Answered:
+    """Kept answers, the rows without one asked about again; those that fail again stay without."""
+    holes = [index for index, answer in enumerate(kept.answers) if answer is None]
+    if not holes:
+        return kept
+    try:
+        found = SYSTEMS[kept.name](setup).answer([rows[index] for index in holes])
+    except UserError as error:  # not one of them got an answer
+        print(f"note: {kept.name} still has no answer to {len(holes)} rows: {error}")
+        return kept
+    answers = dict(enumerate(kept.answers)) | dict(zip(holes, found, strict=True))
+    return Answered(kept.name, kept.kind, [answers[index] for index in range(len(rows))])
 
 
 def _families(names: Sequence[str]) -> list[tuple[str, ...]]:
