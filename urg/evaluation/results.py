@@ -137,7 +137,7 @@ def _lines(comparison: Comparison, result: Result) -> list[dict[str, Any]]:
         values = {metric: _number(column[index]) for metric, column in result.values.items()}
         scores = None if answer.scores is None else [_number(score) for score in answer.scores]
         picked = None if answer.picked is None else row.models[answer.picked]
-        line = {"id": row.id, "system": result.name, "picked_model": picked, "picked": answer.picked}
+        line: dict[str, Any] = {"id": row.id, "system": result.name, "picked_model": picked, "picked": answer.picked}
         line |= {"models": list(row.models), "scores": scores, "used": [int(i) for i in answer.used]}
         lines.append(line | {"text": answer.text} | values)
     return lines
