@@ -89,7 +89,10 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.tracking import SweepTracking
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency)
+    grows = (
+        os.environ.get("RAY_ADDRESS", "local") != "local"
+    )  # a cluster's, perhaps a head alone that has yet to ask for workers
+    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows)
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
     require_choice_of_candidates(blueprint, most)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -43,10 +44,19 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
     run = blueprint.trials_folder / unit.name
     outcome = read_outcome(run)
     if outcome is None:
+        _wait_for_nodes()
         outcome = _run(settings, blueprint, unit)
         outcome.write(run)
     if outcome.state == "failed":
         raise RuntimeError(outcome.reason)
+
+
+def _wait_for_nodes() -> None:
+    """Let `urg.train` wait for the cluster's nodes as it does in the driver of a job, instead of refusing to start where
+    none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from data_pipeline.errors import UserError
 from tuning.trial import _train, reason_of
 from urg.training.state import Stopped
 
@@ -24,6 +26,25 @@ def test_a_trial_whose_run_was_told_to_stop_goes_on(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("urg.train.train", train)
     _train("config", tmp_path, {"trial": "1"})
     assert calls == [("config", {"trial": "1"})] * 3
+
+
+def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where urg.train is told by RAY_ADDRESS alone that a cluster may grow, which no process but the driver has."""
+    import ray
+
+    from tuning.trial import _wait_for_nodes
+    from urg.config import EngineConfig, EvalConfig, TrainConfig
+    from urg.train import _require_resources
+
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.delenv("RAY_ADDRESS")  # and taken back after the test
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    config = TrainConfig(eval=EvalConfig(metric="rougeL"), engine=EngineConfig(workers=8, use_gpu=True))
+    with pytest.raises(UserError, match="8 workers need"):
+        _require_resources(config)
+    _wait_for_nodes()
+    _require_resources(config)
 
 
 REFUSED = 2**50
