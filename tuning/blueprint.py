@@ -121,7 +121,8 @@ def draw_up(config: SweepConfig) -> Blueprint:
     storage = Path(config.storage).expanduser().absolute()
     config = dataclasses.replace(config, storage=str(storage))
     given = read_file(config.base, TRAIN_PRESETS)
-    first = {"eval.metric": config.objective[0], "engine.max_failures": config.retries}
+    first: dict[str, Any] = {"eval.metric": config.objective[0]}
+    first |= {} if config.retries is None else {"engine.max_failures": config.retries}
     fixed = {"resume": "auto", "dry_run": False, "storage": str(storage), "data.folds": None, "data.fold": None}
     overrides = dict(flatten(config.overrides)) if config.overrides else {}  # `--overrides.eval.every` nests
     base = build(TrainConfig, given, {**overrides, **first, **fixed})

@@ -69,11 +69,14 @@ class SweepConfig:
     """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None
     """Runs at once; null: as many as the cluster has room for. Give it where the cluster grows on demand."""
-    retries: int = 1
-    """How often a trial goes on from its last checkpoint after it lost a process, before it counts as failed."""
+    retries: int | None = None
+    """How often a trial goes on from its last checkpoint after it lost a process, before it counts as failed; null: as
+    the base's `engine.max_failures` has it."""
+    retry_failed: bool = False
+    """Try the trials that have failed again first, each from its last checkpoint."""
     keep_checkpoints: bool = False
-    """Keep the checkpoints of trials that have ended, with their optimizer state; their best models stay in any
-    case."""
+    """Keep the checkpoints of all trials that have ended, with their optimizer state, not only of failed ones; their
+    best models stay in any case."""
     seed: int = 0
     """Seeds the searcher."""
     resume: bool = True
@@ -98,7 +101,8 @@ class SweepConfig:
             _require(value is None or value >= 1, key, value, "must be at least 1.")
         _require(self.hours is None or self.hours > 0, "hours", self.hours, "must be positive, or null for no limit.")
         _require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be at least 2, or null.")
-        _require(self.retries >= 0, "retries", self.retries, "must be 0 or more.")
+        enough = self.retries is None or self.retries >= 0
+        _require(enough, "retries", self.retries, "must be 0 or more, or null.")
         _require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
         if self.scheduler.kind == "asha":
             _require(len(self.objective) == 1, "scheduler.kind", "asha", "compares one objective: give one, or none.")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuning.ledger import read_outcome
 from urg.training import checkpoints
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def finish(ledger: Ledger, tracking: SweepTracking) -> None:
     folder, best = ledger.blueprint.folder, ledger.best()
     tracking.wait()
     tags: dict[str, str] = {}
+    if failed := sum(trial.state.name == "FAIL" for trial in ledger.ended()):
+        print(
+            f"failed: {failed} of {len(ledger.ended())} trials; the same command with --retry_failed true tries them."
+        )
     if best is None:
         print("no trial has finished: see the reasons in the report.")
     else:
@@ -40,11 +45,15 @@ def finish(ledger: Ledger, tracking: SweepTracking) -> None:
 
 
 def drop_checkpoints(blueprint: Blueprint, number: int) -> None:
-    """Delete what an ended trial could go on from, unless `keep_checkpoints` is set; its best model stays."""
+    """Delete what an ended trial could go on from, unless it has failed or `keep_checkpoints` is set; its best model
+    stays."""
     if blueprint.config.keep_checkpoints:
         return
-    for unit in blueprint.units(number):
-        for folder in (blueprint.trials_folder / unit.name).glob(f"{checkpoints.PREFIX}*"):
+    for run in (blueprint.trials_folder / unit.name for unit in blueprint.units(number)):
+        outcome = read_outcome(run)
+        if outcome is not None and outcome.state == "failed":
+            continue
+        for folder in run.glob(f"{checkpoints.PREFIX}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

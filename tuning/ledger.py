@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STUDY = "study.db"
 OUTCOME = "outcome.json"
+EARLIER = "outcome-{}.json"
+"""Where the outcome of a failed attempt goes, by its number from 1 on, when the run is tried again."""
 State = Literal["finished", "failed", "pruned"]
 
 
@@ -62,6 +64,11 @@ def read_outcome(run: Path) -> Outcome | None:
         return Outcome(**json.loads((run / OUTCOME).read_text()))
     except FileNotFoundError:
         return None
+
+
+def earlier_outcomes(run: Path) -> int:
+    """How many failed attempts of a run were set aside before the one that counts."""
+    return len(list(run.glob(EARLIER.format("*"))))
 
 
 def together(outcomes: Iterable[Outcome]) -> tuple[Outcome, list[float]]:

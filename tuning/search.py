@@ -20,9 +20,13 @@ from ray.tune.search import Searcher
 from tuning.blueprint import Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
-from tuning.trial import NEVER, elapsed, reason_of
+from tuning.trial import FAILED, NEVER, elapsed, reason_of
 
 LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
+BASE_FAILED = (
+    "the base's own point, trial 0, failed ({}): the sweep ends here, and what it has tried stays. Once that is "
+    "mended, the same command with --retry_failed true goes on; another base needs another --name."
+)
 
 
 @dataclass
@@ -55,7 +59,13 @@ class LedgerSearcher(Searcher):
         self._pending: Pending | None = None
         self._pool = ThreadPoolExecutor(1)
         self._since = time.monotonic()
-        self.refusal: str | None = None
+        self.refusal = self._base_failed_before()
+
+    def _base_failed_before(self) -> str | None:
+        """The sentence where an earlier session has seen the base's own point fail."""
+        base = next((trial for trial in self._ledger.ended() if trial.number == 0), None)
+        failed = base is not None and base.state.name == "FAIL" and self._config.base_first
+        return BASE_FAILED.format(base.user_attrs.get("reason", "").rstrip(".")) if base and failed else None
 
     def suggest(self, trial_id: str) -> Any:
         """The next run's settings; None while its shards are being prepared, FINISHED where there is none."""
@@ -95,7 +105,7 @@ class LedgerSearcher(Searcher):
 
     def _begin(self) -> bool:
         """Begin a trial, or take up one that was interrupted; False where there is nothing left to do."""
-        while self._interrupted:
+        while self._interrupted and not self.refusal:
             number = self._interrupted.popleft()
             if not self._close(number):
                 return self._start(number)
@@ -135,6 +145,8 @@ class LedgerSearcher(Searcher):
         if outcome is None:
             return False
         self._count_time()
+        if outcome.state == "failed" and number == 0 and self._config.base_first:
+            self.refusal = BASE_FAILED.format(outcome.reason.rstrip("."))
         if outcome.reason.startswith(NEVER) and all(t.state.name == "FAIL" for t in self._ledger.ended()):
             self.refusal = f"{outcome.reason} ({trial_name(number)})"
         self._settle(number, outcome)
@@ -156,6 +168,9 @@ class LedgerScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP where the trial is not among the best of its rung. The base's own point goes to its end, and a trial at
         its last step ends by itself."""
+        if result.get(FAILED):
+            trial.max_failures = 0  # those that Tune would allow are for a process that is lost
+            return TrialScheduler.CONTINUE
         settings, blueprint = trial.config, self._ledger.blueprint
         unit = _unit(settings)
         if unit.fold is not None or len(blueprint.config.objective) > 1:

@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
     "hours",
     "concurrency",
     "retries",
+    "retry_failed",
     "resume",
     "dry_run",
     "keep_checkpoints",
@@ -85,6 +86,7 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.finish import finish
     from tuning.ledger import Ledger
     from tuning.orphans import orphans_freed
+    from tuning.retry import reopen_failed
     from tuning.room import runs_at_once
     from tuning.tracking import SweepTracking
 
@@ -96,10 +98,11 @@ def _run(blueprint: Blueprint) -> None:
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
     require_choice_of_candidates(blueprint, most)
+    retried = reopen_failed(blueprint) if blueprint.config.retry_failed else []
     ledger = Ledger.open(blueprint, steps)
     tracking = SweepTracking(ledger)
     tracking.settle_left()
-    print(_greeting(blueprint, ledger, at_once), flush=True)
+    print(_greeting(blueprint, ledger, at_once, len(retried)), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
     with orphans_freed():
         _tune(blueprint, searcher, scheduler, at_once)
@@ -168,7 +171,7 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
         run_config=tune.RunConfig(
             name=f"session-{uuid.uuid4().hex[:8]}",
             storage_path=str(blueprint.folder / "tune"),
-            failure_config=tune.FailureConfig(max_failures=blueprint.config.retries),
+            failure_config=tune.FailureConfig(max_failures=blueprint.base.engine.max_failures),
             verbose=0,
         ),
     )
@@ -219,10 +222,11 @@ def _write_identity(blueprint: Blueprint) -> None:
     write_json(blueprint.folder / "sweep.json", _identity(blueprint))
 
 
-def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int) -> str:
-    ended, open_trials = len(ledger.ended()), len(ledger.interrupted())
+def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int, retried: int) -> str:
+    ended, open_trials = len(ledger.ended()), len(ledger.interrupted()) - retried
     config = blueprint.config
     before = f"; {ended} trials are done, {open_trials} were interrupted" if ended or open_trials else ""
+    before += f"; {retried} failed and are tried again" if retried else ""
     limit = f"{config.trials} trials" + (f", {config.hours:g} hours" if config.hours else "")
     keys = ", ".join(blueprint.space.keys)
     return f"sweep {config.name}: {keys}; {limit}, {at_once} at once; folder {blueprint.folder}{before}"

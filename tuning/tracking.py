@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.blueprint import PREPARE, Blueprint, Unit, trial_name
-from tuning.ledger import Ledger, Outcome, read_outcome
+from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome
 from tuning.mlflow_view import view_link, view_tag
 from urg.tracking import OFF, Tracker, last_run
 from urg.tracking.journal import is_held
@@ -183,7 +183,10 @@ class SweepTracking:
         tags |= {"model.folder": str(folder / "model")} if (folder / "model").is_dir() else {}
         kept = sorted(folder.glob("checkpoint-*")) if self._blueprint.config.keep_checkpoints else []
         tags |= {"checkpoint.folder": str(kept[-1])} if kept else {}
-        return tags | ({"trial.reason": outcome.reason} if outcome.reason else {})
+        runs = [folder, *folder.parent.glob(f"{folder.name}-fold-*")]
+        attempts = sum(map(earlier_outcomes, runs))  # the reason of the last stands in MLflow, and must not stay
+        reason = outcome.reason or (f"finished after {attempts} failed" if attempts else "")
+        return tags | ({"trial.reason": reason} if reason else {})
 
     def _end(self, tracker: Tracker, outcome: Outcome) -> bool:
         """End a run; whether the server has all of it. A server that is away is not waited for again and again."""

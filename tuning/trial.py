@@ -28,6 +28,8 @@ PATIENCE = 120.0
 """Seconds that a trial waits for an earlier process of its run to be gone."""
 SESSIONS = "sessions.txt"
 """File in the run's folder with the time at which each of its sessions began."""
+FAILED = "failed"
+"""Key of the result by which a run tells the scheduler that it has failed for good."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
 _KILLED_BY_RAY = re.compile(r"\d+ worker\(s\) were killed due to the node running low on memory")
 _GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
@@ -48,12 +50,20 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
         outcome = _run(settings, blueprint, unit)
         outcome.write(run)
     if outcome.state == "failed":
+        _say_that_it_failed(outcome)
         raise RuntimeError(outcome.reason)
 
 
+def _say_that_it_failed(outcome: Outcome) -> None:
+    """Before the error: Tune must not start the run again, which has tried as often as it may."""
+    from ray import tune
+
+    tune.report({FAILED: True, "step": outcome.step, "objective": math.nan})
+
+
 def _wait_for_nodes() -> None:
-    """Let `urg.train` wait for the cluster's nodes as it does in the driver of a job, instead of refusing to start where
-    none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
+    """Let `urg.train` wait for the cluster's nodes as it does in the driver of a job, instead of refusing to start
+    where none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
     import ray
 
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)

@@ -46,6 +46,12 @@ def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: 
     assert config.data.shards == str(prepared_set)
 
 
+@pytest.mark.parametrize(("retries", "failures"), [(None, 5), (0, 0)])
+def test_a_trial_goes_on_as_often_as_the_base_would(make_sweep: Make, retries: int | None, failures: int) -> None:
+    blueprint = draw_up(make_sweep(retries=retries, overrides={"engine.max_failures": 5}))
+    assert blueprint.base.engine.max_failures == failures
+
+
 def test_folds_are_units_of_their_own(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(folds=3))
     units = blueprint.units(1)

@@ -16,8 +16,11 @@ from data_pipeline.errors import UserError
 from tests.tuning.session import Killed, Session
 from tuning.blueprint import draw_up, trial_name
 from tuning.config import SchedulerConfig, SweepConfig
-from tuning.ledger import Ledger, Outcome, read_outcome, together
-from tuning.trial import NEVER, SESSIONS, counted, elapsed, reason_of
+from tuning.finish import drop_checkpoints
+from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome, together
+from tuning.retry import reopen_failed
+from tuning.tracking import SETTLED
+from tuning.trial import FAILED, NEVER, SESSIONS, counted, elapsed, reason_of
 from urg.training.evaluations import Evaluation
 
 Make = Callable[..., SweepConfig]
@@ -132,6 +135,86 @@ def test_a_lost_process_and_an_objective_without_value_end_as_failed(make_sweep:
     assert states[1][1].startswith(NEVER)
     assert "the dev split gave hit@1" in str(session.searcher.refusal)
     assert session.searcher.suggest("c") == "FINISHED"
+
+
+def _end_next(session: Session, outcome: Outcome) -> int:
+    """Let the searcher begin a run and end it."""
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    outcome.write(session.ledger.blueprint.trials_folder / trial_name(settings["number"]))
+    session.searcher.on_trial_complete("t", {}, error=outcome.state == "failed")
+    return int(settings["number"])
+
+
+def test_where_the_bases_own_point_fails_the_sweep_ends_until_it_is_retried(make_sweep: Make) -> None:
+    runs: Counter[str] = Counter()
+    session = Session(make_sweep(trials=3), math.inf, [], runs)
+    assert _end_next(session, Outcome("failed", reason="the hub is away.")) == 0
+    again = Session(make_sweep(trials=3), math.inf, [], runs)
+    for refused in (session, again):
+        assert "trial 0, failed (the hub is away): the sweep ends here" in str(refused.searcher.refusal)
+        assert refused.searcher.suggest("x") == "FINISHED"
+    assert reopen_failed(again.ledger.blueprint) == [0]
+    mended = Session(make_sweep(trials=3), math.inf, [], runs)
+    mended.play()
+    assert runs == {trial_name(number): 1 for number in range(3)}
+    assert [trial.state.name for trial in mended.ledger.study.get_trials()] == ["COMPLETE"] * 3
+
+
+def test_a_failed_trial_is_tried_again_under_its_number_from_where_it_was(make_sweep: Make) -> None:
+    """And only that one; its old outcome stands aside, and a second attempt that fails is a third file."""
+    config, runs = make_sweep(trials=2), Counter[str]()
+    session = Session(config, math.inf, [], runs)
+    blueprint = session.ledger.blueprint
+    run = blueprint.trials_folder / trial_name(1)
+    (run / "checkpoint-00000002-abcdef").mkdir(parents=True)
+    first = Outcome("finished", [0.5], 4)
+    assert _end_next(session, first) == 0
+    assert _end_next(session, Outcome("failed", reason="its node is gone.")) == 1
+    drop_checkpoints(blueprint, 1)
+    point = session.ledger.values(1)
+    (run / SETTLED).touch()
+    for attempt in (1, 2):
+        assert reopen_failed(blueprint) == [1]
+        assert not (run / SETTLED).exists()
+        assert earlier_outcomes(run) == attempt
+        session = Session(config, math.inf, [], runs)
+        assert session.ledger.interrupted() == [1]
+        if attempt == 1:
+            assert _end_next(session, Outcome("failed", reason="again.")) == 1
+    session.play()
+    assert reopen_failed(blueprint) == []
+    assert runs == {trial_name(1): 1}
+    assert session.ledger.values(1) == point
+    assert [trial.state.name for trial in session.ledger.study.get_trials()] == ["COMPLETE"] * 2
+    assert read_outcome(blueprint.trials_folder / trial_name(0)) == first
+    assert (run / "checkpoint-00000002-abcdef").is_dir()
+    drop_checkpoints(blueprint, 1)
+    assert not (run / "checkpoint-00000002-abcdef").exists()
+
+
+def test_of_a_failed_trial_only_the_fold_that_failed_is_trained_again(make_sweep: Make) -> None:
+    config, runs = make_sweep(trials=1, folds=2, base_first=False), Counter[str]()
+    session = Session(config, math.inf, [], runs)
+    assert session.ledger.ask() == 0
+    session.ledger.point(0)
+    for unit, end in zip(session.ledger.blueprint.units(0), ("finished", "failed"), strict=True):
+        Outcome(end, [0.5] * (end == "finished")).write(  # type: ignore[arg-type]
+            session.ledger.blueprint.trials_folder / unit.name
+        )
+    outcome = session.ledger.tell(0)
+    assert outcome is not None
+    assert outcome.state == "failed"
+    assert reopen_failed(session.ledger.blueprint) == [0]
+    Session(config, math.inf, [], runs).play()
+    assert runs == {"trial-0000-fold-1": 1}
+
+
+def test_tune_does_not_start_a_run_again_that_has_failed_for_good(make_sweep: Make) -> None:
+    session = Session(make_sweep(), math.inf, [], Counter())
+    trial: Any = type("Trial", (), {"config": {}, "max_failures": 3})
+    said = session.scheduler.on_trial_result(None, trial, {FAILED: True, "step": 2, "objective": math.nan})
+    assert (said, trial.max_failures) == ("CONTINUE", 0)
 
 
 def test_an_interrupted_tune_leaves_its_trials_open(make_sweep: Make) -> None:

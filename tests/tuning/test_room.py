@@ -33,7 +33,7 @@ def test_a_head_without_workers_gets_what_is_asked_for_where_the_cluster_may_gro
     engine, head = EngineConfig(workers=8, use_gpu=True, cpus_per_worker=4), {"CPU": 8.0}
     assert runs_at_once([head], engine, 4, grows=True) == 4
     for wanted, grows in ((None, True), (4, False)):
-        with pytest.raises(UserError, match="room for 0 .*give --concurrency on one that grows"):
+        with pytest.raises(UserError, match=r"room for 0 .*give --concurrency on one that grows"):
             runs_at_once([head], engine, wanted, grows)
 
 

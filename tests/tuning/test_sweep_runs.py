@@ -253,6 +253,24 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_swee
     assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 3) == []
 
 
+def test_a_trial_that_failed_is_tried_again_and_all_accounts_tell_the_same(make_sweep: Make, tmp_path: Path) -> None:
+    """Something stands where its log should be, until it is mended."""
+    config = make_sweep(trials=2, overrides={"tracking.uri": None})
+    folder = Path(config.storage) / config.name
+    wrong = folder / "trials" / "trial-0001" / "train.log"
+    wrong.mkdir(parents=True)
+    for mended, states in ((False, ["COMPLETE", "FAIL"]), (True, ["COMPLETE", "COMPLETE"])):
+        if mended:
+            wrong.rmdir()
+        command = [*_command(config, tmp_path), f"--retry_failed={str(mended).lower()}"]
+        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        assert [trial.state.name for trial in study_of(folder).trials] == states
+        assert ("--retry_failed true tries them" in done.stdout) != mended
+        assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 2) == []
+    assert (folder / "trials" / "trial-0001" / "outcome-1.json").exists()
+
+
 def test_no_room_for_one_trial_is_said_at_once(make_sweep: Make, ray_started: None) -> None:
     from tuning.sweep import sweep
 

@@ -79,6 +79,28 @@ def test_what_a_killed_session_did_not_say_the_next_one_says_once(ledger: Ledger
     assert (runs["tiny"].info.status, runs["tiny"].data.tags["best.trial"]) == ("FINISHED", "1")
 
 
+def test_a_trial_that_was_tried_again_is_one_run_with_its_last_end(ledger: Ledger) -> None:
+    from tuning.retry import reopen_failed
+
+    for outcome in (Outcome("failed", reason="its node is gone."), Outcome("finished", [0.6], 4)):
+        reopen_failed(ledger.blueprint)
+        ledger = Ledger.open(ledger.blueprint, 4)
+        tracking = SweepTracking(ledger)
+        if ledger.interrupted():
+            outcome.write(ledger.blueprint.trials_folder / trial_name(0))
+            assert ledger.tell(0) == outcome
+        else:
+            _end(ledger, outcome)
+        tracking.settle(0, outcome)
+        tracking.close([], {}, interrupted=True)
+        run = _runs(ledger)["trial-0000"]
+        expected = (
+            ("FAILED", "its node is gone.") if outcome.state == "failed" else ("FINISHED", "finished after 1 failed")
+        )
+        assert (run.info.status, run.data.tags["trial.reason"]) == expected
+    assert run.data.metrics["objective/label"] == 0.6
+
+
 def test_what_a_worker_still_logs_after_its_trial_was_ended_early_is_sent_too(ledger: Ledger) -> None:
     """Tune ends a trial's actor at once, its workers live on for a moment: one of them evaluates once more."""
     from mlflow.tracking import MlflowClient
