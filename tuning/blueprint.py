@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ _OURS: tuple[str, ...] = (
     "tracking.",
 )
 _OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
+# How long a training is and how much it measures: what `overrides` say of these is for the trials alone.
+LENGTH = ("steps", "epochs", "data.limit", "eval.every", "eval.rows")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Blueprint:
     space: Space
     settings: dict[str, Any]
     """The base as nested settings, before a trial's values."""
+    full: dict[str, Any]
+    """The same for a training by itself: the base's own length, and what else the sweep changes for its trials."""
     tracking_uri: str
 
     @property
@@ -99,6 +105,17 @@ class Blueprint:
         values |= {"data.fold": unit.fold}
         return build(TrainConfig, self.settings, values)
 
+    @property
+    def shortened(self) -> bool:
+        """Whether trials are shorter, or measure less, than the base by itself."""
+        return any(value_of(self.base, key) != _at(self.full, key) for key in LENGTH)
+
+    def full_config(self, point: Mapping[str, Any], shards: str | None = None) -> TrainConfig:
+        """The training that a point was looked for: at the base's own length, where the space does not hold that."""
+        values = {key: value for key, value in point.items() if not _is_prepare(key)}
+        values |= {"name": f"{self.config.name}-best", "storage": self.config.storage}
+        return build(TrainConfig, self.full, {**values, "data.shards": shards or self.base.data.shards})
+
     def prepare_config(self, point: Mapping[str, Any]) -> PrepareConfig | None:
         """The data preparation that a point needs; None where all trials use the base's shards."""
         if self.prepare is None:
@@ -129,12 +146,13 @@ def draw_up(config: SweepConfig) -> Blueprint:
     if "bertscore" in config.objective and base.eval.bertscore_model is None:
         raise UserError("objective bertscore needs eval.bertscore_model, a hub id or a folder: add it to overrides.")
     uri = absolute_uri(base.tracking.uri or "", storage)
+    own = {key: value for key, value in overrides.items() if key not in LENGTH}
+    full = build(TrainConfig, given, {**own, "eval.metric": config.objective[0], **fixed})
+    full = _with_paths(full, uri, full.tracking.experiment)
     base = _with_paths(base, uri, config.experiment or config.name)
     prepare = build(PrepareConfig, read_file(config.prepare, PREPARE_PRESETS), {}) if config.prepare else None
     space = Space.parse(config.space, lambda key: _kind(key, prepare))
-    settings = dataclasses.asdict(base)
-    settings["optim"]["betas"] = list(settings["optim"]["betas"])
-    blueprint = Blueprint(config, base, prepare, space, settings, uri)
+    blueprint = Blueprint(config, base, prepare, space, settings_of(base), settings_of(full), uri)
     for dimension in space.dimensions:
         _require_valid(blueprint, dimension)
     if config.base_first:
@@ -142,6 +160,13 @@ def draw_up(config: SweepConfig) -> Blueprint:
     if config.searcher == "grid":
         space.grid()
     return blueprint
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as nested settings, of types that YAML has."""
+    settings = dataclasses.asdict(config)
+    settings["optim"]["betas"] = list(settings["optim"]["betas"])
+    return settings
 
 
 def require_choice_of_candidates(blueprint: Blueprint, most: int) -> None:
@@ -168,6 +193,10 @@ def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
 
     tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
     return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split("."), settings)
 
 
 def _is_prepare(key: str) -> bool:

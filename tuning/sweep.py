@@ -2,8 +2,9 @@
 
 Ray Tune runs the trials, each of them a real training of `urg.train`; Optuna chooses their points. In
 `<storage>/<name>/` it leaves
-    best.yaml        the best configuration, ready for `python -m urg.train --config best.yaml`
-    best/            the best trial's model
+    best.yaml        the full training with the best point: `python -m urg.train --config best.yaml`
+    best-trial.yaml  the best trial's own, as short as the sweep's `overrides` made it
+    best/            that trial's model
     report.html, report.md
     study.db         Optuna's study; trials/: a run folder for each trial; tune/: Tune's own account of each session
 The same command again goes on where it stopped, however it stopped.
@@ -52,11 +53,14 @@ def main(config: SweepConfig) -> None:
 
         print(describe(config))
         return
-    folder = sweep(config)
+    from tuning.blueprint import draw_up
+
+    folder, blueprint = sweep(config), draw_up(config)
     print(f"report: {folder / 'report.html'}")
-    best = folder / "best.yaml"
-    if best.exists():
-        print(f"next:   python -m urg.train --config {best} --name {config.name}-best --storage {config.storage}")
+    if (folder / "best").is_dir():
+        print(f"model:  {folder / 'best'}")
+    if (folder / "best.yaml").exists() and (blueprint.shortened or config.folds):
+        print(f"next:   python -m urg.train --config {folder / 'best.yaml'}")
 
 
 def sweep(config: SweepConfig) -> Path:

@@ -183,7 +183,7 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     assert champion.run_id == runs[f"trial-{best:04d}"].info.run_id
     files = {file.path for file in client.list_artifacts(champion.run_id, "model")}
     assert "model/model.safetensors" in files
-    assert {"report.html", "report.md", "best.yaml"} <= {
+    assert {"report.html", "report.md", "best.yaml", "best-trial.yaml"} <= {
         file.path for file in client.list_artifacts(runs["tiny"].info.run_id)
     }
 
