@@ -254,10 +254,10 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_swee
 
 
 def test_a_trial_that_failed_is_tried_again_and_all_accounts_tell_the_same(make_sweep: Make, tmp_path: Path) -> None:
-    """Something stands where its log should be, until it is mended."""
+    """Something stands where its configuration should be, until it is mended."""
     config = make_sweep(trials=2, overrides={"tracking.uri": None})
     folder = Path(config.storage) / config.name
-    wrong = folder / "trials" / "trial-0001" / "train.log"
+    wrong = folder / "trials" / "trial-0001" / "config.yaml"
     wrong.mkdir(parents=True)
     for mended, states in ((False, ["COMPLETE", "FAIL"]), (True, ["COMPLETE", "COMPLETE"])):
         if mended:
