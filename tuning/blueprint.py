@@ -106,6 +106,26 @@ class Blueprint:
         return build(TrainConfig, self.settings, values)
 
     @property
+    def queue(self) -> list[Point]:
+        """The points that are known from the start, by dimension name: the base's own, and a grid's others."""
+        first = [self.space.base_point(self.base_value)] if self.config.base_first else []
+        grid = self.space.grid() if self.config.searcher == "grid" else []
+        return [*first, *(point for point in grid if point not in first)]
+
+    @property
+    def trials(self) -> int:
+        """How many points are tried in all."""
+        return self.config.trials or (len(self.queue) if self.config.searcher == "grid" else 20)
+
+    @property
+    def limit(self) -> str:
+        """What ends the sweep, in words; also what of a grid it leaves out."""
+        limit = f"{self.trials} trials"
+        if self.config.searcher == "grid" and self.trials < len(self.queue):
+            limit += f" of the grid's {len(self.queue)} points (trials null tries all)"
+        return limit + (f", none begun after {self.config.hours:g} h" if self.config.hours else "")
+
+    @property
     def shortened(self) -> bool:
         """Whether trials are shorter, or measure less, than the base by itself."""
         return any(value_of(self.base, key) != _at(self.full, key) for key in LENGTH)
@@ -170,7 +190,15 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def require_choice_of_candidates(blueprint: Blueprint, most: int) -> None:
-    """Raise UserError where the space has a K that leaves nothing to choose. most: the largest N of a training row."""
+    """Raise UserError where the space, or the base for those trials that have its K, leaves nothing to choose. most:
+    the largest N of a training row."""
+    base = blueprint.base
+    by_the_space = any(each.key == "model.k" and not each.when for each in blueprint.space.dimensions)
+    if base.system == "urg" and not by_the_space and base.model.k >= most:
+        raise UserError(
+            f"model.k={base.model.k} of the base, and no row has more than {most} candidates: nothing would be left to "
+            f"choose; set it to {most - 1} or less by `overrides`."
+        )
     for dimension in blueprint.space.dimensions:
         if dimension.key == "model.k" and max(dimension.corners()) >= most:
             raise UserError(

@@ -59,12 +59,15 @@ class SweepConfig:
     """How points are chosen (Optuna). `grid` tries every combination; ranges then need a `step`."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """Which trials are ended early."""
-    trials: int = 20
-    """Points to try in all, the base's own included; raise it to go on with a finished sweep."""
+    trials: int | None = None
+    """Points to try in all, the base's own included; raise it to go on with a finished sweep. null: all points of a
+    grid, 20 of the other searchers."""
     hours: float | None = None
-    """No trial is begun after so many hours of sweeping, over all sessions; those that run are ended regularly."""
+    """No trial is begun after so many hours of sweeping, over all sessions; those that run then go on to their regular
+    end, however long that takes."""
     folds: int | None = None
-    """k-fold cross-validation over the training split: each point is trained so many times, in parallel."""
+    """k-fold cross-validation over the training split: each point is trained so many times, in parallel. No model is
+    exported or registered then: best.yaml trains one."""
     base_first: bool = True
     """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None

@@ -207,13 +207,8 @@ class Ledger:
 
     def _enqueue(self) -> None:
         """Put the base's point first, and for a grid all others; once, also where a kill came in between."""
-        for point in _planned(self.blueprint):
+        for point in self.blueprint.queue:
             self.study.enqueue_trial(point, skip_if_exists=True)
-
-
-def _planned(blueprint: Blueprint) -> list[Point]:
-    first = [blueprint.space.base_point(blueprint.base_value)] if blueprint.config.base_first else []
-    return [*first, *(blueprint.space.grid() if blueprint.config.searcher == "grid" else [])]
 
 
 def _sampler(blueprint: Blueprint, number: int) -> BaseSampler:

@@ -110,7 +110,7 @@ class LedgerSearcher(Searcher):
             if not self._close(number):
                 return self._start(number)
         self._count_time()
-        if self.refusal or self._ledger.begun() >= self._config.trials:
+        if self.refusal or self._ledger.begun() >= self._ledger.blueprint.trials:
             return False
         if self._config.hours is not None and self._ledger.hours() >= self._config.hours:
             return False

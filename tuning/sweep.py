@@ -231,9 +231,8 @@ def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int, retried: int) 
     config = blueprint.config
     before = f"; {ended} trials are done, {open_trials} were interrupted" if ended or open_trials else ""
     before += f"; {retried} failed and are tried again" if retried else ""
-    limit = f"{config.trials} trials" + (f", {config.hours:g} hours" if config.hours else "")
     keys = ", ".join(blueprint.space.keys)
-    return f"sweep {config.name}: {keys}; {limit}, {at_once} at once; folder {blueprint.folder}{before}"
+    return f"sweep {config.name}: {keys}; {blueprint.limit}, {at_once} at once; folder {blueprint.folder}{before}"
 
 
 def _line(ledger: Ledger, number: int, outcome: Any) -> str:

@@ -49,8 +49,10 @@ class SweepTracking:
             tags={"sweep": config.name, "kind": "sweep", "objective": ", ".join(config.objective)},
             system_interval=None,
         )
-        settings = {key: getattr(config, key) for key in ("searcher", "base", "trials", "folds", "seed")}
-        self._parent.log_params({**settings, "scheduler": config.scheduler, "space": dict(config.space)})
+        settings = {key: getattr(config, key) for key in ("searcher", "base", "folds", "seed")}
+        self._parent.log_params(
+            {**settings, "trials": blueprint.trials, "scheduler": config.scheduler, "space": dict(config.space)}
+        )
         self._pool = ThreadPoolExecutor(1, "settle")
         self._logged: set[tuple[str, int]] = set()
         self._away = False

@@ -113,11 +113,41 @@ def test_settings_out_of_range_are_named(make_sweep: Make, given: dict[str, Any]
         make_sweep(**given)
 
 
+@pytest.mark.parametrize(
+    ("searcher", "trials", "limit"),
+    [
+        ("tpe", None, "20 trials"),
+        ("tpe", 3, "3 trials"),
+        ("grid", None, "30 trials"),
+        ("grid", 40, "40 trials"),
+        ("grid", 5, "5 trials of the grid's 30 points (trials null tries all)"),
+    ],
+)
+def test_a_grid_is_tried_whole_or_what_it_lacks_is_said(
+    make_sweep: Make, searcher: str, trials: int | None, limit: str
+) -> None:
+    space = {"model.k": {"low": 1, "high": 6}, "loss.m": {"choices": [8, 16, 32, 64, 128]}}
+    config = make_sweep(space=space, searcher=searcher, trials=trials)
+    assert draw_up(config).limit == limit
+    assert f"to raise label; {limit}\n" in describe(config)
+
+
 def test_a_k_that_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
     with pytest.raises(UserError, match="up to 12, and no row has more than 12 candidates"):
         require_choice_of_candidates(blueprint, 12)
     require_choice_of_candidates(blueprint, 13)
+
+
+@pytest.mark.parametrize("space", [{}, {"model.k": {"low": 1, "high": 2, "when": {"loss.rank_loss": "hinge"}}}])
+def test_so_is_one_of_the_base(make_sweep: Make, space: dict[str, Any]) -> None:
+    space = space | {"loss.rank_loss": {"choices": ["hinge", "listnet"]}}
+    blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12}, base_first=False))
+    with pytest.raises(UserError, match=r"model.k=12 of the base, .* set it to 11 or less by `overrides`"):
+        require_choice_of_candidates(blueprint, 12)
+    require_choice_of_candidates(blueprint, 13)
+    searched = draw_up(make_sweep(overrides={"model.k": 12}, base_first=False))
+    require_choice_of_candidates(searched, 12)  # up to 4: the base's is never used
 
 
 @pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -87,12 +88,24 @@ def test_a_trial_that_was_cut_off_keeps_its_point(make_sweep: Make) -> None:
 def test_a_grid_tries_the_base_first_and_each_point_once(make_sweep: Make) -> None:
     space = {"model.k": {"low": 1, "high": 4}, "loss.rank_loss": {"choices": ["hinge", "listnet"]}}
     runs: Counter[str] = Counter()
-    config = make_sweep(space=space | {"optim.lr": {"choices": [0.0015]}}, searcher="grid", trials=100)
+    config = make_sweep(space=space | {"optim.lr": {"choices": [0.0015]}}, searcher="grid", trials=None)
     session = Session(config, math.inf, [], runs)
     session.play()
     points = [session.ledger.values(trial.number) for trial in session.ledger.ended()]
     assert points[0] == {"model.k": 3, "loss.rank_loss": "listnet", "optim.lr": 0.0015}
     assert len(points) == len({str(sorted(point.items())) for point in points}) == 8
+
+
+def test_of_a_grid_the_base_is_no_second_point_where_it_is_written_otherwise(make_sweep: Make) -> None:
+    """1.0 in the base, 1 in the space: Optuna takes them for two."""
+    config = make_sweep(space={"loss.gamma": {"choices": [1, 2]}}, searcher="grid", overrides={"loss.gamma": 1.0})
+    session = Session(dataclasses.replace(config, trials=None), math.inf, [], Counter())
+    while session.searcher._begin():
+        session.searcher._pending = None
+    assert [session.ledger.values(number) for number in session.ledger.interrupted()] == [
+        {"loss.gamma": 1},
+        {"loss.gamma": 2},
+    ]
 
 
 def test_more_trials_go_on_with_a_finished_sweep_and_time_ends_one(make_sweep: Make) -> None:
