@@ -45,7 +45,6 @@ def finish(ledger: Ledger, tracking: SweepTracking) -> None:
         drop_checkpoints(ledger.blueprint, trial.number)
     files = write_report(ledger)
     tags["mlflow.note.content"] = (folder / "report.md").read_text(encoding="utf-8")
-    tracking.settle_left()
     tracking.close([*files, *([folder / name for name in (BEST, BEST_TRIAL)] if best else [])], tags)
     if tracking.view:
         print(f"trials: {tracking.view}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STUDY = "study.db"
 OUTCOME = "outcome.json"
+GIVEN_UP = "given_up"
+"""Attribute of a trial in the study: the step at which it is to be ended."""
 EARLIER = "outcome-{}.json"
 """Where the outcome of a failed attempt goes, by its number from 1 on, when the run is tried again."""
 State = Literal["finished", "failed", "pruned"]
@@ -150,15 +152,21 @@ class Ledger:
         return {keys[name]: value for name, value in self._frozen(number).params.items()}
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Record an intermediate value; whether the trial should end here. A step is recorded once."""
+        """Record an intermediate value; whether the trial should end here. A step is recorded once, and is answered
+        alike where a kill has come before the outcome was written: the pruner itself gives each rung one answer."""
         import optuna
 
         frozen = self._frozen(number)
-        if frozen.state.is_finished() or step in frozen.intermediate_values or not math.isfinite(value):
+        if frozen.state.is_finished() or not math.isfinite(value):
             return False
         trial = optuna.Trial(self.study, frozen._trial_id)
+        if step in frozen.intermediate_values:
+            newest = step == max(frozen.intermediate_values)
+            return newest and (frozen.user_attrs.get(GIVEN_UP) == step or trial.should_prune())
         trial.report(value, step)
-        return trial.should_prune()
+        if given_up := trial.should_prune():
+            trial.set_user_attr(GIVEN_UP, step)
+        return given_up
 
     def tell(self, number: int) -> Outcome | None:
         """Close a trial whose runs all have an outcome, and say which; None where one of them has not."""

@@ -6,6 +6,7 @@ may outdate; a NaN leaves its trial open for ever. So Tune is told what to run b
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from ray.tune.search import Searcher
 from tuning.blueprint import Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
-from tuning.trial import FAILED, NEVER, elapsed, reason_of
+from tuning.trial import ENDED, NEVER, elapsed, reason_of
 
 LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
 BASE_FAILED = (
@@ -168,11 +169,12 @@ class LedgerScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP where the trial is not among the best of its rung. The base's own point goes to its end, and a trial at
         its last step ends by itself."""
-        if result.get(FAILED):
-            trial.max_failures = 0  # those that Tune would allow are for a process that is lost
-            return TrialScheduler.CONTINUE
         settings, blueprint = trial.config, self._ledger.blueprint
         unit = _unit(settings)
+        if ENDED in result:
+            Outcome(**json.loads(result[ENDED])).write(blueprint.trials_folder / unit.name)
+            trial.max_failures = 0  # those that Tune would allow are for a process that is lost
+            return TrialScheduler.CONTINUE
         if unit.fold is not None or len(blueprint.config.objective) > 1:
             return TrialScheduler.CONTINUE
         step, value = int(result["step"]), float(result["objective"])

@@ -108,14 +108,16 @@ class SweepTracking:
                     self._parent.log_metrics({f"best/{name}": best}, count)
 
     def close(self, files: list[Path], tags: Mapping[str, str], interrupted: bool = False) -> None:
-        """Wait for the thread, and end the parent run."""
-        self._pool.shutdown(wait=True)
+        """Wait for the thread, end the parent run, and tell of trials what could not be told before."""
+        self.wait()
         if not interrupted:
             self.log_history()
         for file in files:
             self._parent.log_artifact(file)
         self._parent.set_tags(tags)
-        self._parent.close("KILLED" if interrupted else "FINISHED", timeout=30)
+        if self._parent.close("KILLED" if interrupted else "FINISHED", timeout=30):
+            self.settle_left()
+        self._pool.shutdown(wait=True)
 
     def register(self, run: Path, number: int, values: Mapping[str, float]) -> str | None:
         """Put the model that a run published into the registry, as `champion`; what is there now, or None.
@@ -169,14 +171,15 @@ class SweepTracking:
         """The trial's run gets its end. With folds it holds nothing but their mean and spread."""
         folder = self._folder(number)
         untrained = last_run(folder / SPOOL) is None
+        tags = self.tags(Unit(number))
         with self._tracker(folder, trial_name(number)) as tracker:
-            tracker.set_tags(self.tags(Unit(number)) | self._outcome_tags(outcome, folder))
+            tracker.set_tags(tags | self._outcome_tags(outcome, folder))
             values = self._ledger.values(number)
             tracker.log_params({key: values[key] for key in values if untrained or key.startswith(PREPARE)})
             _log_objectives(tracker, self._blueprint, outcome)
             if self._blueprint.config.folds and outcome.state == "finished":
                 tracker.log_metrics(self._spread(number), outcome.step)
-            if self._end(tracker, outcome):
+            if self._end(tracker, outcome) and PARENT in tags:  # without it the trial stands beside the sweep
                 (folder / SETTLED).touch()
 
     def _outcome_tags(self, outcome: Outcome, folder: Path) -> dict[str, str]:

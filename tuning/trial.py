@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from tuning.blueprint import Blueprint, Unit
 from tuning.ledger import Outcome, read_outcome
+from urg.training import checkpoints
 from urg.training.evaluations import Evaluation, read_evaluations
 
 POLL = 0.3
@@ -28,8 +30,8 @@ PATIENCE = 120.0
 """Seconds that a trial waits for an earlier process of its run to be gone."""
 SESSIONS = "sessions.txt"
 """File in the run's folder with the time at which each of its sessions began."""
-FAILED = "failed"
-"""Key of the result by which a run tells the scheduler that it has failed for good."""
+ENDED = "ended"
+"""Key of a run's last result, its outcome as JSON."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
 _KILLED_BY_RAY = re.compile(r"\d+ worker\(s\) were killed due to the node running low on memory")
 _GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
@@ -49,16 +51,17 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
         _wait_for_nodes()
         outcome = _run(settings, blueprint, unit)
         outcome.write(run)
+    _hand_over(outcome)
     if outcome.state == "failed":
-        _say_that_it_failed(outcome)
         raise RuntimeError(outcome.reason)
 
 
-def _say_that_it_failed(outcome: Outcome) -> None:
-    """Before the error: Tune must not start the run again, which has tried as often as it may."""
+def _hand_over(outcome: Outcome) -> None:
+    """Tell the scheduler how the run has ended: the file may not be seen on its node for a while, and Tune must not
+    start a run again that has failed as often as it may."""
     from ray import tune
 
-    tune.report({FAILED: True, "step": outcome.step, "objective": math.nan})
+    tune.report({ENDED: json.dumps(dataclasses.asdict(outcome)), "step": outcome.step, "objective": math.nan})
 
 
 def _wait_for_nodes() -> None:
@@ -79,6 +82,7 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
         config = blueprint.train_config(settings["point"], unit, settings["shards"])
         with ThreadPoolExecutor(1) as pool:
             _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
+        checkpoints.seen(lambda: bool(read_evaluations(run)))  # which a worker on another node has written
         outcome = counted(read_evaluations(run), blueprint.config.objective)
     except Exception as error:  # whatever it is ends this trial, not the sweep
         outcome = Outcome("failed", reason=reason_of(error))

@@ -21,7 +21,7 @@ from tuning.finish import drop_checkpoints
 from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome, together
 from tuning.retry import reopen_failed
 from tuning.tracking import SETTLED
-from tuning.trial import FAILED, NEVER, SESSIONS, counted, elapsed, reason_of
+from tuning.trial import ENDED, NEVER, SESSIONS, counted, elapsed, reason_of
 from urg.training.evaluations import Evaluation
 
 Make = Callable[..., SweepConfig]
@@ -223,11 +223,32 @@ def test_of_a_failed_trial_only_the_fold_that_failed_is_trained_again(make_sweep
     assert runs == {"trial-0000-fold-1": 1}
 
 
-def test_tune_does_not_start_a_run_again_that_has_failed_for_good(make_sweep: Make) -> None:
+def test_the_outcome_of_a_run_on_another_node_is_known_before_its_file_is_seen(make_sweep: Make) -> None:
+    """And Tune does not start a run again that has failed for good."""
     session = Session(make_sweep(), math.inf, [], Counter())
-    trial: Any = type("Trial", (), {"config": {}, "max_failures": 3})
-    said = session.scheduler.on_trial_result(None, trial, {FAILED: True, "step": 2, "objective": math.nan})
-    assert (said, trial.max_failures) == ("CONTINUE", 0)
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    trial: Any = type("Trial", (), {"config": settings, "max_failures": 3})
+    outcome = Outcome("failed", reason="the hub is away.", seconds=4.0)
+    last = {ENDED: json.dumps(dataclasses.asdict(outcome)), "step": 0, "objective": math.nan}
+    assert session.scheduler.on_trial_result(None, trial, last) == "CONTINUE"
+    assert trial.max_failures == 0
+    session.searcher.on_trial_complete("t", error=True)
+    assert read_outcome(session.ledger.blueprint.trials_folder / trial_name(0)) == outcome
+    assert session.ledger.ended()[0].user_attrs["reason"] == outcome.reason
+
+
+def test_a_kill_between_a_value_and_its_outcome_spares_no_trial(make_sweep: Make, asha: SchedulerConfig) -> None:
+    """The next session hears the same value again, and ends the trial by it; a value of a rung before it does not."""
+    session = Session(make_sweep(scheduler=asha), math.inf, [], Counter())
+    ledger = session.ledger
+    for value in (0.2, 0.9, 0.1):
+        ledger.point(number := ledger.ask())
+        assert ledger.report(number, 2, value) == (value == 0.1)
+    after = Ledger.open(ledger.blueprint, 8)
+    assert [after.report(number, 2, value) for number, value in enumerate((0.2, 0.9, 0.1))] == [False, False, True]
+    assert not after.report(1, 4, 0.9)
+    assert not after.report(1, 2, 0.9)
 
 
 def test_an_interrupted_tune_leaves_its_trials_open(make_sweep: Make) -> None:

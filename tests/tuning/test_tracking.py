@@ -101,6 +101,27 @@ def test_a_trial_that_was_tried_again_is_one_run_with_its_last_end(ledger: Ledge
     assert run.data.metrics["objective/label"] == 0.6
 
 
+def test_a_trial_whose_parent_was_not_known_yet_comes_below_it_when_it_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was away when the sweep began: the parent's run has no id yet when the first trial ends."""
+    from tuning.tracking import PARENT, SETTLED
+
+    tracking = SweepTracking(ledger)
+    outcome, known = Outcome("finished", [0.4], 4), tracking.tags
+    monkeypatch.setattr(tracking, "tags", lambda unit: {k: v for k, v in known(unit).items() if k != PARENT})
+    number = _end(ledger, outcome)
+    tracking.settle(number, outcome)
+    tracking.wait()
+    assert PARENT not in _runs(ledger)["trial-0000"].data.tags
+    assert not (ledger.blueprint.trials_folder / trial_name(number) / SETTLED).exists()
+    monkeypatch.undo()
+    tracking.close([], {})
+    runs = _runs(ledger)
+    assert runs["trial-0000"].data.tags[PARENT] == runs["tiny"].info.run_id
+    assert (runs["trial-0000"].info.status, runs["tiny"].info.status) == ("FINISHED", "FINISHED")
+
+
 def test_what_a_worker_still_logs_after_its_trial_was_ended_early_is_sent_too(ledger: Ledger) -> None:
     """Tune ends a trial's actor at once, its workers live on for a moment: one of them evaluates once more."""
     from mlflow.tracking import MlflowClient

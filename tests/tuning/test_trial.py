@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from tuning.trial import _train, reason_of
+from tuning.blueprint import Unit, draw_up
+from tuning.config import SweepConfig
+from tuning.trial import _run, _train, reason_of
+from urg.training.evaluations import record_evaluation
 from urg.training.state import Stopped
 
 
@@ -26,6 +30,18 @@ def test_a_trial_whose_run_was_told_to_stop_goes_on(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("urg.train.train", train)
     _train("config", tmp_path, {"trial": "1"})
     assert calls == [("config", {"trial": "1"})] * 3
+
+
+def test_an_evaluation_that_another_node_has_written_is_waited_for(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is not there when the training has ended, as a network file system may say for some seconds."""
+    blueprint = draw_up(make_sweep())
+    run = blueprint.trials_folder / "trial-0000"
+    late = threading.Timer(1.0, record_evaluation, (run, 4, {"label": 0.5}))
+    monkeypatch.setattr("urg.train.train", lambda config, tags: late.start())
+    outcome = _run({"point": {}, "shards": None, "tags": {}}, blueprint, Unit(0))
+    assert (outcome.state, outcome.values, outcome.step) == ("finished", [0.5], 4)
 
 
 def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
