@@ -61,6 +61,7 @@ class LedgerSearcher(Searcher):
         self._pool = ThreadPoolExecutor(1)
         self._since = time.monotonic()
         self.refusal = self._base_failed_before()
+        self.stopped = False
 
     def _base_failed_before(self) -> str | None:
         """The sentence where an earlier session has seen the base's own point fail."""
@@ -70,6 +71,8 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next run's settings; None while its shards are being prepared, FINISHED where there is none."""
+        if self.stopped:
+            return Searcher.FINISHED
         if not self._ready:
             if self._pending is None and not self._begin():
                 return Searcher.FINISHED
@@ -79,6 +82,11 @@ class LedgerSearcher(Searcher):
         settings = self._ready.popleft()
         self._running[trial_id] = _unit(settings)
         return settings
+
+    def stop(self) -> list[Path]:
+        """Begin nothing more; the folders of the runs that are under way. From any thread."""
+        self.stopped = True
+        return [self._run(unit) for unit in list(self._running.values())]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note of a run that has ended; nothing where Tune was interrupted and the run has not."""

@@ -7,7 +7,8 @@ Ray Tune runs the trials, each of them a real training of `urg.train`; Optuna ch
     best/            that trial's model
     report.html, report.md
     study.db         Optuna's study; trials/: a run folder for each trial; tune/: Tune's own account of each session
-The same command again goes on where it stopped, however it stopped.
+The same command again goes on where it stopped, however it stopped; on SIGTERM the trials under way write a checkpoint
+first, and it ends with code 75.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +56,13 @@ def main(config: SweepConfig) -> None:
         print(describe(config))
         return
     from tuning.blueprint import draw_up
+    from urg.training.state import RESUMES, Stopped
 
-    folder, blueprint = sweep(config), draw_up(config)
+    try:
+        folder, blueprint = sweep(config), draw_up(config)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(RESUMES) from None
     print(f"report: {folder / 'report.html'}")
     if (folder / "best").is_dir():
         print(f"model:  {folder / 'best'}")
@@ -64,7 +71,7 @@ def main(config: SweepConfig) -> None:
 
 
 def sweep(config: SweepConfig) -> Path:
-    """Run or resume a sweep; its folder. Raises UserError for what the user can mend."""
+    """Run or resume a sweep; its folder. Raises UserError for what the user can mend, and Stopped after SIGTERM."""
     from data_pipeline.commit import locked, writing
     from data_pipeline.ray_session import ray_session
     from tuning.blueprint import draw_up
@@ -92,7 +99,9 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.orphans import orphans_freed
     from tuning.retry import reopen_failed
     from tuning.room import runs_at_once
+    from tuning.stopping import sigterm_stops_trials
     from tuning.tracking import SweepTracking
+    from urg.training.state import Stopped
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     grows = (
@@ -108,12 +117,15 @@ def _run(blueprint: Blueprint) -> None:
     tracking.settle_left()
     print(_greeting(blueprint, ledger, at_once, len(retried)), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    with orphans_freed():
+    with orphans_freed(), sigterm_stops_trials(searcher.stop):
         _tune(blueprint, searcher, scheduler, at_once)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)
         raise UserError(searcher.refusal)
+    if searcher.stopped:
+        tracking.close([], {}, interrupted=True)
+        raise Stopped(f"stopped: {len(left)} trials under way have a checkpoint; the same command goes on with them.")
     if left:
         tracking.close([], {}, interrupted=True)
         raise UserError(f"interrupted with {len(left)} trials under way: the same command goes on with them.")

@@ -23,6 +23,8 @@ from tuning.blueprint import Blueprint, Unit
 from tuning.ledger import Outcome, read_outcome
 from urg.training import checkpoints
 from urg.training.evaluations import Evaluation, read_evaluations
+from urg.training.notices import UNTIL_STOPPED, is_gone
+from urg.training.state import Stopped
 
 POLL = 0.3
 """Seconds between two looks for evaluations."""
@@ -50,6 +52,8 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
     if outcome is None:
         _wait_for_nodes()
         outcome = _run(settings, blueprint, unit)
+        if outcome is None:
+            return
         outcome.write(run)
     _hand_over(outcome)
     if outcome.state == "failed":
@@ -72,8 +76,8 @@ def _wait_for_nodes() -> None:
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
-def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
-    """Train, or go on training, to the end."""
+def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome | None:
+    """Train, or go on training, to the end; None where the sweep was told to stop, and the run has a checkpoint."""
     run = blueprint.trials_folder / unit.name
     run.mkdir(parents=True, exist_ok=True)
     with (run / SESSIONS).open("a") as file:
@@ -84,17 +88,18 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
             _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
         checkpoints.seen(lambda: bool(read_evaluations(run)))  # which a worker on another node has written
         outcome = counted(read_evaluations(run), blueprint.config.objective)
+    except Stopped:
+        return None
     except Exception as error:  # whatever it is ends this trial, not the sweep
         outcome = Outcome("failed", reason=reason_of(error))
     return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
 
 
 def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
-    """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end:
-    the sweep was not."""
+    """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end
+    and the sweep was not. Raises Stopped where it was (`tuning.stopping`)."""
     from data_pipeline.commit import locked
     from urg.train import train
-    from urg.training.state import Stopped
 
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -110,7 +115,8 @@ def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
             train(config, tags)
             return
         except Stopped:
-            continue
+            if is_gone(run / UNTIL_STOPPED):
+                raise
 
 
 def _watch(run: Path, objective: str, training: Future[None]) -> None:

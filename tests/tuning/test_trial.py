@@ -16,6 +16,7 @@ from tuning.blueprint import Unit, draw_up
 from tuning.config import SweepConfig
 from tuning.trial import _run, _train, reason_of
 from urg.training.evaluations import record_evaluation
+from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import Stopped
 
 
@@ -28,8 +29,24 @@ def test_a_trial_whose_run_was_told_to_stop_goes_on(tmp_path: Path, monkeypatch:
             raise Stopped("stopped: run x has a checkpoint; the same command resumes it.")
 
     monkeypatch.setattr("urg.train.train", train)
+    (tmp_path / UNTIL_STOPPED).touch()
     _train("config", tmp_path, {"trial": "1"})
     assert calls == [("config", {"trial": "1"})] * 3
+
+
+def test_a_trial_of_a_sweep_that_was_told_to_stop_stays_open(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it knows by the file that the workers heard it by."""
+    calls: list[object] = []
+
+    def train(config: object, tags: object) -> None:
+        calls.append(config)
+        raise Stopped("stopped: run x has a checkpoint; the same command resumes it.")
+
+    monkeypatch.setattr("urg.train.train", train)
+    assert _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0)) is None
+    assert len(calls) == 1
 
 
 def test_an_evaluation_that_another_node_has_written_is_waited_for(
@@ -41,6 +58,7 @@ def test_an_evaluation_that_another_node_has_written_is_waited_for(
     late = threading.Timer(1.0, record_evaluation, (run, 4, {"label": 0.5}))
     monkeypatch.setattr("urg.train.train", lambda config, tags: late.start())
     outcome = _run({"point": {}, "shards": None, "tags": {}}, blueprint, Unit(0))
+    assert outcome is not None
     assert (outcome.state, outcome.values, outcome.step) == ("finished", [0.5], 4)
 
 
