@@ -87,7 +87,8 @@ class SweepConfig:
     experiment: str | None = None
     """MLflow experiment; null for one of the sweep's name."""
     register: str | None = None
-    """Name in MLflow's model registry for the best model, which gets the alias `champion`; null: the sweep's name."""
+    """Name in MLflow's model registry for the best model, null: the sweep's name. It gets the alias
+    `champion` unless a version that is there already is as good by the first objective."""
     dry_run: bool = False
     """Print the checked space, the steps, what a trial takes and when ASHA ends trials; write nothing."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from urg.tracking.tracker import Status
 
 PARENT = "mlflow.parentRunId"
+CHAMPION = "champion"
 SPOOL = "mlflow-spool"
 SETTLED = "settled"
 """File in a trial's folder once MLflow has been told how the trial ended."""
@@ -120,7 +121,8 @@ class SweepTracking:
         self._pool.shutdown(wait=True)
 
     def register(self, run: Path, number: int, values: Mapping[str, float]) -> str | None:
-        """Put the model that a run published into the registry, as `champion`; what is there now, or None.
+        """Put the model that a run published into the registry, as `champion` where it is better than the one that is
+        there, of another sweep or of this one; what is there now, or None.
 
         A registry that is away or that the store does not have is a warning: the model is in the sweep's folder too.
         """
@@ -133,11 +135,14 @@ class SweepTracking:
         name = config.register or config.name
         tags = {"sweep": config.name, "trial": str(number)} | {key: f"{value:.6g}" for key, value in values.items()}
         try:
-            version = register_model(self._blueprint.tracking_uri, run_id, run / "model", name, "champion", tags)
+            uri, metric = self._blueprint.tracking_uri, config.objective[0]
+            version, kept = register_model(uri, run_id, run / "model", name, CHAMPION, tags, metric)
         except Exception as error:
             _log.warning("the best model was not registered (%s); run the same command again.", _one_line(error))
             return None
-        return f"models:/{name}@champion (version {version})"
+        if kept:
+            return f"models:/{name}/{version}; the {CHAMPION} stays: {kept}"
+        return f"models:/{name}@{CHAMPION} (version {version})"
 
     def _save_view(self) -> None:
         from urg.tracking.mlflow_run import tag_experiment

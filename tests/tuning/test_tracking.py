@@ -211,6 +211,33 @@ def test_the_champion_is_registered_once_and_a_registry_that_is_away_is_a_warnin
     tracking.close([], {})
 
 
+def test_the_champion_changes_only_for_a_better_one_by_the_same_metric(ledger: Ledger) -> None:
+    """Several sweeps may share a name in the registry, and each knows its own trials only."""
+    from mlflow.tracking import MlflowClient
+
+    tracking = SweepTracking(ledger)
+    said = []
+    for number, values in enumerate([{"label": 0.5}, {"label": 0.4}, {"label": 0.6}]):
+        run = ledger.blueprint.trials_folder / trial_name(number)
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "config.json").write_text("{}")
+        with Tracker(ledger.blueprint.tracking_uri, "tiny", run.name, spool=run / "mlflow-spool", system_interval=None):
+            pass
+        said.append(tracking.register(run, number, values))
+    assert said == [
+        "models:/tiny@champion (version 1)",
+        "models:/tiny/2; the champion stays: version 1 has label 0.5",
+        "models:/tiny@champion (version 3)",
+    ]
+    client = MlflowClient(ledger.blueprint.tracking_uri)
+    assert client.get_model_version_by_alias("tiny", "champion").version == 3
+    client.delete_model_version_tag("tiny", "3", "label")
+    run = ledger.blueprint.trials_folder / trial_name(0)
+    kept = "models:/tiny/1; the champion stays: version 3 has no label to compare with"
+    assert tracking.register(run, 0, {"label": 0.9}) == kept
+    tracking.close([], {})
+
+
 def test_untracked_sweeps_say_nothing(make_sweep: Make, tmp_path: Path) -> None:
     blueprint = draw_up(make_sweep())
     blueprint.trials_folder.mkdir(parents=True)
