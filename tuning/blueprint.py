@@ -34,8 +34,8 @@ _OURS: tuple[str, ...] = (
     "tracking.",
 )
 _OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
-# How long a training is and how much it measures: what `overrides` say of these is for the trials alone.
-LENGTH = ("steps", "epochs", "data.limit", "eval.every", "eval.rows")
+# How long a training is, how much it measures and keeps: what `overrides` say of these is for the trials alone.
+LENGTH = ("steps", "epochs", "data.limit", "eval.every", "eval.rows", "keep_checkpoints")
 
 
 @dataclass(frozen=True)

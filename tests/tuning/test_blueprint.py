@@ -175,6 +175,21 @@ def test_every_preset_can_be_drawn_up(preset: str, tmp_path: Path) -> None:
     assert blueprint.space.base_point(blueprint.base_value)
 
 
+def test_a_trial_of_flan_t5_xl_is_a_fifth_of_a_training_with_few_evaluations_and_checkpoints(tmp_path: Path) -> None:
+    """On as many rows as MixInstruct has; the full training that follows is the preset's again."""
+    from urg.training.plan import Plan
+
+    arguments = ["--config", "flan-t5-xl", "--storage", str(tmp_path)]
+    blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
+    trial, full = blueprint.train_config({}, Unit(0)), blueprint.full_config({})
+    steps = Plan.of(trial, 100_000).steps
+    assert (steps, Plan.of(full, 100_000).steps) == (6250, 31250)
+    assert steps / trial.eval.every == 5
+    assert first_rung(blueprint, steps) == 1250
+    assert (trial.keep_checkpoints, trial.eval.rows) == (1, 1000)
+    assert (full.keep_checkpoints, full.eval.rows) == (2, None)
+
+
 def test_a_dotted_override_on_the_command_line_goes_before_the_presets(tmp_path: Path) -> None:
     arguments = ["--config", "sample", "--storage", str(tmp_path), "--overrides.eval.every", "7"]
     blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
