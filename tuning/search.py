@@ -180,7 +180,8 @@ class LedgerScheduler(FIFOScheduler):
         settings, blueprint = trial.config, self._ledger.blueprint
         unit = _unit(settings)
         if ENDED in result:
-            Outcome(**json.loads(result[ENDED])).write(blueprint.trials_folder / unit.name)
+            if told := json.loads(result[ENDED]):
+                Outcome(**told).write(blueprint.trials_folder / unit.name)
             trial.max_failures = 0  # those that Tune would allow are for a process that is lost
             return TrialScheduler.CONTINUE
         if unit.fold is not None or len(blueprint.config.objective) > 1:

@@ -33,7 +33,7 @@ PATIENCE = 120.0
 SESSIONS = "sessions.txt"
 """File in the run's folder with the time at which each of its sessions began."""
 ENDED = "ended"
-"""Key of a run's last result, its outcome as JSON."""
+"""Key of a run's last result, its outcome as JSON; null where it was stopped and stays open."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
 _KILLED_BY_RAY = re.compile(r"\d+ worker\(s\) were killed due to the node running low on memory")
 _GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
@@ -52,20 +52,20 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
     if outcome is None:
         _wait_for_nodes()
         outcome = _run(settings, blueprint, unit)
-        if outcome is None:
-            return
-        outcome.write(run)
+        if outcome is not None:
+            outcome.write(run)
     _hand_over(outcome)
-    if outcome.state == "failed":
+    if outcome is not None and outcome.state == "failed":
         raise RuntimeError(outcome.reason)
 
 
-def _hand_over(outcome: Outcome) -> None:
+def _hand_over(outcome: Outcome | None) -> None:
     """Tell the scheduler how the run has ended: the file may not be seen on its node for a while, and Tune must not
-    start a run again that has failed as often as it may."""
+    start a run again that has failed as often as it may. None: it was stopped; Tune wants a result also of that."""
     from ray import tune
 
-    tune.report({ENDED: json.dumps(dataclasses.asdict(outcome)), "step": outcome.step, "objective": math.nan})
+    told = json.dumps(outcome and dataclasses.asdict(outcome))
+    tune.report({ENDED: told, "step": outcome.step if outcome else 0, "objective": math.nan})
 
 
 def _wait_for_nodes() -> None:

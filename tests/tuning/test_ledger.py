@@ -238,6 +238,19 @@ def test_the_outcome_of_a_run_on_another_node_is_known_before_its_file_is_seen(m
     assert session.ledger.ended()[0].user_attrs["reason"] == outcome.reason
 
 
+def test_a_run_that_was_stopped_stays_open(make_sweep: Make) -> None:
+    session = Session(make_sweep(), math.inf, [], Counter())
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    assert session.searcher.stop() == [session.ledger.blueprint.trials_folder / trial_name(0)]
+    trial: Any = type("Trial", (), {"config": settings, "max_failures": 3})
+    session.scheduler.on_trial_result(None, trial, {ENDED: "null", "step": 0, "objective": math.nan})
+    session.searcher.on_trial_complete("t", {})
+    assert session.searcher.stop() == []
+    assert session.searcher.suggest("u") == "FINISHED"
+    assert session.searcher.close() == [0]
+
+
 def test_a_kill_between_a_value_and_its_outcome_spares_no_trial(make_sweep: Make, asha: SchedulerConfig) -> None:
     """The next session hears the same value again, and ends the trial by it; a value of a rung before it does not."""
     session = Session(make_sweep(scheduler=asha), math.inf, [], Counter())
