@@ -84,8 +84,8 @@ def _of_files(run: Path, trial: Any) -> Iterator[str]:
 
 
 def _of_tune(folder: Path, name: str) -> Iterator[str]:
-    """A trial ends once, and no session that begins after its end runs it again. Where Tune saw it end in a session before
-    its end, it was stopped, or failed and tried again."""
+    """A trial ends once, and no session that begins after its end runs it again. Where Tune saw it end in
+    a session before its end, it was stopped, or failed and tried again."""
     sessions = [(begun, saved, states[name]) for begun, saved, states in tune_sessions(folder) if name in states]
     if not sessions:
         yield "no session of Tune had it"
