@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ _OURS: tuple[str, ...] = (
     "tracking.",
 )
 _OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
+# How long a training is, how much it measures and keeps: what `overrides` say of these is for the trials alone.
+LENGTH = ("steps", "epochs", "data.limit", "eval.every", "eval.rows", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Blueprint:
     space: Space
     settings: dict[str, Any]
     """The base as nested settings, before a trial's values."""
+    full: dict[str, Any]
+    """The same for a training by itself: the base's own length, and what else the sweep changes for its trials."""
     tracking_uri: str
 
     @property
@@ -99,6 +105,37 @@ class Blueprint:
         values |= {"data.fold": unit.fold}
         return build(TrainConfig, self.settings, values)
 
+    @property
+    def queue(self) -> list[Point]:
+        """The points that are known from the start, by dimension name: the base's own, and a grid's others."""
+        first = [self.space.base_point(self.base_value)] if self.config.base_first else []
+        grid = self.space.grid() if self.config.searcher == "grid" else []
+        return [*first, *(point for point in grid if point not in first)]
+
+    @property
+    def trials(self) -> int:
+        """How many points are tried in all."""
+        return self.config.trials or (len(self.queue) if self.config.searcher == "grid" else 20)
+
+    @property
+    def limit(self) -> str:
+        """What ends the sweep, in words; also what of a grid it leaves out."""
+        limit = f"{self.trials} trials"
+        if self.config.searcher == "grid" and self.trials < len(self.queue):
+            limit += f" of the grid's {len(self.queue)} points (trials null tries all)"
+        return limit + (f", none begun after {self.config.hours:g} h" if self.config.hours else "")
+
+    @property
+    def shortened(self) -> bool:
+        """Whether trials are shorter, or measure less, than the base by itself."""
+        return any(value_of(self.base, key) != _at(self.full, key) for key in LENGTH)
+
+    def full_config(self, point: Mapping[str, Any], shards: str | None = None) -> TrainConfig:
+        """The training that a point was looked for: at the base's own length, where the space does not hold that."""
+        values = {key: value for key, value in point.items() if not _is_prepare(key)}
+        values |= {"name": f"{self.config.name}-best", "storage": self.config.storage}
+        return build(TrainConfig, self.full, {**values, "data.shards": shards or self.base.data.shards})
+
     def prepare_config(self, point: Mapping[str, Any]) -> PrepareConfig | None:
         """The data preparation that a point needs; None where all trials use the base's shards."""
         if self.prepare is None:
@@ -121,7 +158,8 @@ def draw_up(config: SweepConfig) -> Blueprint:
     storage = Path(config.storage).expanduser().absolute()
     config = dataclasses.replace(config, storage=str(storage))
     given = read_file(config.base, TRAIN_PRESETS)
-    first = {"eval.metric": config.objective[0], "engine.max_failures": config.retries}
+    first: dict[str, Any] = {"eval.metric": config.objective[0]}
+    first |= {} if config.retries is None else {"engine.max_failures": config.retries}
     fixed = {"resume": "auto", "dry_run": False, "storage": str(storage), "data.folds": None, "data.fold": None}
     # A fold is measured on the part that is held out, which then chooses nothing: trial.py counts its last evaluation.
     fixed["data.fold_dev"] = "held_out" if config.folds else "training"
@@ -130,12 +168,13 @@ def draw_up(config: SweepConfig) -> Blueprint:
     if "bertscore" in config.objective and base.eval.bertscore_model is None:
         raise UserError("objective bertscore needs eval.bertscore_model, a hub id or a folder: add it to overrides.")
     uri = absolute_uri(base.tracking.uri or "", storage)
+    own = {key: value for key, value in overrides.items() if key not in LENGTH}
+    full = build(TrainConfig, given, {**own, "eval.metric": config.objective[0], **fixed})
+    full = _with_paths(full, uri, full.tracking.experiment)
     base = _with_paths(base, uri, config.experiment or config.name)
     prepare = build(PrepareConfig, read_file(config.prepare, PREPARE_PRESETS), {}) if config.prepare else None
     space = Space.parse(config.space, lambda key: _kind(key, prepare))
-    settings = dataclasses.asdict(base)
-    settings["optim"]["betas"] = list(settings["optim"]["betas"])
-    blueprint = Blueprint(config, base, prepare, space, settings, uri)
+    blueprint = Blueprint(config, base, prepare, space, settings_of(base), settings_of(full), uri)
     for dimension in space.dimensions:
         _require_valid(blueprint, dimension)
     if config.base_first:
@@ -145,8 +184,23 @@ def draw_up(config: SweepConfig) -> Blueprint:
     return blueprint
 
 
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as nested settings, of types that YAML has."""
+    settings = dataclasses.asdict(config)
+    settings["optim"]["betas"] = list(settings["optim"]["betas"])
+    return settings
+
+
 def require_choice_of_candidates(blueprint: Blueprint, most: int) -> None:
-    """Raise UserError where the space has a K that leaves nothing to choose. most: the largest N of a training row."""
+    """Raise UserError where the space, or the base for those trials that have its K, leaves nothing to choose. most:
+    the largest N of a training row."""
+    base = blueprint.base
+    by_the_space = any(each.key == "model.k" and not each.when for each in blueprint.space.dimensions)
+    if base.system == "urg" and not by_the_space and base.model.k >= most:
+        raise UserError(
+            f"model.k={base.model.k} of the base, and no row has more than {most} candidates: nothing would be left to "
+            f"choose; set it to {most - 1} or less by `overrides`."
+        )
     for dimension in blueprint.space.dimensions:
         if dimension.key == "model.k" and max(dimension.corners()) >= most:
             raise UserError(
@@ -169,6 +223,10 @@ def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
 
     tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
     return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split("."), settings)
 
 
 def _is_prepare(key: str) -> bool:

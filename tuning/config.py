@@ -59,23 +59,29 @@ class SweepConfig:
     """How points are chosen (Optuna). `grid` tries every combination; ranges then need a `step`."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """Which trials are ended early."""
-    trials: int = 20
-    """Points to try in all, the base's own included; raise it to go on with a finished sweep."""
+    trials: int | None = None
+    """Points to try in all, the base's own included; raise it to go on with a finished sweep. null: all points of a
+    grid, 20 of the other searchers."""
     hours: float | None = None
-    """No trial is begun after so many hours of sweeping, over all sessions; those that run are ended regularly."""
+    """No trial is begun after so many hours of sweeping, over all sessions; those that run then go on to their regular
+    end, however long that takes."""
     folds: int | None = None
     """k-fold cross-validation over the training split: each point is trained so many times, in parallel, and counts by
     the mean over the parts. Each time all other parts are trained on, and the model of the last step is measured on the
-    part that is held out: no checkpoint is chosen by it."""
+    part that is held out: no checkpoint is chosen by it, and no model is exported or
+    registered: best.yaml trains one."""
     base_first: bool = True
     """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None
     """Runs at once; null: as many as the cluster has room for. Give it where the cluster grows on demand."""
-    retries: int = 1
-    """How often a trial goes on from its last checkpoint after it lost a process, before it counts as failed."""
+    retries: int | None = None
+    """How often a trial goes on from its last checkpoint after it lost a process, before it counts as failed; null: as
+    the base's `engine.max_failures` has it."""
+    retry_failed: bool = False
+    """Try the trials that have failed again first, each from its last checkpoint."""
     keep_checkpoints: bool = False
-    """Keep the checkpoints of trials that have ended, with their optimizer state; their best models stay in any
-    case."""
+    """Keep the checkpoints of all trials that have ended, with their optimizer state, not only of failed ones; their
+    best models stay in any case."""
     seed: int = 0
     """Seeds the searcher."""
     resume: bool = True
@@ -83,7 +89,8 @@ class SweepConfig:
     experiment: str | None = None
     """MLflow experiment; null for one of the sweep's name."""
     register: str | None = None
-    """Name in MLflow's model registry for the best model, which gets the alias `champion`; null: the sweep's name."""
+    """Name in MLflow's model registry for the best model, null: the sweep's name. It gets the alias
+    `champion` unless a version that is there already is as good by the first objective."""
     dry_run: bool = False
     """Print the checked space, the steps, what a trial takes and when ASHA ends trials; write nothing."""
 
@@ -100,7 +107,8 @@ class SweepConfig:
             _require(value is None or value >= 1, key, value, "must be at least 1.")
         _require(self.hours is None or self.hours > 0, "hours", self.hours, "must be positive, or null for no limit.")
         _require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be at least 2, or null.")
-        _require(self.retries >= 0, "retries", self.retries, "must be 0 or more.")
+        enough = self.retries is None or self.retries >= 0
+        _require(enough, "retries", self.retries, "must be 0 or more, or null.")
         _require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
         if self.scheduler.kind == "asha":
             _require(len(self.objective) == 1, "scheduler.kind", "asha", "compares one objective: give one, or none.")

@@ -22,8 +22,7 @@ def describe(config: SweepConfig) -> str:
     blueprint = draw_up(config)
     engine, folds = blueprint.base.engine, config.folds or 1
     need = ", ".join(f"{amount:g} {name}" for name, amount in worker_need(engine).items())
-    limit = f"{config.trials} trials" + (f" of {folds} folds" if folds > 1 else "")
-    limit += f", none begun after {config.hours:g} h" if config.hours else ""
+    limit = blueprint.limit + (f"; {folds} folds each, of which no model is exported" if folds > 1 else "")
     lines = [
         yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True).rstrip(),
         "",

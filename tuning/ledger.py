@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 STUDY = "study.db"
 OUTCOME = "outcome.json"
+GIVEN_UP = "given_up"
+"""Attribute of a trial in the study: the step at which it is to be ended."""
+EARLIER = "outcome-{}.json"
+"""Where the outcome of a failed attempt goes, by its number from 1 on, when the run is tried again."""
 State = Literal["finished", "failed", "pruned"]
 
 
@@ -62,6 +66,11 @@ def read_outcome(run: Path) -> Outcome | None:
         return Outcome(**json.loads((run / OUTCOME).read_text()))
     except FileNotFoundError:
         return None
+
+
+def earlier_outcomes(run: Path) -> int:
+    """How many failed attempts of a run were set aside before the one that counts."""
+    return len(list(run.glob(EARLIER.format("*"))))
 
 
 def together(outcomes: Iterable[Outcome]) -> tuple[Outcome, list[float]]:
@@ -143,15 +152,21 @@ class Ledger:
         return {keys[name]: value for name, value in self._frozen(number).params.items()}
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Record an intermediate value; whether the trial should end here. A step is recorded once."""
+        """Record an intermediate value; whether the trial should end here. A step is recorded once, and is answered
+        alike where a kill has come before the outcome was written: the pruner itself gives each rung one answer."""
         import optuna
 
         frozen = self._frozen(number)
-        if frozen.state.is_finished() or step in frozen.intermediate_values or not math.isfinite(value):
+        if frozen.state.is_finished() or not math.isfinite(value):
             return False
         trial = optuna.Trial(self.study, frozen._trial_id)
+        if step in frozen.intermediate_values:
+            newest = step == max(frozen.intermediate_values)
+            return newest and (frozen.user_attrs.get(GIVEN_UP) == step or trial.should_prune())
         trial.report(value, step)
-        return trial.should_prune()
+        if given_up := trial.should_prune():
+            trial.set_user_attr(GIVEN_UP, step)
+        return given_up
 
     def tell(self, number: int) -> Outcome | None:
         """Close a trial whose runs all have an outcome, and say which; None where one of them has not."""
@@ -200,13 +215,8 @@ class Ledger:
 
     def _enqueue(self) -> None:
         """Put the base's point first, and for a grid all others; once, also where a kill came in between."""
-        for point in _planned(self.blueprint):
+        for point in self.blueprint.queue:
             self.study.enqueue_trial(point, skip_if_exists=True)
-
-
-def _planned(blueprint: Blueprint) -> list[Point]:
-    first = [blueprint.space.base_point(blueprint.base_value)] if blueprint.config.base_first else []
-    return [*first, *(blueprint.space.grid() if blueprint.config.searcher == "grid" else [])]
 
 
 def _sampler(blueprint: Blueprint, number: int) -> BaseSampler:

@@ -54,7 +54,8 @@ def report_markdown(ledger: Ledger) -> str:
     config, best = ledger.blueprint.config, ledger.best()
     lines = [f"# Sweep {config.name}", "", _subtitle(ledger), ""]
     if best is not None:
-        lines += [f"Best: trial {best.number}, {_values(ledger, best)}; configuration in `best.yaml`.", ""]
+        files = "configuration in `best-trial.yaml`, the full training with it in `best.yaml`"
+        lines += [f"Best: trial {best.number}, {_values(ledger, best)}; {files}.", ""]
         lines += [f"- `{key}`: {_shown(value)}" for key, value in ledger.values(best.number).items()] + [""]
     if weights := importances(ledger):
         which = comparable(ledger)[1]
@@ -105,7 +106,8 @@ def _best(ledger: Ledger, best: FrozenTrial) -> str:
         for key, value in ledger.values(best.number).items()
     )
     table = f"<table><tr><th>key</th><th>best</th><th>base</th></tr>{rows}</table>"
-    yaml = f"<summary>best.yaml, for <code>python -m urg.train --config {html.escape(str(path))}</code></summary>"
+    command = f"<code>python -m urg.train --config {html.escape(str(path))}</code>"
+    yaml = f"<summary>best.yaml, the full training with this point: {command}</summary>"
     body = html.escape(path.read_text(encoding="utf-8")) if path.exists() else ""
     return f'<div class="scroll">{table}</div><details>{yaml}<div class="case"><pre>{body}</pre></div></details>'
 

@@ -15,13 +15,13 @@ def worker_need(engine: EngineConfig) -> dict[str, float]:
     return {"CPU": float(engine.cpus_per_worker)} | ({"GPU": 1.0} if engine.use_gpu else {})
 
 
-def runs_at_once(nodes: Sequence[Resources], engine: EngineConfig, wanted: int | None) -> int:
+def runs_at_once(nodes: Sequence[Resources], engine: EngineConfig, wanted: int | None, grows: bool = False) -> int:
     """Runs for which the nodes have room, whole workers on each; no more than `wanted`. Drivers of runs take no CPU.
 
-    Raises UserError, with what is needed and what there is, where not even one has room. A `wanted` number holds as it
-    is where there are several nodes: such a cluster may grow.
+    grows: the nodes are a cluster's, which may add others, also where there is only a head now. There a `wanted` number
+    holds as it is. Raises UserError, with what is needed and what there is, where not even one has room.
     """
-    if wanted is not None and len(nodes) > 1:
+    if wanted is not None and (grows or len(nodes) > 1):
         return wanted
     need, workers = worker_need(engine), engine.workers
     slots = sum(min(int(node.get(name, 0) // amount) for name, amount in need.items()) for node in nodes)

@@ -6,6 +6,7 @@ may outdate; a NaN leaves its trial open for ever. So Tune is told what to run b
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,9 +21,13 @@ from ray.tune.search import Searcher
 from tuning.blueprint import Unit, trial_name
 from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
-from tuning.trial import NEVER, elapsed, reason_of
+from tuning.trial import ENDED, NEVER, elapsed, reason_of
 
 LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
+BASE_FAILED = (
+    "the base's own point, trial 0, failed ({}): the sweep ends here, and what it has tried stays. Once that is "
+    "mended, the same command with --retry_failed true goes on; another base needs another --name."
+)
 
 
 @dataclass
@@ -55,10 +60,19 @@ class LedgerSearcher(Searcher):
         self._pending: Pending | None = None
         self._pool = ThreadPoolExecutor(1)
         self._since = time.monotonic()
-        self.refusal: str | None = None
+        self.refusal = self._base_failed_before()
+        self.stopped = False
+
+    def _base_failed_before(self) -> str | None:
+        """The sentence where an earlier session has seen the base's own point fail."""
+        base = next((trial for trial in self._ledger.ended() if trial.number == 0), None)
+        failed = base is not None and base.state.name == "FAIL" and self._config.base_first
+        return BASE_FAILED.format(base.user_attrs.get("reason", "").rstrip(".")) if base and failed else None
 
     def suggest(self, trial_id: str) -> Any:
         """The next run's settings; None while its shards are being prepared, FINISHED where there is none."""
+        if self.stopped:
+            return Searcher.FINISHED
         if not self._ready:
             if self._pending is None and not self._begin():
                 return Searcher.FINISHED
@@ -68,6 +82,11 @@ class LedgerSearcher(Searcher):
         settings = self._ready.popleft()
         self._running[trial_id] = _unit(settings)
         return settings
+
+    def stop(self) -> list[Path]:
+        """Begin nothing more; the folders of the runs that are under way. From any thread."""
+        self.stopped = True
+        return [self._run(unit) for unit in list(self._running.values())]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note of a run that has ended; nothing where Tune was interrupted and the run has not."""
@@ -95,12 +114,12 @@ class LedgerSearcher(Searcher):
 
     def _begin(self) -> bool:
         """Begin a trial, or take up one that was interrupted; False where there is nothing left to do."""
-        while self._interrupted:
+        while self._interrupted and not self.refusal:
             number = self._interrupted.popleft()
             if not self._close(number):
                 return self._start(number)
         self._count_time()
-        if self.refusal or self._ledger.begun() >= self._config.trials:
+        if self.refusal or self._ledger.begun() >= self._ledger.blueprint.trials:
             return False
         if self._config.hours is not None and self._ledger.hours() >= self._config.hours:
             return False
@@ -135,6 +154,8 @@ class LedgerSearcher(Searcher):
         if outcome is None:
             return False
         self._count_time()
+        if outcome.state == "failed" and number == 0 and self._config.base_first:
+            self.refusal = BASE_FAILED.format(outcome.reason.rstrip("."))
         if outcome.reason.startswith(NEVER) and all(t.state.name == "FAIL" for t in self._ledger.ended()):
             self.refusal = f"{outcome.reason} ({trial_name(number)})"
         self._settle(number, outcome)
@@ -158,6 +179,11 @@ class LedgerScheduler(FIFOScheduler):
         its last step ends by itself."""
         settings, blueprint = trial.config, self._ledger.blueprint
         unit = _unit(settings)
+        if ENDED in result:
+            if told := json.loads(result[ENDED]):
+                Outcome(**told).write(blueprint.trials_folder / unit.name)
+            trial.max_failures = 0  # those that Tune would allow are for a process that is lost
+            return TrialScheduler.CONTINUE
         if unit.fold is not None or len(blueprint.config.objective) > 1:
             return TrialScheduler.CONTINUE
         step, value = int(result["step"]), float(result["objective"])

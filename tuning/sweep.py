@@ -2,11 +2,13 @@
 
 Ray Tune runs the trials, each of them a real training of `urg.train`; Optuna chooses their points. In
 `<storage>/<name>/` it leaves
-    best.yaml        the best configuration, ready for `python -m urg.train --config best.yaml`
-    best/            the best trial's model
+    best.yaml        the full training with the best point: `python -m urg.train --config best.yaml`
+    best-trial.yaml  the best trial's own, as short as the sweep's `overrides` made it
+    best/            that trial's model
     report.html, report.md
     study.db         Optuna's study; trials/: a run folder for each trial; tune/: Tune's own account of each session
-The same command again goes on where it stopped, however it stopped.
+The same command again goes on where it stopped, however it stopped; on SIGTERM the trials under way write a checkpoint
+first, and it ends with code 75.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,7 @@ FREE_ON_RESUME = (
     "hours",
     "concurrency",
     "retries",
+    "retry_failed",
     "resume",
     "dry_run",
     "keep_checkpoints",
@@ -51,15 +55,23 @@ def main(config: SweepConfig) -> None:
 
         print(describe(config))
         return
-    folder = sweep(config)
+    from tuning.blueprint import draw_up
+    from urg.training.state import RESUMES, Stopped
+
+    try:
+        folder, blueprint = sweep(config), draw_up(config)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(RESUMES) from None
     print(f"report: {folder / 'report.html'}")
-    best = folder / "best.yaml"
-    if best.exists():
-        print(f"next:   python -m urg.train --config {best} --name {config.name}-best --storage {config.storage}")
+    if (folder / "best").is_dir():
+        print(f"model:  {folder / 'best'}")
+    if (folder / "best.yaml").exists() and (blueprint.shortened or config.folds):
+        print(f"next:   python -m urg.train --config {folder / 'best.yaml'}")
 
 
 def sweep(config: SweepConfig) -> Path:
-    """Run or resume a sweep; its folder. Raises UserError for what the user can mend."""
+    """Run or resume a sweep; its folder. Raises UserError for what the user can mend, and Stopped after SIGTERM."""
     from data_pipeline.commit import locked, writing
     from data_pipeline.ray_session import ray_session
     from tuning.blueprint import draw_up
@@ -85,25 +97,35 @@ def _run(blueprint: Blueprint) -> None:
     from tuning.finish import finish
     from tuning.ledger import Ledger
     from tuning.orphans import orphans_freed
+    from tuning.retry import reopen_failed
     from tuning.room import runs_at_once
+    from tuning.stopping import sigterm_stops_trials
     from tuning.tracking import SweepTracking
+    from urg.training.state import Stopped
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency)
+    grows = (
+        os.environ.get("RAY_ADDRESS", "local") != "local"
+    )  # a cluster's, perhaps a head alone that has yet to ask for workers
+    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows)
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
     require_choice_of_candidates(blueprint, most)
+    retried = reopen_failed(blueprint) if blueprint.config.retry_failed else []
     ledger = Ledger.open(blueprint, steps)
     tracking = SweepTracking(ledger)
     tracking.settle_left()
-    print(_greeting(blueprint, ledger, at_once), flush=True)
+    print(_greeting(blueprint, ledger, at_once, len(retried)), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    with orphans_freed():
+    with orphans_freed(), sigterm_stops_trials(searcher.stop):
         _tune(blueprint, searcher, scheduler, at_once)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)
         raise UserError(searcher.refusal)
+    if searcher.stopped:
+        tracking.close([], {}, interrupted=True)
+        raise Stopped(f"stopped: {len(left)} trials under way have a checkpoint; the same command goes on with them.")
     if left:
         tracking.close([], {}, interrupted=True)
         raise UserError(f"interrupted with {len(left)} trials under way: the same command goes on with them.")
@@ -165,7 +187,7 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
         run_config=tune.RunConfig(
             name=f"session-{uuid.uuid4().hex[:8]}",
             storage_path=str(blueprint.folder / "tune"),
-            failure_config=tune.FailureConfig(max_failures=blueprint.config.retries),
+            failure_config=tune.FailureConfig(max_failures=blueprint.base.engine.max_failures),
             verbose=0,
         ),
     )
@@ -216,13 +238,13 @@ def _write_identity(blueprint: Blueprint) -> None:
     write_json(blueprint.folder / "sweep.json", _identity(blueprint))
 
 
-def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int) -> str:
-    ended, open_trials = len(ledger.ended()), len(ledger.interrupted())
+def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int, retried: int) -> str:
+    ended, open_trials = len(ledger.ended()), len(ledger.interrupted()) - retried
     config = blueprint.config
     before = f"; {ended} trials are done, {open_trials} were interrupted" if ended or open_trials else ""
-    limit = f"{config.trials} trials" + (f", {config.hours:g} hours" if config.hours else "")
+    before += f"; {retried} failed and are tried again" if retried else ""
     keys = ", ".join(blueprint.space.keys)
-    return f"sweep {config.name}: {keys}; {limit}, {at_once} at once; folder {blueprint.folder}{before}"
+    return f"sweep {config.name}: {keys}; {blueprint.limit}, {at_once} at once; folder {blueprint.folder}{before}"
 
 
 def _line(ledger: Ledger, number: int, outcome: Any) -> str:

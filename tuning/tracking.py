@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.blueprint import PREPARE, Blueprint, Unit, trial_name
-from tuning.ledger import Ledger, Outcome, read_outcome
+from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome
 from tuning.mlflow_view import view_link, view_tag
 from urg.tracking import OFF, Tracker, last_run
 from urg.tracking.journal import is_held
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from urg.tracking.tracker import Status
 
 PARENT = "mlflow.parentRunId"
+CHAMPION = "champion"
 SPOOL = "mlflow-spool"
 SETTLED = "settled"
 """File in a trial's folder once MLflow has been told how the trial ended."""
@@ -49,8 +50,10 @@ class SweepTracking:
             tags={"sweep": config.name, "kind": "sweep", "objective": ", ".join(config.objective)},
             system_interval=None,
         )
-        settings = {key: getattr(config, key) for key in ("searcher", "base", "trials", "folds", "seed")}
-        self._parent.log_params({**settings, "scheduler": config.scheduler, "space": dict(config.space)})
+        settings = {key: getattr(config, key) for key in ("searcher", "base", "folds", "seed")}
+        self._parent.log_params(
+            {**settings, "trials": blueprint.trials, "scheduler": config.scheduler, "space": dict(config.space)}
+        )
         self._pool = ThreadPoolExecutor(1, "settle")
         self._logged: set[tuple[str, int]] = set()
         self._away = False
@@ -106,17 +109,20 @@ class SweepTracking:
                     self._parent.log_metrics({f"best/{name}": best}, count)
 
     def close(self, files: list[Path], tags: Mapping[str, str], interrupted: bool = False) -> None:
-        """Wait for the thread, and end the parent run."""
-        self._pool.shutdown(wait=True)
+        """Wait for the thread, end the parent run, and tell of trials what could not be told before."""
+        self.wait()
         if not interrupted:
             self.log_history()
         for file in files:
             self._parent.log_artifact(file)
         self._parent.set_tags(tags)
-        self._parent.close("KILLED" if interrupted else "FINISHED", timeout=30)
+        if self._parent.close("KILLED" if interrupted else "FINISHED", timeout=30):
+            self.settle_left()
+        self._pool.shutdown(wait=True)
 
     def register(self, run: Path, number: int, values: Mapping[str, float]) -> str | None:
-        """Put the model that a run published into the registry, as `champion`; what is there now, or None.
+        """Put the model that a run published into the registry, as `champion` where it is better than the one that is
+        there, of another sweep or of this one; what is there now, or None.
 
         A registry that is away or that the store does not have is a warning: the model is in the sweep's folder too.
         """
@@ -129,11 +135,14 @@ class SweepTracking:
         name = config.register or config.name
         tags = {"sweep": config.name, "trial": str(number)} | {key: f"{value:.6g}" for key, value in values.items()}
         try:
-            version = register_model(self._blueprint.tracking_uri, run_id, run / "model", name, "champion", tags)
+            uri, metric = self._blueprint.tracking_uri, config.objective[0]
+            version, kept = register_model(uri, run_id, run / "model", name, CHAMPION, tags, metric)
         except Exception as error:
             _log.warning("the best model was not registered (%s); run the same command again.", _one_line(error))
             return None
-        return f"models:/{name}@champion (version {version})"
+        if kept:
+            return f"models:/{name}/{version}; the {CHAMPION} stays: {kept}"
+        return f"models:/{name}@{CHAMPION} (version {version})"
 
     def _save_view(self) -> None:
         from urg.tracking.mlflow_run import tag_experiment
@@ -167,14 +176,15 @@ class SweepTracking:
         """The trial's run gets its end. With folds it holds nothing but their mean and spread."""
         folder = self._folder(number)
         untrained = last_run(folder / SPOOL) is None
+        tags = self.tags(Unit(number))
         with self._tracker(folder, trial_name(number)) as tracker:
-            tracker.set_tags(self.tags(Unit(number)) | self._outcome_tags(outcome, folder))
+            tracker.set_tags(tags | self._outcome_tags(outcome, folder))
             values = self._ledger.values(number)
             tracker.log_params({key: values[key] for key in values if untrained or key.startswith(PREPARE)})
             _log_objectives(tracker, self._blueprint, outcome)
             if self._blueprint.config.folds and outcome.state == "finished":
                 tracker.log_metrics(self._spread(number), outcome.step)
-            if self._end(tracker, outcome):
+            if self._end(tracker, outcome) and PARENT in tags:  # without it the trial stands beside the sweep
                 (folder / SETTLED).touch()
 
     def _outcome_tags(self, outcome: Outcome, folder: Path) -> dict[str, str]:
@@ -183,7 +193,10 @@ class SweepTracking:
         tags |= {"model.folder": str(folder / "model")} if (folder / "model").is_dir() else {}
         kept = sorted(folder.glob("checkpoint-*")) if self._blueprint.config.keep_checkpoints else []
         tags |= {"checkpoint.folder": str(kept[-1])} if kept else {}
-        return tags | ({"trial.reason": outcome.reason} if outcome.reason else {})
+        runs = [folder, *folder.parent.glob(f"{folder.name}-fold-*")]
+        attempts = sum(map(earlier_outcomes, runs))  # the reason of the last stands in MLflow, and must not stay
+        reason = outcome.reason or (f"finished after {attempts} failed" if attempts else "")
+        return tags | ({"trial.reason": reason} if reason else {})
 
     def _end(self, tracker: Tracker, outcome: Outcome) -> bool:
         """End a run; whether the server has all of it. A server that is away is not waited for again and again."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -19,7 +21,10 @@ from typing import Any
 from data_pipeline.errors import UserError
 from tuning.blueprint import Blueprint, Unit
 from tuning.ledger import Outcome, read_outcome
+from urg.training import checkpoints
 from urg.training.evaluations import Evaluation, read_evaluations
+from urg.training.notices import UNTIL_STOPPED, is_gone
+from urg.training.state import Stopped
 
 POLL = 0.3
 """Seconds between two looks for evaluations."""
@@ -27,6 +32,8 @@ PATIENCE = 120.0
 """Seconds that a trial waits for an earlier process of its run to be gone."""
 SESSIONS = "sessions.txt"
 """File in the run's folder with the time at which each of its sessions began."""
+ENDED = "ended"
+"""Key of a run's last result, its outcome as JSON; null where it was stopped and stays open."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory|MemoryError|\boom\b", re.IGNORECASE)
 _KILLED_BY_RAY = re.compile(r"\d+ worker\(s\) were killed due to the node running low on memory")
 _GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
@@ -43,14 +50,34 @@ def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
     run = blueprint.trials_folder / unit.name
     outcome = read_outcome(run)
     if outcome is None:
+        _wait_for_nodes()
         outcome = _run(settings, blueprint, unit)
-        outcome.write(run)
-    if outcome.state == "failed":
+        if outcome is not None:
+            outcome.write(run)
+    _hand_over(outcome)
+    if outcome is not None and outcome.state == "failed":
         raise RuntimeError(outcome.reason)
 
 
-def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
-    """Train, or go on training, to the end."""
+def _hand_over(outcome: Outcome | None) -> None:
+    """Tell the scheduler how the run has ended: the file may not be seen on its node for a while, and Tune must not
+    start a run again that has failed as often as it may. None: it was stopped; Tune wants a result also of that."""
+    from ray import tune
+
+    told = json.dumps(outcome and dataclasses.asdict(outcome))
+    tune.report({ENDED: told, "step": outcome.step if outcome else 0, "objective": math.nan})
+
+
+def _wait_for_nodes() -> None:
+    """Let `urg.train` wait for the cluster's nodes as it does in the driver of a job, instead of refusing to start
+    where none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
+def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome | None:
+    """Train, or go on training, to the end; None where the sweep was told to stop, and the run has a checkpoint."""
     run = blueprint.trials_folder / unit.name
     run.mkdir(parents=True, exist_ok=True)
     with (run / SESSIONS).open("a") as file:
@@ -59,19 +86,21 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome:
         config = blueprint.train_config(settings["point"], unit, settings["shards"])
         with ThreadPoolExecutor(1) as pool:
             _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
+        checkpoints.seen(lambda: bool(read_evaluations(run)))  # which a worker on another node has written
         evaluations = read_evaluations(run)
         outcome = counted(evaluations[-1:] if unit.fold is not None else evaluations, blueprint.config.objective)
+    except Stopped:
+        return None
     except Exception as error:  # whatever it is ends this trial, not the sweep
         outcome = Outcome("failed", reason=reason_of(error))
     return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
 
 
 def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
-    """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end:
-    the sweep was not."""
+    """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end
+    and the sweep was not. Raises Stopped where it was (`tuning.stopping`)."""
     from data_pipeline.commit import locked
     from urg.train import train
-    from urg.training.state import Stopped
 
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -87,7 +116,8 @@ def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
             train(config, tags)
             return
         except Stopped:
-            continue
+            if is_gone(run / UNTIL_STOPPED):
+                raise
 
 
 def _watch(run: Path, objective: str, training: Future[None]) -> None:

@@ -84,7 +84,8 @@ def _of_files(run: Path, trial: Any) -> Iterator[str]:
 
 
 def _of_tune(folder: Path, name: str) -> Iterator[str]:
-    """A trial ends once, and no session that begins after its end runs it again."""
+    """A trial ends once, and no session that begins after its end runs it again. Where Tune saw it end in
+    a session before its end, it was stopped, or failed and tried again."""
     sessions = [(begun, saved, states[name]) for begun, saved, states in tune_sessions(folder) if name in states]
     if not sessions:
         yield "no session of Tune had it"
@@ -92,7 +93,7 @@ def _of_tune(folder: Path, name: str) -> Iterator[str]:
     ended = (folder / "trials" / name / "outcome.json").stat().st_mtime
     if any(begun > ended for begun, _, _ in sessions):
         yield "Tune ran it again after its end"
-    ends = sum(status in ("TERMINATED", "ERROR") for _, _, status in sessions)
+    ends = sum(status in ("TERMINATED", "ERROR") and saved >= ended for _, saved, status in sessions)
     cut_off = max(saved for _, saved, _ in sessions) < ended + LAG
     if ends > 1 or (ends == 0 and not cut_off):
         yield f"Tune says {[status for _, _, status in sessions]}"

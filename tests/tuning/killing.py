@@ -46,6 +46,7 @@ def _ended(folder: Path) -> int:
 def main(options: Sequence[str]) -> int:
     """Kill the sweep that the options describe, let it go on to its end, and compare the accounts; the exit code."""
     from data_pipeline.cli import parse_config
+    from tuning.blueprint import draw_up
     from tuning.config import PRESETS, SweepConfig
     from urg.tracking import default_uri
 
@@ -55,7 +56,8 @@ def main(options: Sequence[str]) -> int:
     run_killed(command, storage / config.name, random.Random(config.seed), os.environ)
     print(f"killed {KILLS} times, {_ended(storage / config.name)} trials had ended; once more:", flush=True)
     code = subprocess.run(command).returncode
-    told = disagreements(storage / config.name, default_uri(storage), config.experiment or config.name, config.trials)
+    blueprint = draw_up(config)
+    told = disagreements(blueprint.folder, default_uri(storage), blueprint.experiment, blueprint.trials)
     print("\n".join(told) or f"all accounts agree; {cost(storage / config.name)}")
     return code or bool(told)
 

@@ -30,7 +30,7 @@ def swept(make_sweep: Make) -> tuple[Path, str]:
     blueprint.trials_folder.mkdir(parents=True)
     ledger = Ledger.open(blueprint, 4)
     tracking = SweepTracking(ledger)
-    _tune(blueprint.folder, time.time(), {trial_name(n): "TERMINATED" for n in range(2)})
+    begun = time.time()
     for number, state in enumerate(("finished", "pruned")):
         ledger.point(ledger.ask())
         run = blueprint.trials_folder / trial_name(number)
@@ -45,6 +45,7 @@ def swept(make_sweep: Make) -> tuple[Path, str]:
         ledger.tell(number)
         tracking.settle(number, outcome)
     tracking.close([], {})
+    _tune(blueprint.folder, begun, {trial_name(n): "TERMINATED" for n in range(2)})
     return blueprint.folder, blueprint.tracking_uri
 
 
@@ -81,6 +82,13 @@ def _ended_twice(folder: Path, uri: str) -> None:
     _tune(folder, 0.0, {"trial-0001": "TERMINATED"})
 
 
+def _stopped_before(folder: Path, uri: str) -> None:
+    """No damage: a session that was told to stop saw the trial end without an outcome."""
+    _ended_twice(folder, uri)
+    for path in (folder / "tune" / "session-1").glob("*.json"):
+        os.utime(path, (time.time() - 600,) * 2)
+
+
 def _unended(folder: Path, uri: str) -> None:
     for path in folder.glob("tune/*/*.json"):
         path.write_text(path.read_text().replace("TERMINATED", "RUNNING"))
@@ -107,6 +115,9 @@ def test_nothing_is_told_where_all_agree_and_each_damage_is(swept: tuple[Path, s
     assert disagreements(folder, uri, "tiny", 2) == []
     assert str(cost(folder)) == "1 COMPLETE, 1 PRUNED: 4 steps in 0.0 minutes of trials; best: trial 0, 0.5000"
     assert disagreements(folder, uri, "tiny", 3) == ["Optuna has 2 trials"]
+    storage = shutil.copytree(folder.parent, tmp_path / "stopped")
+    _stopped_before(storage / folder.name, uri)
+    assert disagreements(storage / folder.name, uri, "tiny", 2) == []
     for number, (damage, sentence) in enumerate(DAMAGES.items()):
         storage = shutil.copytree(folder.parent, tmp_path / f"damaged-{number}")
         copied = storage / folder.name, f"sqlite:///{storage / 'mlflow.db'}"

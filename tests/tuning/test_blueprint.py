@@ -46,6 +46,12 @@ def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: 
     assert config.data.shards == str(prepared_set)
 
 
+@pytest.mark.parametrize(("retries", "failures"), [(None, 5), (0, 0)])
+def test_a_trial_goes_on_as_often_as_the_base_would(make_sweep: Make, retries: int | None, failures: int) -> None:
+    blueprint = draw_up(make_sweep(retries=retries, overrides={"engine.max_failures": 5}))
+    assert blueprint.base.engine.max_failures == failures
+
+
 def test_folds_are_units_of_their_own(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(folds=3))
     units = blueprint.units(1)
@@ -111,11 +117,41 @@ def test_settings_out_of_range_are_named(make_sweep: Make, given: dict[str, Any]
         make_sweep(**given)
 
 
+@pytest.mark.parametrize(
+    ("searcher", "trials", "limit"),
+    [
+        ("tpe", None, "20 trials"),
+        ("tpe", 3, "3 trials"),
+        ("grid", None, "30 trials"),
+        ("grid", 40, "40 trials"),
+        ("grid", 5, "5 trials of the grid's 30 points (trials null tries all)"),
+    ],
+)
+def test_a_grid_is_tried_whole_or_what_it_lacks_is_said(
+    make_sweep: Make, searcher: str, trials: int | None, limit: str
+) -> None:
+    space = {"model.k": {"low": 1, "high": 6}, "loss.m": {"choices": [8, 16, 32, 64, 128]}}
+    config = make_sweep(space=space, searcher=searcher, trials=trials)
+    assert draw_up(config).limit == limit
+    assert f"to raise label; {limit}\n" in describe(config)
+
+
 def test_a_k_that_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
     with pytest.raises(UserError, match="up to 12, and no row has more than 12 candidates"):
         require_choice_of_candidates(blueprint, 12)
     require_choice_of_candidates(blueprint, 13)
+
+
+@pytest.mark.parametrize("space", [{}, {"model.k": {"low": 1, "high": 2, "when": {"loss.rank_loss": "hinge"}}}])
+def test_so_is_one_of_the_base(make_sweep: Make, space: dict[str, Any]) -> None:
+    space = space | {"loss.rank_loss": {"choices": ["hinge", "listnet"]}}
+    blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12}, base_first=False))
+    with pytest.raises(UserError, match=r"model.k=12 of the base, .* set it to 11 or less by `overrides`"):
+        require_choice_of_candidates(blueprint, 12)
+    require_choice_of_candidates(blueprint, 13)
+    searched = draw_up(make_sweep(overrides={"model.k": 12}, base_first=False))
+    require_choice_of_candidates(searched, 12)  # up to 4: the base's is never used
 
 
 @pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])
@@ -141,6 +177,21 @@ def test_every_preset_can_be_drawn_up(preset: str, tmp_path: Path) -> None:
     arguments = ["--config", preset, "--storage", str(tmp_path)]
     blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
     assert blueprint.space.base_point(blueprint.base_value)
+
+
+def test_a_trial_of_flan_t5_xl_is_a_fifth_of_a_training_with_few_evaluations_and_checkpoints(tmp_path: Path) -> None:
+    """On as many rows as MixInstruct has; the full training that follows is the preset's again."""
+    from urg.training.plan import Plan
+
+    arguments = ["--config", "flan-t5-xl", "--storage", str(tmp_path)]
+    blueprint = draw_up(parse_config(SweepConfig, presets=PRESETS, argv=arguments))
+    trial, full = blueprint.train_config({}, Unit(0)), blueprint.full_config({})
+    steps = Plan.of(trial, 100_000).steps
+    assert (steps, Plan.of(full, 100_000).steps) == (6250, 31250)
+    assert steps / trial.eval.every == 5
+    assert first_rung(blueprint, steps) == 1250
+    assert (trial.keep_checkpoints, trial.eval.rows) == (1, 1000)
+    assert (full.keep_checkpoints, full.eval.rows) == (2, None)
 
 
 def test_a_dotted_override_on_the_command_line_goes_before_the_presets(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -16,8 +17,11 @@ from data_pipeline.errors import UserError
 from tests.tuning.session import Killed, Session
 from tuning.blueprint import draw_up, trial_name
 from tuning.config import SchedulerConfig, SweepConfig
-from tuning.ledger import Ledger, Outcome, read_outcome, together
-from tuning.trial import NEVER, SESSIONS, counted, elapsed, reason_of
+from tuning.finish import drop_checkpoints
+from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome, together
+from tuning.retry import reopen_failed
+from tuning.tracking import SETTLED
+from tuning.trial import ENDED, NEVER, SESSIONS, counted, elapsed, reason_of
 from urg.training.evaluations import Evaluation
 
 Make = Callable[..., SweepConfig]
@@ -84,12 +88,24 @@ def test_a_trial_that_was_cut_off_keeps_its_point(make_sweep: Make) -> None:
 def test_a_grid_tries_the_base_first_and_each_point_once(make_sweep: Make) -> None:
     space = {"model.k": {"low": 1, "high": 4}, "loss.rank_loss": {"choices": ["hinge", "listnet"]}}
     runs: Counter[str] = Counter()
-    config = make_sweep(space=space | {"optim.lr": {"choices": [0.0015]}}, searcher="grid", trials=100)
+    config = make_sweep(space=space | {"optim.lr": {"choices": [0.0015]}}, searcher="grid", trials=None)
     session = Session(config, math.inf, [], runs)
     session.play()
     points = [session.ledger.values(trial.number) for trial in session.ledger.ended()]
     assert points[0] == {"model.k": 3, "loss.rank_loss": "listnet", "optim.lr": 0.0015}
     assert len(points) == len({str(sorted(point.items())) for point in points}) == 8
+
+
+def test_of_a_grid_the_base_is_no_second_point_where_it_is_written_otherwise(make_sweep: Make) -> None:
+    """1.0 in the base, 1 in the space: Optuna takes them for two."""
+    config = make_sweep(space={"loss.gamma": {"choices": [1, 2]}}, searcher="grid", overrides={"loss.gamma": 1.0})
+    session = Session(dataclasses.replace(config, trials=None), math.inf, [], Counter())
+    while session.searcher._begin():
+        session.searcher._pending = None
+    assert [session.ledger.values(number) for number in session.ledger.interrupted()] == [
+        {"loss.gamma": 1},
+        {"loss.gamma": 2},
+    ]
 
 
 def test_more_trials_go_on_with_a_finished_sweep_and_time_ends_one(make_sweep: Make) -> None:
@@ -132,6 +148,120 @@ def test_a_lost_process_and_an_objective_without_value_end_as_failed(make_sweep:
     assert states[1][1].startswith(NEVER)
     assert "the dev split gave hit@1" in str(session.searcher.refusal)
     assert session.searcher.suggest("c") == "FINISHED"
+
+
+def _end_next(session: Session, outcome: Outcome) -> int:
+    """Let the searcher begin a run and end it."""
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    outcome.write(session.ledger.blueprint.trials_folder / trial_name(settings["number"]))
+    session.searcher.on_trial_complete("t", {}, error=outcome.state == "failed")
+    return int(settings["number"])
+
+
+def test_where_the_bases_own_point_fails_the_sweep_ends_until_it_is_retried(make_sweep: Make) -> None:
+    runs: Counter[str] = Counter()
+    session = Session(make_sweep(trials=3), math.inf, [], runs)
+    assert _end_next(session, Outcome("failed", reason="the hub is away.")) == 0
+    again = Session(make_sweep(trials=3), math.inf, [], runs)
+    for refused in (session, again):
+        assert "trial 0, failed (the hub is away): the sweep ends here" in str(refused.searcher.refusal)
+        assert refused.searcher.suggest("x") == "FINISHED"
+    assert reopen_failed(again.ledger.blueprint) == [0]
+    mended = Session(make_sweep(trials=3), math.inf, [], runs)
+    mended.play()
+    assert runs == {trial_name(number): 1 for number in range(3)}
+    assert [trial.state.name for trial in mended.ledger.study.get_trials()] == ["COMPLETE"] * 3
+
+
+def test_a_failed_trial_is_tried_again_under_its_number_from_where_it_was(make_sweep: Make) -> None:
+    """And only that one; its old outcome stands aside, and a second attempt that fails is a third file."""
+    config, runs = make_sweep(trials=2), Counter[str]()
+    session = Session(config, math.inf, [], runs)
+    blueprint = session.ledger.blueprint
+    run = blueprint.trials_folder / trial_name(1)
+    (run / "checkpoint-00000002-abcdef").mkdir(parents=True)
+    first = Outcome("finished", [0.5], 4)
+    assert _end_next(session, first) == 0
+    assert _end_next(session, Outcome("failed", reason="its node is gone.")) == 1
+    drop_checkpoints(blueprint, 1)
+    point = session.ledger.values(1)
+    (run / SETTLED).touch()
+    for attempt in (1, 2):
+        assert reopen_failed(blueprint) == [1]
+        assert not (run / SETTLED).exists()
+        assert earlier_outcomes(run) == attempt
+        session = Session(config, math.inf, [], runs)
+        assert session.ledger.interrupted() == [1]
+        if attempt == 1:
+            assert _end_next(session, Outcome("failed", reason="again.")) == 1
+    session.play()
+    assert reopen_failed(blueprint) == []
+    assert runs == {trial_name(1): 1}
+    assert session.ledger.values(1) == point
+    assert [trial.state.name for trial in session.ledger.study.get_trials()] == ["COMPLETE"] * 2
+    assert read_outcome(blueprint.trials_folder / trial_name(0)) == first
+    assert (run / "checkpoint-00000002-abcdef").is_dir()
+    drop_checkpoints(blueprint, 1)
+    assert not (run / "checkpoint-00000002-abcdef").exists()
+
+
+def test_of_a_failed_trial_only_the_fold_that_failed_is_trained_again(make_sweep: Make) -> None:
+    config, runs = make_sweep(trials=1, folds=2, base_first=False), Counter[str]()
+    session = Session(config, math.inf, [], runs)
+    assert session.ledger.ask() == 0
+    session.ledger.point(0)
+    for unit, end in zip(session.ledger.blueprint.units(0), ("finished", "failed"), strict=True):
+        Outcome(end, [0.5] * (end == "finished")).write(  # type: ignore[arg-type]
+            session.ledger.blueprint.trials_folder / unit.name
+        )
+    outcome = session.ledger.tell(0)
+    assert outcome is not None
+    assert outcome.state == "failed"
+    assert reopen_failed(session.ledger.blueprint) == [0]
+    Session(config, math.inf, [], runs).play()
+    assert runs == {"trial-0000-fold-1": 1}
+
+
+def test_the_outcome_of_a_run_on_another_node_is_known_before_its_file_is_seen(make_sweep: Make) -> None:
+    """And Tune does not start a run again that has failed for good."""
+    session = Session(make_sweep(), math.inf, [], Counter())
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    trial: Any = type("Trial", (), {"config": settings, "max_failures": 3})
+    outcome = Outcome("failed", reason="the hub is away.", seconds=4.0)
+    last = {ENDED: json.dumps(dataclasses.asdict(outcome)), "step": 0, "objective": math.nan}
+    assert session.scheduler.on_trial_result(None, trial, last) == "CONTINUE"
+    assert trial.max_failures == 0
+    session.searcher.on_trial_complete("t", error=True)
+    assert read_outcome(session.ledger.blueprint.trials_folder / trial_name(0)) == outcome
+    assert session.ledger.ended()[0].user_attrs["reason"] == outcome.reason
+
+
+def test_a_run_that_was_stopped_stays_open(make_sweep: Make) -> None:
+    session = Session(make_sweep(), math.inf, [], Counter())
+    while (settings := session.searcher.suggest("t")) is None:
+        pass
+    assert session.searcher.stop() == [session.ledger.blueprint.trials_folder / trial_name(0)]
+    trial: Any = type("Trial", (), {"config": settings, "max_failures": 3})
+    session.scheduler.on_trial_result(None, trial, {ENDED: "null", "step": 0, "objective": math.nan})
+    session.searcher.on_trial_complete("t", {})
+    assert session.searcher.stop() == []
+    assert session.searcher.suggest("u") == "FINISHED"
+    assert session.searcher.close() == [0]
+
+
+def test_a_kill_between_a_value_and_its_outcome_spares_no_trial(make_sweep: Make, asha: SchedulerConfig) -> None:
+    """The next session hears the same value again, and ends the trial by it; a value of a rung before it does not."""
+    session = Session(make_sweep(scheduler=asha), math.inf, [], Counter())
+    ledger = session.ledger
+    for value in (0.2, 0.9, 0.1):
+        ledger.point(number := ledger.ask())
+        assert ledger.report(number, 2, value) == (value == 0.1)
+    after = Ledger.open(ledger.blueprint, 8)
+    assert [after.report(number, 2, value) for number, value in enumerate((0.2, 0.9, 0.1))] == [False, False, True]
+    assert not after.report(1, 4, 0.9)
+    assert not after.report(1, 2, 0.9)
 
 
 def test_an_interrupted_tune_leaves_its_trials_open(make_sweep: Make) -> None:

@@ -6,16 +6,20 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuning.blueprint import draw_up, trial_name
+from data_pipeline.cli import parse_config
+from tuning.blueprint import Blueprint, draw_up, trial_name
 from tuning.config import SweepConfig
-from tuning.finish import best_yaml, drop_checkpoints
+from tuning.finish import best_trial_yaml, best_yaml, drop_checkpoints, finish
 from tuning.ledger import Ledger, Outcome
 from tuning.report import write_report
 from tuning.report_figures import comparable, importances, sections
+from tuning.tracking import SweepTracking
+from urg.config import TrainConfig
 from urg.training.evaluations import record_evaluation
 
 Make = Callable[..., SweepConfig]
@@ -87,9 +91,6 @@ def test_the_page_is_whole_and_works_offline(make_sweep: Make) -> None:
 
 
 def test_the_best_is_the_one_with_the_highest_value_and_trains_as_it_is(make_sweep: Make, tmp_path: Any) -> None:
-    from data_pipeline.cli import parse_config
-    from urg.config import TrainConfig
-
     ledger = _swept(make_sweep(trials=8))
     best = ledger.best()
     assert best is not None
@@ -100,6 +101,58 @@ def test_the_best_is_the_one_with_the_highest_value_and_trains_as_it_is(make_swe
     assert (config.optim.lr, config.model.k) == (best.params["optim.lr"], best.params["model.k"])
     assert (config.name, config.data.folds, config.optim.betas) == ("tiny-best", None, (0.9, 0.999))
     assert config.data.fold_dev == "training"
+
+
+def test_the_best_configuration_is_the_full_training_and_the_trials_own_stands_beside_it(
+    make_sweep: Make, tmp_path: Path
+) -> None:
+    """What the overrides shorten is the base's own again; what they otherwise change, and the point, hold."""
+    overrides = {"data.limit": 20, "loss.gamma": 2.0, "tracking.experiment": "mine", "tracking.uri": None}
+    ledger = _swept(make_sweep(retries=0, overrides=overrides), trials=1)
+    best = ledger.best()
+    assert best is not None
+    trained = {}
+    for name, text in (("full", best_yaml(ledger, best)), ("trial", best_trial_yaml(ledger, best))):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        trained[name] = parse_config(TrainConfig, argv=["--config", str(tmp_path / f"{name}.yaml")])
+    full, trial = trained["full"], trained["trial"]
+    assert (trial.steps, trial.data.limit, trial.eval.every, trial.eval.rows) == (4, 20, 2, 2)
+    assert (full.steps, full.epochs, full.data.limit, full.eval.every, full.eval.rows) == (None, 1.0, None, 220, 120)
+    assert (trial.engine.max_failures, full.engine.max_failures) == (0, 3)
+    assert (trial.tracking.experiment, full.tracking.experiment) == ("tiny", "mine")
+    assert full.tracking.uri == trial.tracking.uri == ledger.blueprint.tracking_uri
+    same = ("model", "loss", "optim", "batch", "system", "seed")
+    assert [getattr(full, key) for key in same] == [getattr(trial, key) for key in same]
+    assert full.data.shards == trial.data.shards
+    assert "steps 4, " in (tmp_path / "full.yaml").read_text().splitlines()[1]
+
+
+def test_a_length_that_was_searched_for_is_the_full_trainings_too(make_sweep: Make) -> None:
+    space = {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "steps": {"low": 2, "high": 8}}
+    blueprint = draw_up(make_sweep(space=space))
+    assert blueprint.full_config({"optim.lr": 0.01, "steps": 8}).steps == 8
+    assert blueprint.full_config({"optim.lr": 0.01}).steps is None
+
+
+def test_folds_export_no_model_and_say_so(make_sweep: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger.open(_folder(draw_up(make_sweep(folds=2))), 4)
+    number = ledger.ask()
+    ledger.point(number)
+    for unit in ledger.blueprint.units(number):
+        run = ledger.blueprint.trials_folder / unit.name
+        (run / "model").mkdir(parents=True)
+        Outcome("finished", [0.5], 4).write(run)
+    ledger.tell(number)
+    finish(ledger, SweepTracking(ledger))
+    assert "no model is exported or registered: each fold's has seen a part of the data" in capsys.readouterr().out
+    assert not (ledger.blueprint.folder / "best").exists()
+    assert (ledger.blueprint.folder / "best.yaml").exists()
+
+
+def _folder(blueprint: Blueprint) -> Blueprint:
+    blueprint.trials_folder.mkdir(parents=True)
+    (blueprint.folder / "sweep.json").write_text("{}")
+    return blueprint
 
 
 def test_what_matters_is_said_only_where_it_can_be(make_sweep: Make) -> None:

@@ -44,15 +44,20 @@ def _environment() -> dict[str, str]:
 
 def _killed_when_two_trials_are_at_step_12(config: SweepConfig, tmp_path: Path) -> list[Path]:
     """Start a sweep and kill its driver; the logs of the two trials."""
+    _signalled_when_two_trials_are_at_step_12(config, tmp_path, signal.SIGKILL)
+    return [Path(config.storage) / config.name / "trials" / f"trial-000{number}" / "train.log" for number in (0, 1)]
+
+
+def _signalled_when_two_trials_are_at_step_12(config: SweepConfig, tmp_path: Path, kind: signal.Signals) -> int:
+    """Start a sweep and send its driver a signal; its exit code."""
     folder = Path(config.storage) / config.name
     process = subprocess.Popen(_command(config, tmp_path), env=_environment(), stdout=subprocess.DEVNULL)
     logs = [folder / "trials" / f"trial-000{number}" / "train.log" for number in (0, 1)]
     while not any(log.exists() and "step 12/" in log.read_text() for log in logs):
         assert process.poll() is None
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    return logs
+    os.kill(process.pid, kind)
+    return process.wait(timeout=300)
 
 
 @pytest.mark.faults
@@ -79,6 +84,25 @@ def test_killed_in_the_middle_of_its_trials_a_sweep_goes_on(make_sweep: Make, as
         assert [step for step, _ in history(uri, runs[name], "dev/label")] == [10, 20, 30, 40]
     assert (folder / "best" / "model.safetensors").is_file()
     _require_resumable_only_as_itself(config, tmp_path)
+
+
+@pytest.mark.faults
+def test_on_sigterm_the_trials_write_a_checkpoint_and_the_same_command_goes_on(
+    make_sweep: Make, tmp_path: Path
+) -> None:
+    """No evaluation comes before the end, and with it no other checkpoint."""
+    overrides = {"steps": 120, "eval.every": 120, "tracking.uri": None}
+    config = make_sweep(trials=2, overrides=overrides, concurrency=2)
+    folder = Path(config.storage) / config.name
+    told = _signalled_when_two_trials_are_at_step_12(config, tmp_path, signal.SIGTERM)
+    assert told == 75
+    trials = [folder / "trials" / f"trial-000{number}" for number in (0, 1)]
+    assert not any((trial / "outcome.json").exists() for trial in trials)
+    assert all(list(trial.glob("checkpoint-*/manifest.json")) for trial in trials)
+    done = subprocess.run(_command(config, tmp_path), env=_environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert all("resuming from" in (trial / "train.log").read_text() for trial in trials)
+    assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 2) == []
 
 
 @pytest.mark.faults
@@ -183,7 +207,7 @@ def test_a_server_holds_trials_of_two_lengths_and_the_champion(
     assert champion.run_id == runs[f"trial-{best:04d}"].info.run_id
     files = {file.path for file in client.list_artifacts(champion.run_id, "model")}
     assert "model/model.safetensors" in files
-    assert {"report.html", "report.md", "best.yaml"} <= {
+    assert {"report.html", "report.md", "best.yaml", "best-trial.yaml"} <= {
         file.path for file in client.list_artifacts(runs["tiny"].info.run_id)
     }
 
@@ -251,6 +275,24 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_the_sweep_goes_on(make_swee
     assert last.state.name == "COMPLETE"
     assert (folder / "best" / "model.safetensors").is_file()
     assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 3) == []
+
+
+def test_a_trial_that_failed_is_tried_again_and_all_accounts_tell_the_same(make_sweep: Make, tmp_path: Path) -> None:
+    """Something stands where its configuration should be, until it is mended."""
+    config = make_sweep(trials=2, overrides={"tracking.uri": None})
+    folder = Path(config.storage) / config.name
+    wrong = folder / "trials" / "trial-0001" / "config.yaml"
+    wrong.mkdir(parents=True)
+    for mended, states in ((False, ["COMPLETE", "FAIL"]), (True, ["COMPLETE", "COMPLETE"])):
+        if mended:
+            wrong.rmdir()
+        command = [*_command(config, tmp_path), f"--retry_failed={str(mended).lower()}"]
+        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        assert [trial.state.name for trial in study_of(folder).trials] == states
+        assert ("--retry_failed true tries them" in done.stdout) != mended
+        assert disagreements(folder, default_uri(Path(config.storage)), "tiny", 2) == []
+    assert (folder / "trials" / "trial-0001" / "outcome-1.json").exists()
 
 
 def test_no_room_for_one_trial_is_said_at_once(make_sweep: Make, ray_started: None) -> None:

@@ -79,6 +79,49 @@ def test_what_a_killed_session_did_not_say_the_next_one_says_once(ledger: Ledger
     assert (runs["tiny"].info.status, runs["tiny"].data.tags["best.trial"]) == ("FINISHED", "1")
 
 
+def test_a_trial_that_was_tried_again_is_one_run_with_its_last_end(ledger: Ledger) -> None:
+    from tuning.retry import reopen_failed
+
+    for outcome in (Outcome("failed", reason="its node is gone."), Outcome("finished", [0.6], 4)):
+        reopen_failed(ledger.blueprint)
+        ledger = Ledger.open(ledger.blueprint, 4)
+        tracking = SweepTracking(ledger)
+        if ledger.interrupted():
+            outcome.write(ledger.blueprint.trials_folder / trial_name(0))
+            assert ledger.tell(0) == outcome
+        else:
+            _end(ledger, outcome)
+        tracking.settle(0, outcome)
+        tracking.close([], {}, interrupted=True)
+        run = _runs(ledger)["trial-0000"]
+        expected = (
+            ("FAILED", "its node is gone.") if outcome.state == "failed" else ("FINISHED", "finished after 1 failed")
+        )
+        assert (run.info.status, run.data.tags["trial.reason"]) == expected
+    assert run.data.metrics["objective/label"] == 0.6
+
+
+def test_a_trial_whose_parent_was_not_known_yet_comes_below_it_when_it_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was away when the sweep began: the parent's run has no id yet when the first trial ends."""
+    from tuning.tracking import PARENT, SETTLED
+
+    tracking = SweepTracking(ledger)
+    outcome, known = Outcome("finished", [0.4], 4), tracking.tags
+    monkeypatch.setattr(tracking, "tags", lambda unit: {k: v for k, v in known(unit).items() if k != PARENT})
+    number = _end(ledger, outcome)
+    tracking.settle(number, outcome)
+    tracking.wait()
+    assert PARENT not in _runs(ledger)["trial-0000"].data.tags
+    assert not (ledger.blueprint.trials_folder / trial_name(number) / SETTLED).exists()
+    monkeypatch.undo()
+    tracking.close([], {})
+    runs = _runs(ledger)
+    assert runs["trial-0000"].data.tags[PARENT] == runs["tiny"].info.run_id
+    assert (runs["trial-0000"].info.status, runs["tiny"].info.status) == ("FINISHED", "FINISHED")
+
+
 def test_what_a_worker_still_logs_after_its_trial_was_ended_early_is_sent_too(ledger: Ledger) -> None:
     """Tune ends a trial's actor at once, its workers live on for a moment: one of them evaluates once more."""
     from mlflow.tracking import MlflowClient
@@ -165,6 +208,33 @@ def test_the_champion_is_registered_once_and_a_registry_that_is_away_is_a_warnin
     monkeypatch.setattr(mlflow_run, "register_model", away)
     assert tracking.register(run, 0, {"label": 0.5}) is None
     assert "the best model was not registered (nobody answers)" in caplog.text
+    tracking.close([], {})
+
+
+def test_the_champion_changes_only_for_a_better_one_by_the_same_metric(ledger: Ledger) -> None:
+    """Several sweeps may share a name in the registry, and each knows its own trials only."""
+    from mlflow.tracking import MlflowClient
+
+    tracking = SweepTracking(ledger)
+    said = []
+    for number, values in enumerate([{"label": 0.5}, {"label": 0.4}, {"label": 0.6}]):
+        run = ledger.blueprint.trials_folder / trial_name(number)
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "config.json").write_text("{}")
+        with Tracker(ledger.blueprint.tracking_uri, "tiny", run.name, spool=run / "mlflow-spool", system_interval=None):
+            pass
+        said.append(tracking.register(run, number, values))
+    assert said == [
+        "models:/tiny@champion (version 1)",
+        "models:/tiny/2; the champion stays: version 1 has label 0.5",
+        "models:/tiny@champion (version 3)",
+    ]
+    client = MlflowClient(ledger.blueprint.tracking_uri)
+    assert client.get_model_version_by_alias("tiny", "champion").version == 3
+    client.delete_model_version_tag("tiny", "3", "label")
+    run = ledger.blueprint.trials_folder / trial_name(0)
+    kept = "models:/tiny/1; the champion stays: version 3 has no label to compare with"
+    assert tracking.register(run, 0, {"label": 0.9}) == kept
     tracking.close([], {})
 
 

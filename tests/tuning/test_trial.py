@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tuning.blueprint import draw_up
+from data_pipeline.errors import UserError
+from tuning.blueprint import Unit, draw_up
 from tuning.config import SweepConfig
 from tuning.ledger import read_outcome
-from tuning.trial import _train, reason_of, run_unit
+from tuning.trial import _run, _train, reason_of, run_unit
 from urg.config import TrainConfig
 from urg.training.evaluations import record_evaluation
+from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import Stopped
 
 
@@ -28,6 +32,7 @@ def test_a_trial_whose_run_was_told_to_stop_goes_on(tmp_path: Path, monkeypatch:
             raise Stopped("stopped: run x has a checkpoint; the same command resumes it.")
 
     monkeypatch.setattr("urg.train.train", train)
+    (tmp_path / UNTIL_STOPPED).touch()
     _train("config", tmp_path, {"trial": "1"})
     assert calls == [("config", {"trial": "1"})] * 3
 
@@ -45,6 +50,8 @@ def test_a_fold_counts_by_its_last_evaluation_and_a_trial_by_its_best(
 
     monkeypatch.setattr("tuning.trial._train", train)
     monkeypatch.setattr("tuning.trial._watch", lambda run, objective, training: training.result())
+    monkeypatch.setattr("tuning.trial._wait_for_nodes", lambda: None)
+    monkeypatch.setattr("tuning.trial._hand_over", lambda outcome: None)
     settings: dict[str, Any] = {
         "number": 0,
         "fold": blueprint.units(0)[0].fold,
@@ -56,6 +63,53 @@ def test_a_fold_counts_by_its_last_evaluation_and_a_trial_by_its_best(
     outcome = read_outcome(blueprint.trials_folder / blueprint.units(0)[0].name)
     assert outcome is not None
     assert (outcome.state, outcome.values, outcome.step) == ("finished", [value], step)
+
+
+def test_a_trial_of_a_sweep_that_was_told_to_stop_stays_open(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it knows by the file that the workers heard it by."""
+    calls: list[object] = []
+
+    def train(config: object, tags: object) -> None:
+        calls.append(config)
+        raise Stopped("stopped: run x has a checkpoint; the same command resumes it.")
+
+    monkeypatch.setattr("urg.train.train", train)
+    assert _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0)) is None
+    assert len(calls) == 1
+
+
+def test_an_evaluation_that_another_node_has_written_is_waited_for(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is not there when the training has ended, as a network file system may say for some seconds."""
+    blueprint = draw_up(make_sweep())
+    run = blueprint.trials_folder / "trial-0000"
+    late = threading.Timer(1.0, record_evaluation, (run, 4, {"label": 0.5}))
+    monkeypatch.setattr("urg.train.train", lambda config, tags: late.start())
+    outcome = _run({"point": {}, "shards": None, "tags": {}}, blueprint, Unit(0))
+    assert outcome is not None
+    assert (outcome.state, outcome.values, outcome.step) == ("finished", [0.5], 4)
+
+
+def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where urg.train is told by RAY_ADDRESS alone that a cluster may grow, which no process but the driver has."""
+    import ray
+
+    from tuning.trial import _wait_for_nodes
+    from urg.config import EngineConfig, EvalConfig, TrainConfig
+    from urg.train import _require_resources
+
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.delenv("RAY_ADDRESS")  # and taken back after the test
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    config = TrainConfig(eval=EvalConfig(metric="rougeL"), engine=EngineConfig(workers=8, use_gpu=True))
+    with pytest.raises(UserError, match="8 workers need"):
+        _require_resources(config)
+    _wait_for_nodes()
+    _require_resources(config)
 
 
 REFUSED = 2**50

@@ -199,11 +199,14 @@ class MlflowRun:
                 self._failed.append(event)
 
 
-def register_model(uri: str, run_id: str, folder: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
-    """Store a model folder with its run, make it a version of the registered model `name` under `alias`; the version.
+def register_model(
+    uri: str, run_id: str, folder: Path, name: str, alias: str, tags: Mapping[str, str], metric: str
+) -> tuple[str, str | None]:
+    """Store a model folder with its run and make it a version of the registered model `name`. The version that has the
+    `alias` goes on to have it unless this one is better by the tag `metric`, higher being better.
 
-    A run has one version at most: the one that it has is taken. Raises what MLflow raises, also where the store has no
-    registry.
+    Returns the version, and what keeps the alias from it, in words, or None where it has it. A run has one version at
+    most: the one that it has is taken. Raises what MLflow raises, also where the store has no registry.
     """
     from mlflow.exceptions import MlflowException
 
@@ -220,8 +223,28 @@ def register_model(uri: str, run_id: str, folder: Path, name: str, alias: str, t
         client.log_artifacts(run_id, str(folder), "model")
         source = f"{client.get_run(run_id).info.artifact_uri}/model"
         version = str(client.create_model_version(name, source, run_id, tags=dict(tags)).version)
-    client.set_registered_model_alias(name, alias, version)
-    return version
+    kept = _holder(client, name, alias, version, metric, float(tags[metric]))
+    if kept is None:
+        client.set_registered_model_alias(name, alias, version)
+    return version, kept
+
+
+def _holder(client: MlflowClient, name: str, alias: str, version: str, metric: str, value: float) -> str | None:
+    """The version that keeps the alias, in words; None where there is no other, or it is worse by `metric`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        held = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    if str(held.version) == version:
+        return None
+    if metric not in held.tags:
+        return f"version {held.version} has no {metric} to compare with"
+    better = value > float(held.tags[metric])
+    return None if better else f"version {held.version} has {metric} {held.tags[metric]}"
 
 
 def tag_experiment(uri: str, experiment: str, tags: Mapping[str, str]) -> str:

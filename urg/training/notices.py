@@ -62,7 +62,7 @@ class Notices:
 
     def _send(self) -> None:
         """Start the reduction of what this worker has heard: [to stop, to ask Ray]."""
-        if self._leads and self._look.is_due() and _is_gone(self._until_stopped):
+        if self._leads and self._look.is_due() and is_gone(self._until_stopped):
             _told.set()
         self._heard = torch.tensor([_told.is_set(), self._leads and self._ask.is_due()], dtype=torch.int32)
         self._reduced: Any = dist.all_reduce(self._heard, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -77,7 +77,7 @@ class Notices:
         return bool(news)
 
 
-def _is_gone(file: Path) -> bool:
+def is_gone(file: Path) -> bool:
     """Whether a file has been deleted. Opened, as a network file system may know better than what it has cached."""
     try:
         file.open("rb").close()
