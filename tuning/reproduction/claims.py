@@ -83,7 +83,7 @@ def _noise_costs_half(claim: str, results: Results) -> Verdict:
 
 
 def _flattens(claim: str, results: Results) -> Verdict:
-    recipe, metric = results.recipe, results.headline
+    recipe, metric = results.recipe, results.dev_metric
     found: dict[float, Figure | None] = {k: results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
     found[math.inf] = results.dev(ALL_CANDIDATES, metric)
     known = {k: figure for k, figure in found.items() if figure is not None}
