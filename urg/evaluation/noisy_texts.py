@@ -115,11 +115,12 @@ class _NoiseAnswerer(Answerer):
         found |= {name: [{"unavailable": reason}] * len(rows) for name, reason in self._missing.items()}
         for name in [name for name in self._fusers if name in self._pending]:
             for variant in VARIANTS:
-                found[f"{name}:{variant}"] = own = [{"text": None}] * len(rows)
+                own: list[dict[str, Any]] = [{"text": None}] * len(rows)
                 noisy = with_noise(chosen, self._label, variant)
                 fused = fuse_all(name, self._fusers[name], noisy, self._config) if noisy else []
                 for place, text in zip(places, fused, strict=True):
                     own[place] = {"text": text}
+                found[f"{name}:{variant}"] = own
         return found
 
 
