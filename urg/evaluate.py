@@ -15,6 +15,7 @@ and prints the table. A metric without a value is absent from "systems" and stan
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -68,7 +69,7 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
     stats = statistics(comparison, config.statistics, config.seed)
     _write(output, comparison, provenance, stats, config)
     _show(output, comparison, provenance, stats, config)
-    _track(output, comparison, provenance, config)
+    _track(output, subject, comparison, provenance)
     return comparison
 
 
@@ -159,21 +160,31 @@ def _show(
         print(f"next      python -m urg.ensemble --model {config.model} --input rows.jsonl --output fused.jsonl")
 
 
-def _track(output: Path, comparison: Comparison, provenance: Provenance, config: EvaluateConfig) -> None:
-    """Add the results to MLflow, where the run that trained the model is at hand."""
+def _track(output: Path, subject: Subject, comparison: Comparison, provenance: Provenance) -> None:
+    """Add the results to MLflow: to the run that trained the model, and as runs of their own."""
+    from urg.evaluation.answer_store import AnswerStore
     from urg.evaluation.track import add_to_training_run, log_systems
 
-    if config.model is None or not config.track:
+    config = subject.config
+    if not config.track or config.tracking.uri == "off":
         return
     files = [output / METRICS_FILE, output / REPORT_FILE]
+    parts = [AnswerStore(output, part, subject.rows, subject.label).key_of_all() for part in config.parts]
+    key = hashlib.sha256("".join(parts).encode()).hexdigest()
     try:
-        run_id = add_to_training_run(Path(config.model), config.split, comparison, files)
-        parent = log_systems(Path(config.model), comparison, provenance) if run_id else None
+        one_model = config.model is not None and len(parts) == 1
+        run_id = add_to_training_run(Path(str(config.model)), config.split, comparison, files) if one_model else None
+        parent = log_systems(config, comparison, provenance, key)
     except UserError as error:
         print(f"note: not added to MLflow: {error}")
         return
-    if run_id:
-        print(f"MLflow    added to run {run_id}; a run a system below {parent}; see them with: make ui")
+    if parent is None:
+        print(
+            "note: not added to MLflow: no tracked run of the model's training is at hand; name a place by --tracking.uri"
+        )
+    else:
+        added = f"added to run {run_id}; " if run_id else ""
+        print(f"MLflow    {added}a run a system below {parent}; see them with: make ui")
 
 
 if __name__ == "__main__":

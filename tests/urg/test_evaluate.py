@@ -435,7 +435,8 @@ def test_verdicts_that_cannot_be_used_are_said(run: Run, capsys: pytest.CaptureF
     assert written["judge"]["rows_with_verdicts"] == 1
     assert sum(written["judge"]["verdicts_left_out"].values()) == 2
     assert written["systems"]["model-0"]["gpt_rank"] == 1.0
-    assert "model-2.gpt_rank" in written["missing"]
+    assert written["systems"]["model-2"]["gpt_rank"] == 2.0  # as published: between the two that were compared
+    assert "model-2.beat_vic" in written["missing"] or "beat_vic" in written["missing"]
     printed = capsys.readouterr().out
     assert "note: 1 verdicts of cmp_results left out: names a model that is not among" in printed
     assert "note: 3 rows have no verdicts" in printed

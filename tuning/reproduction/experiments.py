@@ -13,10 +13,11 @@ from typing import Any
 from data_pipeline.page import Figure as Plot
 from data_pipeline.page import figure_layout
 from tuning.reproduction.claims import difference, is_above
-from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, BASELINES, NO_RANKING, URG, Recipe
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, BASELINES, NO_RANKING, URG, Recipe
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
 from tuning.reproduction.sureness import all_rows
 from urg.evaluation.paper_tables import published
+from urg.evaluation.published_size import ours_beside
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
 Shown = Sheet | Plot | str
@@ -62,15 +63,15 @@ def _table2_needs(recipe: Recipe) -> list[str]:
 
 
 def _table2(results: Results) -> list[Shown]:
-    """Mean ± spread over seeds; the published column in the same cell order as the paper. The first seed on all rows
-    where there is such a step."""
+    """Mean ± spread over seeds; the published column in the same cell order as the paper. Then the first seed on all
+    rows, with intervals and tests."""
     table, groups = published()["urg"]["table2"], []
     metrics = [m for m in ("label", *TEXT_METRICS) if results.compared(URG, m) or results.compared("urg_rank", m)]
     names = _systems(results)
     for group in table["groups"]:
         lines = []
         for row in group["rows"]:
-            name = next((own for own in row["ours"] if own in names), None)
+            name = next((own for own in ours_beside(row, results.recipe.preset.size) if own in names), None)
             if name is not None:
                 names.remove(name)
             theirs = dict(zip(table["columns"], row["values"], strict=True))
@@ -80,7 +81,7 @@ def _table2(results: Results) -> list[Shown]:
     groups = [group for group in [*groups, Group("ours alone", rest)] if group.lines]
     head = ("system", *metrics, "published as", *table["columns"])
     spans = (("", 1), ("ours", len(metrics)), ("published", 1 + len(table["columns"])))
-    document = results.document(ALL_ROWS)
+    document = results.document(results.recipe.all_rows)
     found: list[Shown] = [Sheet("All systems, all metrics", head, tuple(groups), spans, notes=(_seeds(results),))]
     return found if document is None else [*found, *all_rows(document, metrics)]
 
@@ -97,17 +98,18 @@ def _table2_line(results: Results, name: str | None, printed: str, metrics: Sequ
 
 
 def _table3(results: Results) -> list[Shown]:
-    rows = {row["name"]: row["values"] for row in published()["urg"]["table3"]["rows"]}
-    printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
     metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
     columns = published()["urg"]["table3"]["columns"]
+    beside, others = _published3(results.recipe.preset.size)
     lines = []
     for name in (URG, *ABLATIONS):
         system = "urg_random_k" if name == NO_RANKING else URG
         ours = [shown(results.variant(name, metric, system), metric) for metric in metrics]
-        theirs = rows.get(printed.get(name, ""), [None] * len(columns))
+        printed, theirs = beside.get(name, (NONE, [None] * len(columns)))
         pick = shown(results.variant(name, "label", "urg_rank"))
-        lines.append(Line((name, *ours, pick, printed.get(name, NONE), *map(_number, theirs))))
+        lines.append(Line((name, *ours, pick, printed, *map(_number, theirs))))
+    none = [NONE] * (2 + len(metrics))
+    lines += [Line((*none, printed, *map(_number, theirs))) for printed, theirs in others]
     head = ("variant", *metrics, "pick: label", "published as", *columns)
     spans = (("", 1), ("ours: fused text", len(metrics)), ("", 1), ("published", 1 + len(columns)))
     notes = (
@@ -117,6 +119,25 @@ def _table3(results: Results) -> list[Shown]:
         published()["urg"]["slips"][0],
     )
     return [Sheet("Ablations", head, (Group("", tuple(lines)),), spans, notes)]
+
+
+Printed = tuple[str, list[float]]
+"""A row as published: its name, its figures."""
+
+
+def _published3(size: str) -> tuple[dict[str, Printed], list[Printed]]:
+    """By variant what Table 3 has of URG of this size, and what it has of another. It is of URG (3B); of the smaller
+    one only the whole model was published, in Table 2."""
+    source = published()["urg"]
+    rows = {row["name"]: row["values"] for row in source["table3"]["rows"]}
+    printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
+    of_3b = {variant: (f"{name} (3B)", rows[name]) for variant, name in printed.items()}
+    if size == "3B":
+        return of_3b, []
+    whole = next(r for g in source["table2"]["groups"] for r in g["rows"] if r["name"] == f"URG ({size})")
+    values = dict(zip(source["table2"]["columns"], whole["values"], strict=True))
+    beside = {URG: (f"URG ({size}), Table 2", [values[column] for column in source["table3"]["columns"]])}
+    return beside, list(of_3b.values())
 
 
 def _recipes(recipes: Callable[[Recipe], Mapping[str, Mapping[str, Any]]]) -> Callable[[Results], list[Shown]]:

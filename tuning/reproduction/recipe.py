@@ -31,6 +31,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 nothing filtered (K over N), no robust training, no KL term alone."""
 _OURS = ("name", "storage", "seed", "system", "data.shards", "resume", "dry_run", "model.base")
 """What the reproduction sets for each training."""
+PAPERS_RANKING = "hinge on attention, γ=5"
+"""How the paper's URG learns to rank, as `Recipe.ranking` says it."""
 
 
 @dataclass
@@ -73,6 +75,19 @@ class Recipe:
         """K of the preset's own URG; its run is the one of Figure 3 too."""
         return int(self.preset.overrides.get("model.k") or self._trained_with(URG).get("model", {}).get("k", 3))
 
+    def ranking(self, variant: str) -> str:
+        """How a variant of URG learns to rank: loss, scale of the scores, weight."""
+        loss = {"rank_loss": "hinge", "rank_scale": "attention", "gamma": 5.0} | self._trained_with(URG).get("loss", {})
+        changed = self.preset.overrides | self.variant(variant)[1]
+        loss |= {key.removeprefix("loss."): value for key, value in changed.items()}
+        return f"{loss['rank_loss']} on {loss['rank_scale']}, γ={loss['gamma']:g}"
+
+    @property
+    def papers_variant(self) -> str | None:
+        """The variant that learns to rank as the paper's: URG itself, or one of the preset's recipes; None for none."""
+        names = (URG, *self.preset.recipes)
+        return next((name for name in names if self.ranking(name) == PAPERS_RANKING), None)
+
     def shards(self) -> str:
         """The prepared set."""
         if self.config.shards is not None:
@@ -113,6 +128,19 @@ class Recipe:
         if model is not None and self._trained_with(system).get("eval", {}).get("bertscore_model"):
             changes.setdefault("eval.bertscore_model", model)
         return changes
+
+    def evaluated(self, variant: str) -> list[str]:
+        """The names of the steps that measure a variant, a seed each."""
+        return [f"evaluate-{self.run(variant, seed)}" for seed in self.seeds]
+
+    def compared(self) -> list[str]:
+        """The names of the steps of Table 2, a seed each."""
+        return [f"compare-s{seed}" for seed in self.seeds]
+
+    @property
+    def all_rows(self) -> str:
+        """The name of the step that measures the first seed's systems on every row of the test split."""
+        return ALL_ROWS if "rows" in self.preset.evaluate else self.compared()[0]
 
     def evaluate(self, variant: str, seed: int) -> str:
         """The step that measures URG's pick and text of one variant on the test split."""

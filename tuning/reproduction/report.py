@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.page import Figure, document, figure_html
-from tuning.reproduction.claims import HELD, NOT_HELD, Verdict, verdicts
+from tuning.reproduction.claims import HELD, NOT_HELD, RULE, Verdict, verdicts
 from tuning.reproduction.experiments import EXPERIMENTS, Experiment, Shown
 from tuning.reproduction.results import Results
 from tuning.reproduction.run_with import run_with
@@ -19,6 +19,7 @@ from urg.evaluation.results import write_json, write_text
 from urg.evaluation.sheet import Sheet, as_html, as_json, escaped_markdown, markdown
 
 GENERATED = "Generated data and simulated models: no figure here says anything of real ones."
+CLAIMED = "The paper's claims, each by the preset's recipe and by the paper's"
 _BADGES = {HELD: "--third", NOT_HELD: "--second"}
 
 
@@ -61,7 +62,7 @@ def page(title: str, found: Sequence[Part], claims: Sequence[Verdict], generated
     """The page. Every text is escaped."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     body += [f'<div class="badge">GENERATED DATA</div><p class="soft">{GENERATED}</p>'] if generated else []
-    body += ["<h2>The paper's claims</h2>", _claims_html(claims)]
+    body += [f"<h2>{CLAIMED}</h2>", _claims_html(claims), f'<p class="soft">{html.escape(RULE)}</p>']
     numbers = itertools.count()
     for part in found:
         body.append(f"<h2>{html.escape(part.title)}</h2>")
@@ -73,11 +74,12 @@ def page(title: str, found: Sequence[Part], claims: Sequence[Verdict], generated
 
 def _claims_html(claims: Sequence[Verdict]) -> str:
     rows = "".join(
-        f'<tr><td>{html.escape(each.claim)}</td><td style="color: var({_BADGES.get(each.verdict, "--soft")})">'
+        f"<tr><td>{html.escape(each.claim)}</td><td>{html.escape(each.recipe)}</td>"
+        f'<td style="color: var({_BADGES.get(each.verdict, "--soft")})">'
         f"<strong>{each.verdict}</strong></td><td>{html.escape(each.evidence)}</td></tr>"
         for each in claims
     )
-    head = "<tr><th>claim</th><th>here</th><th>evidence</th></tr>"
+    head = "<tr><th>claim</th><th>by the recipe</th><th>here</th><th>evidence</th></tr>"
     return f'<div class="scroll"><table class="facts">{head}{rows}</table></div>'
 
 
@@ -93,8 +95,12 @@ def text(title: str, found: Sequence[Part], claims: Sequence[Verdict], generated
     """The same as Markdown, without plots: their figures stand in tables."""
     lines = [f"# {escaped_markdown(title)}", ""]
     lines += [f"**{GENERATED}**", ""] if generated else []
-    lines += ["## The paper's claims", "", "| claim | here | evidence |", "|:--|:--|:--|"]
-    lines += [f"| {each.claim} | **{each.verdict}** | {escaped_markdown(each.evidence)} |" for each in claims]
+    lines += [f"## {CLAIMED}", "", "| claim | by the recipe | here | evidence |", "|:--|:--|:--|:--|"]
+    lines += [
+        f"| {each.claim} | {escaped_markdown(each.recipe)} | **{each.verdict}** | {escaped_markdown(each.evidence)} |"
+        for each in claims
+    ]
+    lines += ["", escaped_markdown(RULE)]
     for part in found:
         lines += ["", f"## {escaped_markdown(part.title)}", ""]
         lines += [f"Missing: {escaped_markdown(part.missing)}"] if part.missing else []
@@ -116,4 +122,4 @@ def _document(title: str, found: Sequence[Part], claims: Sequence[Verdict], gene
         for part in found
     }
     told = [asdict(claim) for claim in claims]
-    return {"title": title, "generated_data": generated, "claims": told, "experiments": experiments}
+    return {"title": title, "generated_data": generated, "claims": told, "rule": RULE, "experiments": experiments}

@@ -17,6 +17,7 @@ from urg.training.evaluations import read_evaluations
 
 TEXT_METRICS = ("bertscore", "bartscore", "bleurt", "rouge1", "rouge2", "rougeL", "bleu", "rougeLsum")
 """Table 2's columns, and ROUGE-L."""
+NEED_A_MODEL = ("bertscore", "bartscore", "bleurt")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Figure:
     def spread(self) -> float:
         """Standard deviation over the seeds (n − 1); 0 for one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __sub__(self, other: Figure) -> Figure:
+        """Seed by seed."""
+        return Figure(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def text(self, digits: int = 4) -> str:
         """Mean ± spread."""
@@ -106,6 +111,12 @@ class Results:
         """What `urg.benchmark` measured in one experiment; None where it is not done."""
         path = self.recipe.timings(experiment) / "benchmark.json"
         return _json(path) if self.done(f"benchmark-{experiment}") else None
+
+    def without_model(self, metrics: Sequence[str]) -> list[str]:
+        """Those of these metrics that need a model and were given none."""
+        return [
+            metric for metric in metrics if metric in NEED_A_MODEL and f"{metric}_model" not in self.recipe.models()
+        ]
 
     @cached_property
     def headline(self) -> str:

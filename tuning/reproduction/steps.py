@@ -160,6 +160,15 @@ def _environment(step: Step, at_once: int) -> dict[str, str]:
 
 
 def _run(root: Path, step: Step, place: str, environment: dict[str, str], data_key: DataKey) -> Ending:
+    """Run one step; it fails where its log or its marker cannot be written, too."""
+    try:
+        return _logged(root, step, place, environment, data_key)
+    except OSError as error:
+        print(f"{place} {step.name}: failed, {error}", flush=True)
+        return Ending(failure=str(error))
+
+
+def _logged(root: Path, step: Step, place: str, environment: dict[str, str], data_key: DataKey) -> Ending:
     """Run one step; its output goes to a log."""
     log = root / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,8 @@ def _differences(document: Mapping[str, Any], rows: int) -> Sheet:
     """URG-rank's pick against other rankers' picks; URG's text against other fusers', the best single model's and
     the oracle's pick, by each metric that was tested."""
     lines = []
-    for metric, tests in document["tests"].items():
-        found = {(test["first"], test["second"]): (test["difference"], test["p_holm"]) for test in tests}
-        found |= {(b, a): (-difference, p) for (a, b), (difference, p) in found.items()}
+    for metric in document["tests"]:
+        found = tested(document, metric)
         pairs = [("urg_rank", name) for name in RANKERS]
         if metric != "label":  # a fused text has none
             pairs += [("urg", name) for name in (*FUSERS, "urg_rank", *_best_model(document, metric), "oracle")]
@@ -50,6 +49,13 @@ def _differences(document: Mapping[str, Any], rows: int) -> Sheet:
     head = ("metric", "system", "against", "difference", "p (Holm)", "here")
     title = f"What is sure of the first seed on all {rows:,} rows"
     return Sheet(title, head, (Group("", tuple(lines)),), notes=(f"above, below: p < {SURE:g}.",))
+
+
+def tested(document: Mapping[str, Any], metric: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """(system, other) → (difference, p after Holm's correction) of a metric, in both orders; empty where untested."""
+    tests = document["tests"].get(metric, [])
+    found = {(test["first"], test["second"]): (test["difference"], test["p_holm"]) for test in tests}
+    return found | {(b, a): (-difference, p) for (a, b), (difference, p) in found.items()}
 
 
 def _difference(metric: str, pair: tuple[str, str], difference: float, p: float) -> Line:

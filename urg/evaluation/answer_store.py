@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
 
 FOLDER = "answers"
-FORMAT = 1
+FORMAT = 2
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
-    "folds", "fold", "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "judge", "statistics",
-    "human",
+    "folds", "fold", "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "tracking", "judge",
+    "statistics", "human",
 })  # fmt: skip
 
 
@@ -95,6 +96,10 @@ class AnswerStore:
         label = self._label if name.startswith("oracle") else None  # only an oracle sees it
         return hashlib.sha256(json.dumps(self._parts | {"system": name, "label": label}).encode()).hexdigest()
 
+    def key_of_all(self) -> str:
+        """What all answers together depend on, whichever systems are asked: 64 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self._parts | {"label": self._label}).encode()).hexdigest()
+
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.parquet"
 
@@ -136,8 +141,17 @@ def _by_content(value: Any) -> Any:
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 of the files in a folder by name and content, or of one file."""
+    """SHA-256 of the files in a folder by name and content, or of one file. A file is read again when it changes."""
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = []
+    for path in files:
+        found = path.stat()
+        lines.append(f"{path.relative_to(folder)}\n{_file_digest(path, found.st_size, found.st_mtime_ns)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
     from data_pipeline.shard_writing import file_sha256
 
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256("".join(f"{p.relative_to(folder)}\n{file_sha256(p)}\n" for p in files).encode()).hexdigest()
+    return file_sha256(path)

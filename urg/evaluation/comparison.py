@@ -41,6 +41,7 @@ LOWER_IS_BETTER = frozenset({"gpt_rank"})
 NO_LABEL = "the picked candidate has no label"
 NOT_A_CANDIDATE = "the answer is a new text, not a candidate, so it has no label and no rank"
 NO_RANKING = "a single model does not rank the candidates"
+WINNER_ONLY = "the system gives a winner only, no ranking of the candidates"
 WIDE_COVERAGE = 0.9  # a best single model must stand in this share of the rows that the most frequent one stands in
 
 
@@ -101,7 +102,7 @@ def compare(
     """Run every system on `rows` and score its answers. unavailable: systems that cannot run, and why. ceilings: add
     the oracle of each metric."""
     judge = judge or JudgeConfig()
-    judged = read_verdicts(rows, judge.scoring)
+    judged = read_verdicts(rows, judge)
     references = [row.output for row in rows]
     labels = [_labels(row, label) for row in rows]
     # all candidates once, row by row (ROUGE keeps the reference's words); what systems pick is then looked up
@@ -147,10 +148,10 @@ def _label_values(answers: Sequence[Answer | None], labels: Sequence[Floats]) ->
 def _rank_values(
     kind: Kind, answers: Sequence[Answer | None], labels: Sequence[Floats]
 ) -> tuple[dict[str, Floats], dict[str, dict[str, int]]]:
-    """The rank metrics of a system that ranks; of a single model, which only picks, hit@1: how often it is the best."""
-    if kind == "fuser":
+    """The rank metrics of a system that ranks; of one that only picks, hit@1: how often its pick is the best."""
+    if kind in ("fuser", "closed"):
         return {}, {}
-    if kind == "model":
+    if all(answer is None or answer.scores is None for answer in answers):
         hits, reasons = _pick_hits(answers, labels)
         return {"hit@1": hits}, {"hit@1": reasons}
     scored = rank_metrics([None if answer is None else answer.scores for answer in answers], labels)
@@ -210,8 +211,8 @@ def _why(
         return f"in every row: {max(judged, key=lambda reason: judged[reason])}" if judged else NO_VERDICTS
     if metric == "label":
         return f"{NO_LABEL}, in every row"
-    if kind == "model" and metric != "hit@1":
-        return NO_RANKING
+    if metric != "hit@1" and all(answer is None or answer.scores is None for answer in answers):
+        return NO_RANKING if kind == "model" else WINNER_ONLY
     reasons = left_out.get(metric) or {FEW_LABELS: 0}
     return f"in every row: {max(reasons, key=lambda reason: reasons[reason])}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from urg.config import require
+from urg.config import TrackingConfig, require
 
 FOLD = "{fold}"
 """What stands for a part's number in the names of models."""
@@ -19,8 +19,12 @@ class JudgeConfig:
     """The model that beat_vic compares with, as the data name it."""
     open_assistant: str = "oasst-sft-4-pythia-12b-epoch-3.5"
     """The model that beat_oa compares with, as the data name it."""
-    scoring: Literal["points", "margin"] = "points"
-    """What gpt_rank goes by: points (1 and -1; both good 0.5, both bad -0.5 for both) or margin, where ties cancel."""
+    scoring: Literal["margin", "points"] = "margin"
+    """What gpt_rank goes by, as sums of points (1 and -1; both good 0.5, both bad -0.5 for both): margin, a candidate's
+    points less the others' against it, so that ties cancel (LLM-Blender's published code), or its points alone."""
+    unjudged: Literal["zero", "left_out"] = "zero"
+    """A candidate of a judged row that the judge compared with none: stands in the order with the sum 0 (LLM-Blender's
+    published code, where MixInstruct's twelfth model takes a place), or is left out of it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,20 @@ class HumanConfig:
         require(
             len(self.ratings) != 1, "human.ratings", self.ratings, "agreement needs the sheets of 2 raters or more."
         )
+
+
+@dataclass(frozen=True)
+class EvaluationTracking:
+    """Where MLflow keeps evaluations."""
+
+    uri: str | None = None
+    """MLflow tracking URI, such as sqlite:///runs/mlflow.db or http://…; `off` for none. Null: that of the run which
+    trained the model (under cross-validation the first part's), where its folder is at hand."""
+    experiment: str | None = None
+    """MLflow experiment; null: that run's, or urg where there is none."""
+
+    def __post_init__(self) -> None:
+        TrackingConfig(uri=self.uri)  # no login in it
 
 
 @dataclass(frozen=True)
@@ -129,8 +147,10 @@ class EvaluateConfig:
     cases: int = 9
     """Rows that the report shows with all their candidates; 0 for none."""
     track: bool = True
-    """Add the results to MLflow, where the run folder of the model's training is at hand: to the run that trained it,
-    and as a run of their own with one below it for each system."""
+    """Add the results to MLflow: to the run that trained the model, where its folder is at hand, and as a run of their
+    own with one below it for each system. The same evaluation again is the same runs."""
+    tracking: EvaluationTracking = field(default_factory=EvaluationTracking)
+    """Where MLflow keeps them."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How a judge's verdicts are read."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)

@@ -1,15 +1,17 @@
 """What a judge's pairwise verdicts (`cmp_results`) say of the candidate that a system picked.
 
-    gpt_rank                       rank of the pick among the judged models of its row, 1 = best; lower is better
+    gpt_rank                       rank of the pick among the models of its row, 1 = best; lower is better
     beat_vic, beat_oa              % of picks that the judge prefers to Vicuna's, Open Assistant's, or finds "Same good"
     beat_vic_rank, beat_oa_rank    % of picks whose rank is no worse than theirs
     judge_top1, _top2, _top3       % of picks among the judge's best 1, 2, 3
 
 Verdicts become points c[i, j]: 1 for the better, −1 for the worse, 0.5 for both where both are good, −0.5 for both
-where both are bad. LLM-Blender's tables hold both ways to beat: rows of rankers count points above 0, so that picking
-Vicuna itself does not beat it (else "Random" could not have 38.75); the oracle's row has 100, which only ranks give.
+where both are bad; they add up where a pair was judged twice. Models stand in the order of their sums of c − cᵀ, in
+which draws cancel; one that was not compared has the sum 0 (`JudgeConfig` has other rules for both). LLM-Blender's
+tables hold both ways to beat: rows of rankers count points above 0, so that picking Vicuna itself does not beat it
+(else "Random" could not have 38.75); the oracle's row has 100, which only ranks give.
 
-A pick without a verdict has no value. Verdicts that cannot be used are counted by reason, never guessed.
+A row without verdicts has no value. Verdicts that cannot be used are counted by reason, never guessed.
 Source: Jiang et al. 2023 and their published scoring.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +49,7 @@ UNKNOWN_VERDICT = "is none of " + ", ".join(POINTS)
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One row's verdicts as points c [N, N], NaN = two were not compared; and ranks [N], NaN = not judged."""
+    """One row's verdicts as points c [N, N], NaN = two were not compared; and ranks [N], NaN = left out."""
 
     points_NN: Floats
     ranks_N: Floats
@@ -59,6 +61,14 @@ class Judged:
 
     rows: tuple[Verdicts | None, ...]
     ignored: dict[str, int]
+    config: JudgeConfig = field(default_factory=JudgeConfig)
+
+    @property
+    def rule(self) -> str:
+        """How the models of a row are put in order, as a phrase."""
+        sums = "points less the others' against it" if self.config.scoring == "margin" else "points"
+        rest = "stands at 0" if self.config.unjudged == "zero" else "is left out"
+        return f"order of a row's models by the sum of each one's {sums}; a model that was compared with none {rest}"
 
     @property
     def count(self) -> int:
@@ -66,29 +76,28 @@ class Judged:
         return sum(row is not None for row in self.rows)
 
 
-def read_verdicts(rows: Sequence[TokenizedExample], scoring: str = "points") -> Judged:
+def read_verdicts(rows: Sequence[TokenizedExample], config: JudgeConfig | None = None) -> Judged:
     """The verdicts of every row."""
     ignored: Counter[str] = Counter()
-    found = tuple(_row_verdicts(row.models, row.cmp_results, scoring, ignored) for row in rows)
-    return Judged(found, dict(ignored))
+    config = config or JudgeConfig()
+    found = tuple(_row_verdicts(row.models, row.cmp_results, config, ignored) for row in rows)
+    return Judged(found, dict(ignored), config)
 
 
 def _row_verdicts(
-    models: Sequence[str], comparisons: Mapping[str, str] | None, scoring: str, ignored: Counter[str]
+    models: Sequence[str], comparisons: Mapping[str, str] | None, config: JudgeConfig, ignored: Counter[str]
 ) -> Verdicts | None:
-    total, count = np.zeros((len(models), len(models))), np.zeros((len(models), len(models)))
+    points_NN = np.full((len(models), len(models)), np.nan)
     for key, verdict in (comparisons or {}).items():
         pair = _pair(key, models)
         if isinstance(pair, str) or verdict not in POINTS:
             ignored[pair if isinstance(pair, str) else UNKNOWN_VERDICT] += 1
             continue
         for (i, j), points in zip((pair, pair[::-1]), POINTS[verdict], strict=True):
-            total[i, j] += points
-            count[i, j] += 1
-    if not count.any():
+            points_NN[i, j] = points + np.nan_to_num(points_NN[i, j])
+    if np.isnan(points_NN).all():
         return None
-    points_NN = np.where(count > 0, total / np.maximum(count, 1), np.nan)  # judged in both orders: the mean
-    return Verdicts(points_NN, ranks(points_NN, scoring))
+    return Verdicts(points_NN, ranks(points_NN, config))
 
 
 def _pair(key: str, models: Sequence[str]) -> tuple[int, int] | str:
@@ -101,13 +110,13 @@ def _pair(key: str, models: Sequence[str]) -> tuple[int, int] | str:
     return UNKNOWN_MODEL if len(parts) == 2 and parts[0].strip() != parts[1].strip() else NO_PAIR
 
 
-def ranks(points_NN: Floats, scoring: str = "points") -> Floats:
-    """Rank [N] of each model by its sum of points, 1 = best; equal sums share the better rank; NaN = not judged."""
-    shown = points_NN - points_NN.T if scoring == "margin" else points_NN
-    judged = ~np.isnan(points_NN).all(axis=1)
-    sums = np.where(judged, np.nansum(shown, axis=1), -np.inf)
+def ranks(points_NN: Floats, config: JudgeConfig) -> Floats:
+    """Rank [N] of each model by its sum, 1 = best; equal sums share the better rank; NaN = left out."""
+    shown = points_NN - points_NN.T if config.scoring == "margin" else points_NN
+    standing = ~np.isnan(points_NN).all(axis=1) | (config.unjudged == "zero")
+    sums = np.where(standing, np.nansum(shown, axis=1), -np.inf)
     better = (sums[None, :] > sums[:, None]).sum(axis=1)
-    return np.where(judged, 1.0 + better, np.nan)
+    return np.where(standing, 1.0 + better, np.nan)
 
 
 def judge_metrics(

@@ -22,14 +22,23 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 CEILING = "Ceiling (sees the labels)"
 TABLE2_GROUPS: dict[Kind, str] = {
     "model": "Open-Source LLMs",
+    "closed": "Closed-Source LLMs",
     "floor": "selection-based",
     "ranker": "selection-based",
     "fuser": "generation-based",
     "ceiling": CEILING,
 }
-INTEREST: tuple[Kind, ...] = ("ranker", "fuser", "ceiling", "floor", "model")  # of the differences: what is asked first
+INTEREST: tuple[Kind, ...] = (
+    "ranker",
+    "fuser",
+    "ceiling",
+    "closed",
+    "floor",
+    "model",
+)  # of the differences: what is asked first
 POSTER_GROUPS: dict[Kind, str] = {
     "model": "LLMs",
+    "closed": "LLMs",
     "floor": "Rankers",
     "ranker": "Rankers",
     "fuser": "LLM-Blender",
@@ -67,8 +76,10 @@ def poster(comparison: Comparison, where: str, statistics: Statistics | None = N
         f"published: {source['source']}.",
         *source["slips"],
         "A fused text has no verdicts of its own, so none of the judge's metrics.",
+        f"ours, gpt_rank: {comparison.judged.rule}.",
+        "ours, beat_vic and beat_oa: a pick must have points above 0 against the model, so that picking it does not "
+        "beat it. The oracle's published 100 are by rank, which metrics.json has as beat_vic_rank and beat_oa_rank.",
     )
-
     title = f"LLM-Blender's table: {where}"
     return _beside(comparison, title, source["poster"], POSTER_GROUPS, _two_digits, notes, statistics, 100)
 

@@ -98,6 +98,8 @@ def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]
         "rouge": "F1 0..1, rouge_score with stemmer; Lsum by sentences",
         "bleu": "mean sentence BLEU, 0..100, sacrebleu",
     }
+    if comparison.judged.count:
+        described["gpt_rank"] = comparison.judged.rule
     if comparison.bleu_signature:
         described["corpus_bleu"] = comparison.bleu_signature
     for metric in ("bartscore", "bleurt"):

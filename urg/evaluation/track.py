@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from urg.evaluation.comparison import Comparison
+    from urg.evaluation.config import EvaluateConfig
     from urg.evaluation.results import Provenance
 
 SYSTEMS = ("urg", "urg_rank", "oracle", "random")
@@ -34,21 +35,46 @@ def add_to_training_run(model: Path, split: str, comparison: Comparison, files: 
     return tracker.run_id
 
 
-def log_systems(model: Path, comparison: Comparison, provenance: Provenance) -> str | None:
-    """One run a system, with its means, below a run for the evaluation, where the model's training was tracked.
+def log_systems(config: EvaluateConfig, comparison: Comparison, provenance: Provenance, key: str) -> str | None:
+    """One run a system, with its means, below a run for the evaluation: where `config.tracking` says, else where the
+    model was trained.
 
-    Returns the id of the run above; None where there is no training run. UserError where MLflow does not take them.
+    key: what the answers depend on; an evaluation with the same key goes into the same runs. Returns the id of the run
+    above; None where there is no place for it. UserError where MLflow does not take them.
     """
     from urg.tracking import OFF
-    from urg.tracking.mlflow_run import log_finished_runs
+    from urg.tracking.mlflow_run import Finished, log_finished_runs
 
-    found = _training_run(model)
-    if found is None or found[1] == OFF:
+    place = _place(config)
+    if place is None or place[0] == OFF:
         return None
-    _, uri, experiment, name = found
-    facts = {"split": str(provenance.data["split"]), "label": comparison.label, "trained_as": name}
-    children = {r.name: ({"system": r.name, "kind": r.kind} | facts, r.means) for r in comparison.results}
-    return log_finished_runs(uri, experiment, (f"evaluation of {name}", facts), children)
+    uri, experiment, trained_as = place
+    facts = {"split": str(provenance.data["split"]), "label": comparison.label, "seed": str(config.seed)}
+    facts |= {"model": str(config.model)} if config.model else {}
+    facts |= {"folds": str(config.folds)} if config.folds else {}
+    facts |= {"trained_as": trained_as} if trained_as else {}
+    children = [
+        Finished(result.name, {"system": result.name, "kind": result.kind} | facts, result.means)
+        for result in comparison.results
+    ]
+    name = f"evaluation of {trained_as or Path(config.output).name}"
+    return log_finished_runs(uri, experiment, Finished(name, facts), children, key)
+
+
+def _place(config: EvaluateConfig) -> tuple[str, str, str | None] | None:
+    """(tracking uri, experiment, name of the training run or None); None where no place is known."""
+    from urg.tracking import absolute_uri
+
+    models = [Path(part.model) for part in config.parts if part.model]
+    found = _training_run(models[0]) if models else None
+    asked = config.tracking
+    if asked.uri:
+        uri = absolute_uri(asked.uri, Path())
+    elif found is not None:
+        uri = found[1]
+    else:
+        return None
+    return uri, asked.experiment or (found[2] if found else "urg"), found[3] if found else None
 
 
 def _training_run(model: Path) -> tuple[Path, str, str, str] | None:

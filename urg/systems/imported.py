@@ -23,7 +23,7 @@ class Imported:
     name: str
     path: Path
     texts: dict[str, str]
-    kind: Kind = "model"
+    kind: Kind = "closed"
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
         """The texts, as answers of its own. Raises UserError for a row without one."""

@@ -225,9 +225,9 @@ def pair_ranker_wins(setup: Setup) -> Ranked:
 
 
 def pair_ranker_bubble(setup: Setup) -> Ranked:
-    """PairRanker's top candidate by one run of bubble sort."""
+    """PairRanker's top candidate by one run of bubble sort, which gives a winner and no ranking."""
     scores = Remembered(_model(setup).bubble, "pair_ranker bubbles", setup.progress)
-    return Ranked("pair_ranker_bubble", "ranker", ModelRanker(scores))
+    return Ranked("pair_ranker_bubble", "ranker", ModelRanker(scores), winner_only=True)
 
 
 def llm_blender(setup: Setup) -> FusedBy:

@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from urg.ensemble import Ensemble
 
 Scores = NDArray[np.float64]  # [N], one a candidate, in the row's order; NaN = the ranker has no opinion of it
-Kind = Literal["model", "floor", "ranker", "fuser", "ceiling"]
-KINDS: tuple[Kind, ...] = ("model", "floor", "ranker", "fuser", "ceiling")  # in the order that tables show them
+Kind = Literal["model", "closed", "floor", "ranker", "fuser", "ceiling"]
+KINDS: tuple[Kind, ...] = (
+    "model",
+    "closed",
+    "floor",
+    "ranker",
+    "fuser",
+    "ceiling",
+)  # in the order that tables show them
+"""model: one of the ensemble, whose answers are among the candidates; closed: a model beside it."""
 
 Progress = Callable[[str, int, int], None]  # what is being done, rows done, rows in all
 
@@ -123,6 +131,8 @@ class Ranked:
     name: str
     kind: Kind
     ranker: Ranker
+    winner_only: bool = False
+    """The scores tell the best candidate, and nothing of the others: the answers have none."""
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
         """Each row's top candidate."""
@@ -132,7 +142,7 @@ class Ranked:
                 answers.append(None)
                 continue
             picked = top(_checked(self.name, row, scores))
-            answers.append(Answer(row.texts[picked], picked, scores))
+            answers.append(Answer(row.texts[picked], picked, None if self.winner_only else scores))
         return answers
 
 

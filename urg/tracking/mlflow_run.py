@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 KEY_TAG = "urg.run_key"
+ANSWERS_TAG, PARENT_TAG = "urg.answers_key", "mlflow.parentRunId"
 ENTITIES_PER_CALL = {"metrics": EVENTS_PER_SEND, "params": 100, "tags": 100}  # MLflow's limits of log_batch
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7 with back-off, takes minutes; we retry ourselves
@@ -279,37 +280,50 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     return str(experiment.experiment_id)
 
 
-def log_finished_runs(
-    uri: str,
-    experiment: str,
-    parent: tuple[str, Mapping[str, str]],
-    children: Mapping[str, tuple[Mapping[str, str], Mapping[str, float]]],
-) -> str:
+@dataclass(frozen=True)
+class Finished:
+    """A run that is logged all at once."""
+
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def log_finished_runs(uri: str, experiment: str, parent: Finished, children: Sequence[Finished], key: str) -> str:
     """A parent run and one below it for each child, all finished at once; returns the parent's id.
 
-    parent: (name, params). children: name → (params, metrics). The same metric names in all of them are what MLflow's
-    compare view lays side by side. Waits for the server. Raises UserError where it cannot be reached or refuses.
+    The same metric names in all of them are what MLflow's compare view lays side by side. key: tags the parent; where
+    one with this tag is there, it and its children of the same names are taken, so that a repetition makes no doubles.
+    Waits for the server. Raises UserError where it cannot be reached or refuses.
     """
-    from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     try:
         client = _make_client(uri)
         experiment_id = _experiment_id(client, experiment, uri)
-        now = int(time.time() * 1000)
-        top = client.create_run(experiment_id, start_time=now, run_name=parent[0])
-        client.log_batch(top.info.run_id, params=[Param(key, value) for key, value in parent[1].items()])
-        for name, (params, metrics) in children.items():
-            run = client.create_run(experiment_id, start_time=now, run_name=name)
-            client.log_batch(
-                run.info.run_id,
-                metrics=[Metric(clean_name(key), value, now, 0) for key, value in metrics.items()],
-                params=[Param(key, value) for key, value in params.items()],
-                tags=[RunTag("mlflow.parentRunId", top.info.run_id)],
-            )
-            client.set_terminated(run.info.run_id)
-        client.set_terminated(top.info.run_id)
+        known = client.search_runs([experiment_id], f"tags.`{ANSWERS_TAG}` = '{key}'", max_results=1)
+        top = _log_finished(client, experiment_id, parent, known[0] if known else None, {ANSWERS_TAG: key})
+        under = {PARENT_TAG: top}
+        below = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{top}'")
+        known_below = {run.info.run_name: run for run in below}
+        for child in children:
+            _log_finished(client, experiment_id, child, known_below.get(child.name), under)
     except (MlflowException, OSError) as error:
         reason = redact(" ".join(str(error).split()))[:300]
         raise UserError(f"MLflow at {redact(uri)} did not take the runs ({reason})") from error
-    return str(top.info.run_id)
+    return top
+
+
+def _log_finished(
+    client: MlflowClient, experiment_id: str, finished: Finished, known: Run | None, tags: Mapping[str, str]
+) -> str:
+    """Log a run, which `known` is where it is there already; its id."""
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    made = known or client.create_run(experiment_id, start_time=now, run_name=finished.name, tags=dict(tags))
+    params = [Param(key, value) for key, value in finished.params.items() if key not in made.data.params]
+    metrics = [Metric(clean_name(key), value, now, 0) for key, value in finished.metrics.items()]
+    client.log_batch(made.info.run_id, metrics=metrics, params=params)
+    client.set_terminated(made.info.run_id)
+    return str(made.info.run_id)

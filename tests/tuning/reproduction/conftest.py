@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,22 +31,33 @@ TESTS = {
 }
 
 
+Score = float | tuple[float, ...]
+"""Of every seed, or of each."""
+
+
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    """All experiments of the sample, three seeds."""
-    return plan(ReproduceConfig(storage=str(tmp_path), only=",".join(EXPERIMENTS)))[0]
+def settings() -> dict[str, Any]:
+    """What a test changes in the reproduction's configuration."""
+    return {}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, settings: dict[str, Any]) -> Recipe:
+    """All experiments; of the sample with three seeds, unless the test says more."""
+    return plan(ReproduceConfig(**({"storage": str(tmp_path), "only": ",".join(EXPERIMENTS)} | settings)))[0]
 
 
 @pytest.fixture
 def made_up(recipe: Recipe) -> Callable[..., Results]:
-    """made_up(quality={system: score}, ablated={variant: URG's score}, by_k={k: dev score}, noise={system: Δ%},
-    ratios={name: value}): results in which a score of a seed is what is given + seed / 1000."""
+    """made_up(quality={system: score}, ablated={variant: {system: score}}, by_k={k: dev score}, noise={system: Δ%, or
+    {added: Δ%}}, ratios={name: value}): results in which a score of a seed is what is given + seed / 1000, or the
+    seed's of a tuple."""
 
     def make(
-        quality: dict[str, float] | None = None,
-        ablated: dict[str, float] | None = None,
-        by_k: dict[int, float] | None = None,
-        noise: dict[str, float] | None = None,
+        quality: dict[str, Score] | None = None,
+        ablated: dict[str, dict[str, Score]] | None = None,
+        by_k: dict[int, Score] | None = None,
+        noise: dict[str, Any] | None = None,
         ratios: dict[str, float] | None = None,
     ) -> Results:
         quality = QUALITY | (quality or {})
@@ -78,16 +90,16 @@ def _write(
     recipe: Recipe,
     name: str,
     command: tuple[str, ...],
-    quality: dict[str, float],
-    ablated: dict[str, float],
-    by_k: dict[int, float],
-    noise: dict[str, float],
+    quality: dict[str, Score],
+    ablated: dict[str, dict[str, Score]],
+    by_k: dict[int, Score],
+    noise: dict[str, Any],
 ) -> None:
     """What the command of a step would leave behind, as far as results read it."""
     given = dict(zip(command[1::2], command[2::2], strict=True))
     if command[0] == "urg.train":
         k = int(given.get("--model.k", 3))
-        metrics = {"rougeL": by_k.get(k, 0.5) + int(given["--seed"]) / 1000}
+        metrics = {_headline(recipe): _of_seed(by_k.get(k, 0.5), int(given["--seed"]))}
         run = Path(given["--storage"]) / given["--name"]
         run.mkdir(parents=True, exist_ok=True)
         line = {"step": 150, "seconds": 1.0, "metrics": metrics}
@@ -96,34 +108,62 @@ def _write(
         _evaluated(recipe, name, given, quality, ablated, noise)
 
 
+def _headline(recipe: Recipe) -> str:
+    return Results(recipe, {}).headline
+
+
+def _of_seed(score: Score, seed: int) -> float:
+    return score[seed] if isinstance(score, tuple) else score + seed / 1000
+
+
+def _noise(given: Any, metric: str, seed: int) -> dict[str, dict[str, float]]:
+    by_added = given if isinstance(given, dict) else dict.fromkeys(("12", "11,12"), given)
+    return {added: {metric: v[seed] if isinstance(v, tuple) else v} for added, v in by_added.items()}
+
+
 def _evaluated(
     recipe: Recipe,
     name: str,
     given: dict[str, str],
-    quality: dict[str, float],
-    ablated: dict[str, float],
-    noise: dict[str, float],
+    quality: dict[str, Score],
+    ablated: dict[str, dict[str, Score]],
+    noise: dict[str, Any],
 ) -> None:
-    output, shift = recipe.output(name), int(given["--seed"]) / 1000
+    output, seed = recipe.output(name), int(given["--seed"])
     if given.get("--experiment") == "noise":
-        by_system = {s: {"12": {"rougeL": noise.get(s, -1.0)}, "11,12": {"rougeL": noise.get(s, -1.0)}} for s in
-                     ("urg", "llm_blender")}  # fmt: skip
-        _json(output / "noise.json", {"change_percent": by_system})
+        changes = {s: _noise(noise.get(s, -1.0), _headline(recipe), seed) for s in ("urg", "llm_blender")}
+        _json(output / "noise.json", {"change_percent": changes})
         return
     if exported := {"human": "human/sheet.csv", "cases": "cases.md"}.get(given.get("--experiment", "")):
         _json(Path(given["--output"]) / exported, {})
         return
     variant = name.removeprefix("evaluate-").rsplit("-", 1)[0]
-    own = quality | ({"urg": ablated[variant], "urg_random_k": ablated[variant]} if variant in ablated else {})
-    metrics = ("label", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
-    systems = {system: dict.fromkeys(metrics, score + shift) for system, score in own.items()}
+    own = quality | ablated.get(variant, {})
+    models = (metric for metric in ("bertscore", "bartscore", "bleurt") if f"{metric}_model" in recipe.models())
+    metrics = ("label", *models, "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
+    systems = {system: dict.fromkeys(metrics, _of_seed(score, seed)) for system, score in own.items()}
     kinds: dict[str, Any] = {system: "model" if system.startswith("sim-") else "ranker" for system in own}
     document: dict[str, Any] = {"systems": systems, "kinds": kinds}
-    if name == ALL_ROWS:
-        assert given["--rows"] == "null"
-        ends = {system: {"rougeL": [score - 0.01, score + 0.01]} for system, score in own.items()}
+    assert name != ALL_ROWS or given["--rows"] == "null"
+    if name == recipe.all_rows:
+        ends = {s: {"rougeL": [own["rougeL"] - 0.01, own["rougeL"] + 0.01]} for s, own in systems.items()}
         document |= {"data": {"rows": 1200}, "intervals": ends, "statistics": "intervals: 95%", "tests": TESTS}
     _json(output / "metrics.json", document)
+
+
+def write_tests(recipe: Recipe, p_holm: dict[str, float]) -> None:
+    """Replace the tests of the step on all rows: of every pair, by metric with this p."""
+    path = recipe.output(recipe.all_rows) / "metrics.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    means = document["systems"]
+    document["tests"] = {
+        metric: [
+            {"first": a, "second": b, "rows": 1200, "difference": means[a][metric] - means[b][metric], "p_holm": p}
+            for a, b in itertools.combinations(means, 2)
+        ]
+        for metric, p in p_holm.items()
+    }
+    _json(path, document)
 
 
 def _json(path: Path, content: Any) -> None:

@@ -35,7 +35,7 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert sure["groups"][0]["rows"][0][-1] == "above"
     assert stored["experiments"]["time"]["tables"][0]["groups"][0]["rows"]
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
-    assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.8045"
+    assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.7895"
     (timed, ratios) = stored["experiments"]["table4"]["tables"]
     first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
     assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")
@@ -45,8 +45,40 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert "compare-s0: cases.md." in text
 
 
+@pytest.mark.parametrize("settings", [{"preset": "flan-t5-large", "shards": "set", "only": "table2"}])
+def test_at_full_size_the_comparison_itself_shows_what_is_sure(made_up: Callable[..., Results]):
+    """It is on all rows there."""
+    _, systems, sure = EXPERIMENTS["table2"].show(made_up())
+    assert isinstance(systems, Sheet)
+    assert isinstance(sure, Sheet)
+    assert "all 1,200 rows" in systems.title
+    assert sure.groups[0].lines[0].cells[-1] == "above"
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({"preset": "flan-t5-large", "shards": "set"}, "770M"), ({"preset": "flan-t5-xl", "shards": "set"}, "3B")],
+)
+def test_ours_stands_beside_the_published_row_of_its_size(made_up: Callable[..., Results], size: str):
+    results = made_up()
+    table2, table3 = EXPERIMENTS["table2"].show(results)[0], EXPERIMENTS["table3"].show(results)[0]
+    assert isinstance(table2, Sheet)
+    assert isinstance(table3, Sheet)
+    at = table2.head.index("published as")
+    found = {line.cells[at]: line.cells[0] for group in table2.groups for line in group.lines}
+    ours = {printed: own for printed, own in found.items() if printed.startswith("URG")}
+    other = {"770M": "3B", "3B": "770M"}[size]
+    assert (ours[f"URG ({size})"], ours[f"URG-rank ({size})"]) == ("urg", "urg_rank")
+    assert (ours[f"URG ({other})"], ours[f"URG-rank ({other})"]) == ("–", "–")
+    at = table3.head.index("published as")
+    lines = {line.cells[at]: line.cells for line in table3.groups[0].lines}
+    assert lines["w/o ERM (3B)"][0] == ("wo_erm" if size == "3B" else "–")
+    own = lines["URG (3B)" if size == "3B" else "URG (770M), Table 2"]
+    assert (own[0], own[at + 1]) == ("urg", "0.8045" if size == "3B" else "0.7895")
+
+
 def test_a_recipe_wins_or_loses_where_every_seed_says_so(made_up: Callable[..., Results], recipe: Recipe):
-    results = made_up(ablated={"schedule": 0.9, "gold": 0.7})
+    results = made_up(ablated={"schedule": {"urg": 0.9}, "gold": {"urg": 0.7}})
     (sheet,) = EXPERIMENTS["beyond"].show(results)
     assert isinstance(sheet, Sheet)
     against = {line.cells[0]: line.cells[-2:] for line in sheet.groups[0].lines}

@@ -77,6 +77,13 @@ def test_what_is_done_is_not_run_again(tmp_path: Path, copy: Copy):
     assert endings["a"].failure is None
 
 
+def test_a_step_whose_log_cannot_be_written_fails_and_the_others_go_on(tmp_path: Path, copy: Copy):
+    (tmp_path / "logs" / "a.log").mkdir(parents=True)
+    endings = run_steps(tmp_path, steps(copy("a", "first"), copy("b", "first", "a"), copy("c", "first")), 1)
+    assert "a.log" in str(endings["a"].failure)
+    assert (endings["b"].failure, endings["c"].failure) == ("a failed", None)
+
+
 def test_a_failure_is_told_with_its_log_and_stops_only_what_needs_it(
     tmp_path: Path, copy: Copy, capsys: pytest.CaptureFixture[str]
 ):

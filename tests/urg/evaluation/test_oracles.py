@@ -11,7 +11,7 @@ from data_pipeline.shards import TokenizedExample
 from tests.urg.made_up import StubEnsemble, random_rows, row
 from urg.evaluation.answering import asks_oracles
 from urg.evaluation.comparison import Comparison, compare
-from urg.evaluation.config import StatisticsConfig
+from urg.evaluation.config import JudgeConfig, StatisticsConfig
 from urg.evaluation.judge import read_verdicts
 from urg.evaluation.oracles import oracles
 from urg.evaluation.statistics import statistics
@@ -62,7 +62,8 @@ def test_a_row_without_reference_has_no_oracle_and_one_that_the_judge_left_out_c
             cmp_results={"model-1,model-2": "B is better"},
         ),
     ]
-    found = {system.name: system.answer(rows) for system in oracles(rows, TextMetrics(), read_verdicts(rows))}
+    judged = read_verdicts(rows, JudgeConfig(unjudged="left_out"))
+    found = {system.name: system.answer(rows) for system in oracles(rows, TextMetrics(), judged)}
     assert [answer and answer.picked for answer in found["oracle_rougeL"]] == [None, 1, 1]
     judge = found["oracle_judge"][2]
     assert judge is not None

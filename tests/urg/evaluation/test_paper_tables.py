@@ -117,7 +117,7 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
     assert sheet.head[1:7] == ("bertscore", "bartscore", "bleurt", "gpt_rank", "beat_vic", "beat_oa")
     assert rows["Open Assistant"][:7] == (OA, "–", "–", "–", "1.00", "100.00", "–")  # as published: not of itself
     assert rows["Open Assistant"][8:] == ("74.68", "-3.49", "-0.41", "3.90", "63.09", "–")
-    assert rows["Vicuna"][4:7] == ("2.00", "–", "0.00")
+    assert rows["Vicuna"][4:7] == ("3.00", "–", "0.00")  # the third model, which nobody compared, stands between
     assert rows["PairRanker (K = 3) + GenFuser"][0] == "–"
     assert rows["Oracle (ChatGPT as Ranker)"][:7] == (
         "oracle_judge",
@@ -128,6 +128,9 @@ def test_the_posters_table_has_the_judges_metrics() -> None:
         "100.00",
         "0.00",
     )  # picks OA
+    notes = " ".join(sheet.notes)
+    assert "compared with none stands at 0" in notes
+    assert "by rank, which metrics.json has as beat_vic_rank" in notes
 
 
 def test_the_papers_tables_have_our_intervals_where_they_are_written_and_in_the_metrics_unit() -> None:

@@ -1,0 +1,64 @@
+"""What stands beside what: systems that give a winner only, and models that are no part of the ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.urg.made_up import StubEnsemble, random_rows
+from tests.urg.systems.tiny import ROWS, make_ranker
+from urg.evaluation.comparison import WINNER_ONLY, compare, gaps
+from urg.evaluation.paper_tables import sheets
+from urg.evaluation.rank_metrics import RANK_METRICS
+from urg.evaluation.results import Provenance, metrics_document
+from urg.evaluation.statistics import Statistics
+from urg.evaluation.table import cell
+from urg.evaluation.text_metrics import TextMetrics
+from urg.systems import SYSTEMS, Setup, build_systems
+from urg.systems.imported import Imported
+from urg.systems.pair_ranker import PairRanker
+
+FACTS: dict[str, Any] = {"split": "test", "rows": 4, "label": "quality", "generated": False}
+PROVENANCE = Provenance(FACTS, {}, {}, ())
+
+
+def test_one_run_of_bubble_sort_is_judged_by_its_winner_and_never_as_a_ranking(tmp_path: Path) -> None:
+    model = make_ranker(PairRanker)
+    model.save_pretrained(tmp_path, {name: p.detach() for name, p in model.named_parameters()})
+    setup = Setup("quality", tuple("abcd"), folders={"pair_ranker": str(tmp_path)}, device="cpu")
+    names = ("pair_ranker", "pair_ranker_bubble")
+    result = compare(ROWS, "quality", [SYSTEMS[name](setup) for name in names], TextMetrics())
+    document = metrics_document(result, PROVENANCE)
+    full, bubble = (document["systems"][name] for name in names)
+    assert set(RANK_METRICS) & bubble.keys() == {"hit@1"}
+    assert set(RANK_METRICS) <= full.keys()
+    assert {"label", "rougeL"} <= bubble.keys()
+    for metric in RANK_METRICS.keys() - {"hit@1"}:
+        assert document["missing"][f"pair_ranker_bubble.{metric}"] == WINNER_ONLY
+    own = result.get("pair_ranker_bubble")
+    assert own is not None
+    assert all(answer is not None and answer.scores is None and answer.picked is not None for answer in own.answers)
+    best = [row.scores["quality"][a.picked] == np.nanmax(row.scores["quality"])
+            for row, a in zip(ROWS, own.answers, strict=True) if a is not None]  # fmt: skip
+    assert bubble["hit@1"] == np.mean([best[0], best[3]])  # rows 2 and 3 have nothing to tell apart
+    assert [cell(own, metric) for metric in ("mrr", "ndcg", "spearman", "kendall", "pearson")] == ["–"] * 5
+
+
+def test_a_closed_model_is_no_single_model_of_the_ensemble() -> None:
+    rows = random_rows(12)
+    perfect = Imported("imported", Path("chatgpt.jsonl"), {row.id: row.output for row in rows})
+    systems, _ = build_systems(Setup("quality", rows[0].models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
+    with_it, without = (compare(rows, "quality", s, TextMetrics()) for s in ([*systems, perfect], systems))
+    assert [gap.best_model for gap in gaps(with_it)] == [gap.best_model for gap in gaps(without)]
+    assert gaps(with_it) == gaps(without)
+    document = metrics_document(with_it, PROVENANCE)
+    assert document["kinds"]["imported"] == "closed"
+    assert document["systems"]["imported"]["rougeL"] == pytest.approx(1.0)
+    assert "new text, not a candidate" in document["missing"]["imported.label"]
+    closed = next(
+        g for g in sheets(with_it, PROVENANCE, Statistics({}, {}, ""))[1].groups if g.name.startswith("Closed")
+    )
+    assert closed.lines[0].cells[0] == "imported"
