@@ -99,9 +99,9 @@ class Preset:
 def load_preset(name: str) -> Preset:
     """The preset of this name, or of a YAML file. Raises UserError where there is none, or it is none."""
     content = _read(name)
-    known = {one.name for one in dataclasses.fields(Preset)}
-    needed = {"systems", "seeds", "ks"}
-    if wrong := sorted(content.keys() - known):
+    known = {one.name: one for one in dataclasses.fields(Preset)}
+    needed = {key for key, one in known.items() if one.default is one.default_factory is dataclasses.MISSING}
+    if wrong := sorted(content.keys() - known.keys()):
         raise UserError(
             f"preset {name}: there is no setting {', '.join(wrong)}; choose from {', '.join(sorted(known))}."
         )
