@@ -87,7 +87,7 @@ def test_a_preset_is_a_file_that_says_what_differs(tmp_path: Path):
     with pytest.raises(UserError, match="there is no setting evalaute; choose from"):
         load_preset(str(path))
     path.write_text("seeds: 1\n")
-    with pytest.raises(UserError, match="it lacks ks, .*systems"):
+    with pytest.raises(UserError, match=r"it lacks ks, .*systems"):
         load_preset(str(path))
     with pytest.raises(UserError, match="no such file or preset"):
         load_preset("absent")
