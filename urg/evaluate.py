@@ -84,7 +84,7 @@ def compare_systems(subject: Subject, output: Path, load: Load | None) -> Compar
     config, rows, label, progress = subject.config, subject.rows, subject.label, Progress()
     text_metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, rows, label)
-    systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress)
+    systems, unavailable = answer(rows, label, config, store, load or load_ensemble, progress, subject.ids)
     ceilings = asks_oracles(config.systems)
     if not systems and not ceilings:
         raise UserError("; ".join(f"{name} cannot run: {reason}" for name, reason in unavailable.items()))
@@ -151,7 +151,8 @@ def _show(
     for sentence in sentences(comparison, stats):
         print(sentence)
     if is_mixinstruct(comparison):
-        for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title)):
+        where, parameters = provenance.title, provenance.model.get("parameters")
+        for sheet in (table2(comparison, where, parameters=parameters), poster(comparison, where)):
             print(f"\n{plain(sheet)}")
     print(f"\nresults   {output / METRICS_FILE}\n          {output / PREDICTIONS_FILE}")
     print(f"tables    {output / 'tables.md'}, .tex, .json: with intervals, tests and published figures")
@@ -179,9 +180,7 @@ def _track(output: Path, subject: Subject, comparison: Comparison, provenance: P
         print(f"note: not added to MLflow: {error}")
         return
     if parent is None:
-        print(
-            "note: not added to MLflow: no tracked run of the model's training is at hand; name a place by --tracking.uri"
-        )
+        print("note: not added to MLflow: no tracked run of the model's training is at hand; see --tracking.uri")
     else:
         added = f"added to run {run_id}; " if run_id else ""
         print(f"MLflow    {added}a run a system below {parent}; see them with: make ui")

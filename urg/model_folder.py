@@ -6,6 +6,8 @@ SHA256SUMS    the sha256 of each file of weights, as `sha256sum -c` reads it; wr
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -49,6 +51,19 @@ def require_unaltered(folder: Path) -> None:
             f"{getattr(error, 'filename', None) or folder / SUMS_FILE} cannot be read ({reason}): "
             "copy or export the model again."
         ) from error
+
+
+def count_parameters(folder: Path) -> int | None:
+    """How many parameters the weights in a folder are, by the files' headers; None where there is no such file."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+            total += sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+            return None  # damaged: loading it says so
+    return total or None
 
 
 def require_urg(folder: Path) -> None:

@@ -374,6 +374,23 @@ def test_a_killed_run_goes_on_where_it_stopped(run: Run, capsys: pytest.CaptureF
     assert len(run.stub.calls) == 8
 
 
+def test_a_folder_or_file_that_does_not_fit_is_refused_before_the_first_answer(run: Run) -> None:
+    rows, answers = random_rows(6), run.folder / "out" / "answers"
+    few = run.folder / "few.jsonl"
+    few.write_text("".join(json.dumps({"id": made.id, "text": "x"}) + "\n" for made in rows[:3]))
+    for workers in (0, 2):
+        with pytest.raises(UserError, match="no folder /no/typo for gen_fuser"):
+            run(rows, folders={"gen_fuser": "/no/typo"}, workers=workers)
+        with pytest.raises(UserError, match="lacks 3 of 6 rows, such as row/3"):
+            run(rows, folders={"imported": str(few)}, workers=workers)
+    assert not run.stub.calls
+    assert not answers.exists()
+    assert "imported" in run(rows, folders={"imported": str(few)}, rows=3)["systems"]
+    few.write_text("".join(json.dumps({"id": made.id, "text": "x"}) + "\n" for made in rows))
+    for part in ({"rows": 4}, {"folds": 2, "fold": 1}):  # of a file for the whole split
+        assert "imported" in run(rows, folders={"imported": str(few)}, **part)["systems"]
+
+
 def test_all_parts_are_one_evaluation_and_one_alone_is_a_part_of_it(run: Run) -> None:
     rows = random_rows(12)
     for fold in range(2):

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.train_tokenizer import save_tokenizer, train_tokenizer
 from urg.ensemble import Ensemble
 from urg.model import URG, Settings
-from urg.model_folder import SUMS_FILE
+from urg.model_folder import SUMS_FILE, count_parameters
 
 SHAPE = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
 
@@ -35,6 +35,15 @@ def exported(folder: Path, shard_size: str = "1GB") -> Path:
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "8KB"])
+def test_parameters_are_counted_from_the_headers(tmp_path: Path, shard_size: str) -> None:
+    folder = exported(tmp_path, shard_size)
+    assert count_parameters(folder) == sum(p.numel() for p in URG.from_pretrained(folder).parameters())
+    next(folder.glob("*.safetensors")).write_bytes(b"\xff" * 20)
+    assert count_parameters(folder) is None
+    assert count_parameters(tmp_path / "none") is None
 
 
 def flip_a_bit(file: Path) -> None:

@@ -69,8 +69,6 @@ class Preset:
     """Seeds of everything that is trained."""
     ks: list[int]
     """The K of Figure 3."""
-    size: str
-    """The size of the paper's URG that ours stands beside: 770M or 3B, the nearer."""
     at_once: int = 1
     """Steps at once, where the user does not say. With `gpu` on one machine alone (no RAY_ADDRESS) it is one."""
     gpu: bool = False

@@ -16,8 +16,7 @@ from tuning.reproduction.claims import difference, is_above
 from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, BASELINES, NO_RANKING, URG, Recipe
 from tuning.reproduction.results import TEXT_METRICS, Results, shown
 from tuning.reproduction.sureness import all_rows
-from urg.evaluation.paper_tables import published
-from urg.evaluation.published_size import ours_beside
+from urg.evaluation.paper_tables import published, published_urg, stands_beside
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
 Shown = Sheet | Plot | str
@@ -71,7 +70,7 @@ def _table2(results: Results) -> list[Shown]:
     for group in table["groups"]:
         lines = []
         for row in group["rows"]:
-            name = next((own for own in ours_beside(row, results.recipe.preset.size) if own in names), None)
+            name = stands_beside(row, names, results.parameters)
             if name is not None:
                 names.remove(name)
             theirs = dict(zip(table["columns"], row["values"], strict=True))
@@ -100,7 +99,7 @@ def _table2_line(results: Results, name: str | None, printed: str, metrics: Sequ
 def _table3(results: Results) -> list[Shown]:
     metrics = [metric for metric in TEXT_METRICS if results.variant(URG, metric)]
     columns = published()["urg"]["table3"]["columns"]
-    beside, others = _published3(results.recipe.preset.size)
+    beside, others = _published3(results.parameters)
     lines = []
     for name in (URG, *ABLATIONS):
         system = "urg_random_k" if name == NO_RANKING else URG
@@ -125,19 +124,18 @@ Printed = tuple[str, list[float]]
 """A row as published: its name, its figures."""
 
 
-def _published3(size: str) -> tuple[dict[str, Printed], list[Printed]]:
-    """By variant what Table 3 has of URG of this size, and what it has of another. It is of URG (3B); of the smaller
-    one only the whole model was published, in Table 2."""
-    source = published()["urg"]
+def _published3(parameters: int | None) -> tuple[dict[str, Printed], list[Printed]]:
+    """By variant what was published of a URG of this size, and Table 3's rows where they are of another. They are of
+    URG (3B); of the smaller one only the whole model was published, in Table 2."""
+    source, own = published()["urg"], published_urg(parameters)
     rows = {row["name"]: row["values"] for row in source["table3"]["rows"]}
     printed = {URG: "URG", NO_RANKING: "w/o ranking", "wo_erm": "w/o ERM"}
     of_3b = {variant: (f"{name} (3B)", rows[name]) for variant, name in printed.items()}
-    if size == "3B":
-        return of_3b, []
-    whole = next(r for g in source["table2"]["groups"] for r in g["rows"] if r["name"] == f"URG ({size})")
-    values = dict(zip(source["table2"]["columns"], whole["values"], strict=True))
-    beside = {URG: (f"URG ({size}), Table 2", [values[column] for column in source["table3"]["columns"]])}
-    return beside, list(of_3b.values())
+    if own is None or own["name"] == "URG (3B)":
+        return (of_3b, []) if own else ({}, list(of_3b.values()))
+    values = dict(zip(source["table2"]["columns"], own["values"], strict=True))
+    beside = (f"{own['name']}, Table 2", [values[column] for column in source["table3"]["columns"]])
+    return {URG: beside}, list(of_3b.values())
 
 
 def _recipes(recipes: Callable[[Recipe], Mapping[str, Mapping[str, Any]]]) -> Callable[[Results], list[Shown]]:

@@ -119,6 +119,14 @@ class Results:
         ]
 
     @cached_property
+    def parameters(self) -> int | None:
+        """How many parameters the first seed's URG has; None where it was not evaluated."""
+        steps = (self.recipe.compared()[0], self.recipe.evaluated(URG)[0])
+        document = next((found for step in steps if (found := self.document(step))), {})
+        found: int | None = document.get("model", {}).get("parameters")
+        return found
+
+    @cached_property
     def headline(self) -> str:
         """The text metric that verdicts go by: BERTScore, the paper's, where it was measured, else ROUGE-L."""
         return "bertscore" if "bertscore_model" in self.recipe.models() else "rougeL"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from urg.benchmarks.config import SAME_ENCODER
-from urg.evaluation.paper_tables import published
-from urg.evaluation.published_size import published_size
+from urg.evaluation.paper_tables import published, published_urg
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
 _PUBLISHED = {
@@ -97,7 +96,8 @@ def _ranker(name: str, own: dict[str, Any], batch: str) -> Line:
     cells += [f"{own['rows_per_s']:.3f}", f"{own['spread']:.0%}", f"{own['norm']:.3f}"]
     table = published()["urg"]["table7"]
     printed = {row["name"]: row["values"] for row in table["rows"]}
-    as_printed = f"URG ({published_size(own['parameters'])})" if name == "urg" else _PUBLISHED.get(name)
+    of_its_size = published_urg(own["parameters"]) if name == "urg" else None
+    as_printed = of_its_size["name"] if of_its_size else _PUBLISHED.get(name)
     theirs = dict(zip(table["columns"], printed[as_printed], strict=True)) if as_printed else {}
     beside = (theirs.get(key, NONE) for key in ("size", f"b{batch}", f"norm_b{batch}"))
     return Line((name.removesuffix(SAME_ENCODER), *cells, as_printed or NONE, *map(str, beside)))

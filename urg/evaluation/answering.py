@@ -13,6 +13,7 @@ from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
 from urg.systems.folder import require_known
+from urg.systems.needs import require_usable
 from urg.systems.protocol import Answer, Kind, Progress, silent
 from urg.systems.single import single_models
 
@@ -52,7 +53,7 @@ def make_setup(
 ) -> Setup:
     """What the systems `names` are built from. URG is loaded only where one of its systems is asked.
 
-    ids: of all rows that will be asked for.
+    ids: of all rows of the split.
     """
     needs_urg = config.model is not None and any(name.startswith("urg") for name in names)
     require_known(config.folders)
@@ -98,15 +99,19 @@ def answer(
     store: AnswerStore,
     load: Load = load_ensemble,
     progress: Progress = silent,
+    ids: Sequence[str] | None = None,
 ) -> tuple[list[System], dict[str, str]]:
     """Every asked system with its answers to all rows, and the reason for each that could not run.
 
-    A system's answers are in the store when the next one begins.
+    A system's answers are in the store when the next one begins; what the systems need is looked at before the first
+    one does. ids: of all rows of the split; None: those of `rows`.
     """
     models = sorted({name for row in rows for name in row.models})
     singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
     asked_singles, names = asked_systems(config.systems, list(singles))
-    work = _Work(label, models, [row.id for row in rows], load, progress)
+    work = _Work(label, models, [row.id for row in rows] if ids is None else ids, load, progress)
+    for part, places in _parts(rows, config):
+        require_usable(part.folders, names, [rows[i].id for i in places], work.ids)
     run = _answer_rows if config.folds is None else _answer_parts
     answered, unavailable = run(rows, names, work, config, store)
     return [*(singles[name] for name in asked_singles), *(answered[n] for n in names if n in answered)], unavailable
@@ -123,6 +128,14 @@ class _Work:
     progress: Progress
 
 
+def _parts(rows: Sequence[TokenizedExample], config: EvaluateConfig) -> list[tuple[EvaluateConfig, list[int]]]:
+    """The configuration of each part and where its rows stand; of the whole without cross-validation."""
+    if config.folds is None:
+        return [(config, list(range(len(rows))))]
+    parts = [fold_of(row.id, config.folds) for row in rows]
+    return [(part, [i for i, fold in enumerate(parts) if fold == part.fold]) for part in config.parts]
+
+
 def _answer_parts(
     rows: Sequence[TokenizedExample], names: Sequence[str], work: _Work, config: EvaluateConfig, store: AnswerStore
 ) -> tuple[dict[str, Answered], dict[str, str]]:
@@ -130,8 +143,7 @@ def _answer_parts(
     kinds: dict[str, Kind] = {}
     answers: dict[str, list[Answer | None]] = {name: [None] * len(rows) for name in names}
     unavailable: dict[str, str] = {}
-    for part in config.parts:
-        places = [i for i, row in enumerate(rows) if fold_of(row.id, part.folds or 1) == part.fold]
+    for part, places in _parts(rows, config):
         own = [rows[i] for i in places]
         answered, reasons = _answer_rows(own, names, work, part, store.of_part(part, own)) if own else ({}, {})
         unavailable |= reasons

@@ -101,7 +101,8 @@ def _texts(name: str, subject: Subject, output: Path, load: Load | None) -> dict
     if name == REFERENCE:
         return {row.id: row.output for row in rows if row.output.strip()}
     store = AnswerStore(output, config, rows, subject.label)
-    systems, unavailable = answer(rows, subject.label, config, store, load or load_ensemble, Progress())
+    load = load or load_ensemble
+    systems, unavailable = answer(rows, subject.label, config, store, load, Progress(), subject.ids)
     if not systems:
         raise UserError(f"there are no answers of {name} to rate: {unavailable.get(name, 'it answered no row')}")
     return {row.id: a.text for row, a in zip(rows, systems[0].answer(rows), strict=True) if a is not None}

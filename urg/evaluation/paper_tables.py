@@ -4,14 +4,14 @@ of their own, all systems with intervals, and the tests of differences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from urg.evaluation.comparison import LOWER_IS_BETTER, Comparison, Result
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
-from urg.evaluation.table import best, columns, heading, number
+from urg.evaluation.table import best, columns, heading, number, widely_covered
 from urg.systems.protocol import Kind
 
 if TYPE_CHECKING:
@@ -54,18 +54,34 @@ def published() -> dict[str, Any]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
+def stands_beside(row: dict[str, Any], names: Container[str], parameters: int | None) -> str | None:
+    """Which of `names` stands beside a published row, if any does. parameters: our URG's; None: not known."""
+    if "parameters" in row and abs((parameters or 0) / row["parameters"] - 1) > 0.1:
+        return None
+    return next((known for known in row["ours"] if known in names), None)
+
+
+def published_urg(parameters: int | None) -> dict[str, Any] | None:
+    """Table 2's row of the published URG that has this size, if there is one."""
+    rows = (row for group in published()["urg"]["table2"]["groups"] for row in group["rows"])
+    return next((row for row in rows if stands_beside(row, {"urg"}, parameters)), None)
+
+
 def is_mixinstruct(comparison: Comparison) -> bool:
     """Whether some single model of ours is one that the papers have."""
     names = {known for row in published()["urg"]["table2"]["groups"][0]["rows"] for known in row["ours"]}
     return any(result.kind == "model" and result.name in names for result in comparison.results)
 
 
-def table2(comparison: Comparison, where: str, statistics: Statistics | None = None) -> Sheet:
+def table2(
+    comparison: Comparison, where: str, statistics: Statistics | None = None, parameters: int | None = None
+) -> Sheet:
     """Table 2 in the paper's order and grouping. where: the split that ours are from, for the title. statistics: show
-    our intervals too."""
+    our intervals too. parameters: our URG's, which stands beside the published one of its size only."""
     source = published()["urg"]
     notes = (f"published: {source['source']}.", "bleu: mean sentence BLEU.", *source["slips"][:3])
-    return _beside(comparison, f"Table 2: {where}", source["table2"], TABLE2_GROUPS, number, notes, statistics)
+    title = f"Table 2: {where}"
+    return _beside(comparison, title, source["table2"], TABLE2_GROUPS, number, notes, statistics, parameters=parameters)
 
 
 def poster(comparison: Comparison, where: str, statistics: Statistics | None = None) -> Sheet:
@@ -97,6 +113,7 @@ def _beside(
     notes: Sequence[str],
     statistics: Statistics | None,
     bertscore_scale: float = 1,
+    parameters: int | None = None,
 ) -> Sheet:
     """Our rows in the published order, each beside the published one, then our others; grouped as published."""
     metrics = table["columns"]
@@ -105,8 +122,8 @@ def _beside(
     rows: dict[str, list[tuple[Result | None, dict[str, Any] | None]]] = {name: [] for name in printed}
     for name, published_rows in printed.items():
         for row in published_rows:
-            ours = next((left.pop(known) for known in row["ours"] if known in left), None)
-            rows[name].append((ours, row))
+            known = stands_beside(row, left, parameters)
+            rows[name].append((left.pop(known) if known else None, row))
     for result in left.values():
         rows.setdefault(groups[result.kind], []).append((result, None))
 
@@ -133,12 +150,15 @@ def _beside(
 
 
 def _best_in(ours: Result | None, group: Sequence[Result | None], metrics: Sequence[str]) -> frozenset[int]:
-    """The columns in which `ours` is the best of its group (ties: all of them); none where it stands alone."""
+    """The columns in which `ours` is the best of its group (ties: all of them); none where it stands alone, or has few
+    of the rows."""
     found = set()
     for column, metric in enumerate(metrics, start=1):
-        means = [r.means[metric] for r in group if r is not None and metric in r.means and r.kind != "ceiling"]
+        having = [r for r in group if r is not None and metric in r.means and r.kind != "ceiling"]
+        full = widely_covered(having, metric)
         choose = min if metric in LOWER_IS_BETTER else max
-        if ours is not None and ours.kind != "ceiling" and len(means) > 1 and ours.means.get(metric) == choose(means):
+        best_mean = choose((r.means[metric] for r in full), default=None)
+        if len(having) > 1 and any(r is ours and r.means[metric] == best_mean for r in full):
             found.add(column)
     return frozenset(found)
 
@@ -147,7 +167,8 @@ def sheets(comparison: Comparison, provenance: Provenance, statistics: Statistic
     """Every table of an evaluation."""
     where = provenance.title
     found = [all_systems(comparison, statistics, f"All systems: {where}")]
-    found += [table2(comparison, where, statistics), poster(comparison, where, statistics)]
+    parameters = provenance.model.get("parameters")
+    found += [table2(comparison, where, statistics, parameters), poster(comparison, where, statistics)]
     return found + [differences(comparison, statistics, metric) for metric in statistics.tests]
 
 

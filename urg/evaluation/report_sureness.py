@@ -97,6 +97,9 @@ def published_html(comparison: Comparison, provenance: Provenance) -> str:
     parts = [
         f"<details{opened}><summary>{html.escape(sheet.title)}</summary>"
         f'<div class="case">{as_html(sheet)}</div></details>'
-        for sheet in (table2(comparison, provenance.title), poster(comparison, provenance.title))
+        for sheet in (
+            table2(comparison, provenance.title, parameters=provenance.model.get("parameters")),
+            poster(comparison, provenance.title),
+        )
     ]
     return f"<style>{STYLE}</style><h2>Beside the published figures</h2>{''.join(parts)}"

@@ -115,12 +115,14 @@ def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]
 
 
 def predictions_table(comparison: Comparison) -> pyarrow.Table:
-    """One line a system and answered row. models, scores: lists in the row's order; null where there is no value."""
+    """One line a system and answered row. models, scores: lists in the row's order; used: the places of the candidates
+    that were fused; null where there is no value."""
     import pyarrow as pa
 
     fields = [
         ("id", pa.string()), ("system", pa.string()), ("picked_model", pa.string()), ("picked", pa.int32()),
-        ("models", pa.list_(pa.string())), ("scores", pa.list_(pa.float64())), ("text", pa.string()),
+        ("models", pa.list_(pa.string())), ("scores", pa.list_(pa.float64())), ("used", pa.list_(pa.int32())),
+        ("text", pa.string()),
         *((metric, pa.float64()) for metric in METRICS),
     ]  # fmt: skip
     lines = [line for result in comparison.results for line in _lines(comparison, result)]
@@ -136,7 +138,8 @@ def _lines(comparison: Comparison, result: Result) -> list[dict[str, Any]]:
         scores = None if answer.scores is None else [_number(score) for score in answer.scores]
         picked = None if answer.picked is None else row.models[answer.picked]
         line = {"id": row.id, "system": result.name, "picked_model": picked, "picked": answer.picked}
-        lines.append(line | {"models": list(row.models), "scores": scores, "text": answer.text} | values)
+        line |= {"models": list(row.models), "scores": scores, "used": [int(i) for i in answer.used]}
+        lines.append(line | {"text": answer.text} | values)
     return lines
 
 

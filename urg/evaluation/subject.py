@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UserError
 from urg.evaluation.config import FOLD, EvaluateConfig
 from urg.evaluation.results import Provenance
+from urg.model_folder import count_parameters
 
 if TYPE_CHECKING:
     from data_pipeline.shards import ShardSet, Split, TokenizedExample
@@ -21,12 +22,13 @@ FEW_ROWS = 100
 
 @dataclass(frozen=True)
 class Subject:
-    """The rows and the label. config: with paths made absolute and the device named."""
+    """The rows and the label. config: with paths made absolute and the device named. ids: of all rows of the split."""
 
     rows: Sequence[TokenizedExample]
     label: str
     config: EvaluateConfig
     provenance: Provenance
+    ids: Sequence[str]
 
 
 def open_subject(config: EvaluateConfig) -> Subject:
@@ -44,7 +46,8 @@ def open_subject(config: EvaluateConfig) -> Subject:
     data = _data_facts(shards, config.split, rows, label)
     # Pinned: a later `prepare` under the same root must not change the data of a pool's actors.
     config = replace(config, shards=str(shards.folder), model=model.get("folder"), **_absolute(config))
-    return Subject(rows, label, config, Provenance(data, model, asdict(config), notes(data, model)))
+    provenance = Provenance(data, model, asdict(config), notes(data, model))
+    return Subject(rows, label, config, provenance, shards.split(config.split).ids)
 
 
 def _absolute(config: EvaluateConfig) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _models_facts(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def model_facts(folder: str | None) -> dict[str, Any]:
-    """What urg.json says of a model: folder, label, training steps, whether it is trained. Empty without a model."""
+    """What a model's folder says of it: label, training steps, whether it is trained, parameters. Empty without one."""
     if folder is None:
         return {}
     path = Path(folder).expanduser().absolute()
@@ -82,7 +85,7 @@ def model_facts(folder: str | None) -> dict[str, Any]:
     steps = int(settings.get("steps") or 0)
     generated = bool(settings.get("generated_data"))
     facts = {"folder": str(path), "steps": steps} | {key: settings.get(key) for key in ("label", "k", "k_gap")}
-    return facts | {"trained": steps > 0, "generated_data": generated}
+    return facts | {"trained": steps > 0, "generated_data": generated, "parameters": count_parameters(path)}
 
 
 def _rows(shards: ShardSet, config: EvaluateConfig) -> list[TokenizedExample]:

@@ -48,14 +48,19 @@ def best(comparison: Comparison) -> set[tuple[str, str]]:
     marked = set()
     for metric in columns(comparison):
         having = [r for r in comparison.results if r.kind != "ceiling" and metric in r.means]
-        widest = max((result.counts[metric] for result in having), default=0)
-        full = [result for result in having if result.counts[metric] >= WIDE_COVERAGE * widest]
+        full = widely_covered(having, metric)
         choose = min if metric in LOWER_IS_BETTER else max
         top = choose((result.means[metric] for result in full), default=None)
         if top is not None:
             shown = next(cell(result, metric) for result in full if result.means[metric] == top)
             marked |= {(result.name, metric) for result in full if cell(result, metric) == shown}
     return marked
+
+
+def widely_covered(results: Sequence[Result], metric: str) -> list[Result]:
+    """Those that have the metric in about as many rows as the one that has most: the others are not comparable."""
+    widest = max((result.counts[metric] for result in results), default=0)
+    return [result for result in results if result.counts[metric] >= WIDE_COVERAGE * widest]
 
 
 def print_table(comparison: Comparison, title: str, out: TextIO | None = None) -> None:

@@ -50,6 +50,14 @@ def _load(cls: Any, name: str, what: str, spared: str = "-") -> Any:
     return model
 
 
+def require_config(name: str, what: str) -> None:
+    """Raise UserError, one sentence, for a folder or hub id without a configuration."""
+    from transformers import AutoConfig
+
+    with _sentence(name, what):
+        AutoConfig.from_pretrained(name)
+
+
 @contextmanager
 def _sentence(name: str, what: str) -> Iterator[None]:
     """Turn whatever transformers' parsers raise into one sentence: the folder is the user's to mend."""

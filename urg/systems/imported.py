@@ -27,7 +27,7 @@ class Imported:
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
         """The texts, as answers of its own. Raises UserError for a row without one."""
-        require_ids(self.path, self.texts, [row.id for row in rows], all_of_them=False)
+        require_ids(self.path, self.texts, [row.id for row in rows])
         return [Answer(self.texts[row.id]) for row in rows]
 
 
@@ -39,7 +39,7 @@ def imported(setup: Setup) -> Imported:
     path = Path(named_folder(setup, "imported")).expanduser()
     texts = read_predictions(path)
     if setup.ids is not None:
-        require_ids(path, texts, setup.ids)
+        require_ids(path, texts, (), setup.ids)
     return Imported("imported", path, texts)
 
 
@@ -61,15 +61,16 @@ def read_predictions(path: Path) -> dict[str, str]:
     return texts
 
 
-def require_ids(path: Path, texts: dict[str, str], wanted: Iterable[str], all_of_them: bool = True) -> None:
-    """Raise UserError where a wanted id lacks, or, with `all_of_them`, where there are others."""
+def require_ids(path: Path, texts: dict[str, str], wanted: Iterable[str], known: Iterable[str] | None = None) -> None:
+    """Raise UserError where a wanted id lacks, or where there is one that is not among those known (None: any is)."""
     ids = set(wanted)
-    missing, extra = sorted(ids - texts.keys()), sorted(texts.keys() - ids) if all_of_them else []
+    missing = sorted(ids - texts.keys())
+    extra = sorted(texts.keys() - set(known)) if known is not None else []
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} of {len(ids)} rows, such as {missing[0]}")
     if extra:
-        problems.append(f"has {len(extra)} ids that are not among them, such as {extra[0]}")
+        problems.append(f"has {len(extra)} ids that are not in the split, such as {extra[0]}")
     if problems:
         raise UserError(f"the predictions {path} {' and '.join(problems)}: give one for each row of the split.")
 

@@ -21,6 +21,7 @@ from data_pipeline.tokenization import question_text
 from urg.systems.comparison import AGGREGATIONS, Pair, bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.folder import SYSTEM_FILE, named_folder
+from urg.systems.needs import holds_pairrm
 from urg.systems.prefixed import FIRST, SECOND, SOURCE, Ids
 from urg.systems.protocol import FusedBy, Ranked, Scores, Setup
 from urg.systems.trained import ModelRanker, Remembered, load_ranker, on_device, shared
@@ -180,14 +181,9 @@ def load_pair_ranker(folder: str | Path) -> PairRanker:
     import json
 
     path = Path(folder).expanduser()
-    if (path / SYSTEM_FILE).is_file() or not (path / "config.json").is_file():
+    if (path / SYSTEM_FILE).is_file() or not holds_pairrm(path):
         return load_ranker(PairRanker, path)
-    try:
-        stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path / 'config.json'} is no JSON: copy or download the folder again.") from error
-    if "DebertaV2PairRM" not in (stored.get("architectures") or []):
-        return load_ranker(PairRanker, path)
+    stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
     # The model card's limits. Its head gives one output a task, and the scores have no names there.
     tasks = tuple(f"task{i}" for i in range(int(stored.get("n_tasks", 1))))
     settings = RankerSettings(source_tokens=1224, candidate_tokens=412, tasks=tasks)

@@ -113,7 +113,7 @@ class Setup:
     rank_only: bool = False  # no system that will be asked needs a text of URG's
     progress: Progress = silent
     folders: Mapping[str, str] = field(default_factory=dict)  # by system: the model folder or file that it needs
-    ids: tuple[str, ...] | None = None  # of all rows that will be asked for; None: not known beforehand
+    ids: tuple[str, ...] | None = None  # of all rows of the split; None: not known beforehand
     device: str | None = None  # of the systems' models; None: a GPU where there is one
     dtype: str = "fp32"  # of their weights and activations: fp32 or bf16
     shared: dict[str, object] = field(default_factory=dict)  # what systems of one setup compute once, by name

@@ -64,7 +64,7 @@ def made_up(recipe: Recipe) -> Callable[..., Results]:
         for name, step in recipe.steps.items():
             _write(recipe, name, step.command, quality, ablated or {}, by_k or {}, noise or {})
         document = {"ratios": RATIOS if ratios is None else ratios, "missing": {"stack_vs_bare": "not asked for"}}
-        own = {"rows": 4, "tokens_per_row": 99.0, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 5e8}
+        own = {"rows": 4, "tokens_per_row": 99.0, "seconds": 2.0, "spread": 0.0, "rows_per_s": 2.0, "parameters": 8e8}
         own |= {"norm": 1.0}
         systems = {"urg": own, "pair_ranker_bubble": own | {"rows_per_s": 0.25}}
         timed = {"encoder": "tiny", "batches": {"8": {"fp32": systems}}}
@@ -143,7 +143,8 @@ def _evaluated(
     metrics = ("label", *models, "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
     systems = {system: dict.fromkeys(metrics, _of_seed(score, seed)) for system, score in own.items()}
     kinds: dict[str, Any] = {system: "model" if system.startswith("sim-") else "ranker" for system in own}
-    document: dict[str, Any] = {"systems": systems, "kinds": kinds}
+    parameters = 2_849_757_184 if recipe.config.preset == "flan-t5-xl" else 783_150_080
+    document: dict[str, Any] = {"systems": systems, "kinds": kinds, "model": {"parameters": parameters}}
     assert name != ALL_ROWS or given["--rows"] == "null"
     if name == recipe.all_rows:
         ends = {s: {"rougeL": [own["rougeL"] - 0.01, own["rougeL"] + 0.01]} for s, own in systems.items()}

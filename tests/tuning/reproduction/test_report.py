@@ -35,7 +35,11 @@ def test_every_experiment_is_shown_beside_what_was_published(made_up: Callable[.
     assert sure["groups"][0]["rows"][0][-1] == "above"
     assert stored["experiments"]["time"]["tables"][0]["groups"][0]["rows"]
     (ours,) = (row for group in table2["groups"] for row in group["rows"] if row[0] == "urg")
-    assert dict(zip(table2["columns"], ours, strict=True))["published: bertscore"] == "0.7895"
+    beside = dict(zip(table2["columns"], ours, strict=True))
+    assert (beside["published: published as"], beside["published: bertscore"]) == (
+        "URG (770M)",
+        "0.7895",
+    )  # of its own size
     (timed, ratios) = stored["experiments"]["table4"]["tables"]
     first = dict(zip(timed["columns"], timed["groups"][0]["rows"][0], strict=True))
     assert (first["ours: rows/s"], first["published, 8 A100: rows/s"]) == ("2.000", "8.8889")

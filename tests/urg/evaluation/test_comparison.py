@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from tests.urg.made_up import StubEnsemble, random_rows
 from tests.urg.systems.tiny import ROWS, make_ranker
 from urg.evaluation.comparison import WINNER_ONLY, compare, gaps
-from urg.evaluation.paper_tables import sheets
+from urg.evaluation.oracles import Known
+from urg.evaluation.paper_tables import sheets, table2
 from urg.evaluation.rank_metrics import RANK_METRICS
-from urg.evaluation.results import Provenance, metrics_document
+from urg.evaluation.results import Provenance, metrics_document, predictions_table
 from urg.evaluation.statistics import Statistics
 from urg.evaluation.table import cell
 from urg.evaluation.text_metrics import TextMetrics
-from urg.systems import SYSTEMS, Setup, build_systems
+from urg.systems import SYSTEMS, Answer, Ranked, Setup, build_systems
 from urg.systems.imported import Imported
 from urg.systems.pair_ranker import PairRanker
 
@@ -62,3 +64,36 @@ def test_a_closed_model_is_no_single_model_of_the_ensemble() -> None:
         g for g in sheets(with_it, PROVENANCE, Statistics({}, {}, ""))[1].groups if g.name.startswith("Closed")
     )
     assert closed.lines[0].cells[0] == "imported"
+
+
+def test_a_score_that_is_no_number_ends_in_a_sentence_that_names_the_system() -> None:
+    rows = random_rows(3)
+    scores = {row.id: np.array([1.0, np.nan, 3.0, 4.0]) for row in rows}
+    with pytest.raises(UserError, match=r"undecided gave row row/0 the scores \[1.0, nan, 3.0, 4.0\]"):
+        compare(rows, "quality", [Ranked("undecided", "ranker", Known(scores))], TextMetrics())
+
+
+def test_predictions_say_which_candidates_were_fused() -> None:
+    rows = random_rows(4)
+    systems, _ = build_systems(Setup("quality", rows[0].models, ensemble=StubEnsemble(k=2)))  # type: ignore[arg-type]
+    result = compare(rows, "quality", systems, TextMetrics())
+    fused = [line for line in predictions_table(result).to_pylist() if line["system"] == "urg"]
+    assert [tuple(line["used"]) for line in fused] == [a.used for a in result.get("urg").answers]  # type: ignore[union-attr]
+    assert all(len(line["used"]) == 2 for line in fused)
+
+
+def test_a_system_with_few_of_the_rows_is_never_the_best_of_its_group() -> None:
+    rows = random_rows(10)
+
+    class Few:
+        name, kind = "few", "fuser"
+
+        def answer(self, rows: Any) -> list[Answer | None]:
+            return [Answer(rows[0].output), *[None] * (len(rows) - 1)]
+
+    systems, _ = build_systems(Setup("quality", rows[0].models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
+    result = compare(rows, "quality", [*systems, Few()], TextMetrics())  # type: ignore[list-item]
+    (group,) = (g for g in table2(result, "here").groups if g.name == "generation-based")
+    marked = {line.cells[0]: line.best for line in group.lines if line.cells[0] != "–"}
+    assert not marked["few"]
+    assert marked["urg"]

@@ -16,6 +16,7 @@ from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.subject import places
+from urg.systems.folder import write_system
 from urg.systems.protocol import Answer
 
 FOLDS = 3
@@ -101,7 +102,12 @@ def test_a_system_that_one_part_lacks_is_left_out(tmp_path: Path, monkeypatch: p
         return SYSTEMS["longest"](setup)
 
     monkeypatch.setitem(SYSTEMS, "simcls", missing_in_part_2)
-    found, unavailable = answered(tmp_path, Loader(), systems="random,simcls", folders={"simcls": "sim-{fold}"})
+    for fold in range(FOLDS):
+        (tmp_path / f"sim-{fold}").mkdir()
+        write_system(tmp_path / f"sim-{fold}", "simcls", {})
+        (tmp_path / f"sim-{fold}" / "config.json").touch()
+    folders = {"simcls": str(tmp_path / "sim-{fold}")}
+    found, unavailable = answered(tmp_path, Loader(), systems="random,simcls", folders=folders)
     assert found.keys() == {"random"}
     assert unavailable == {"simcls": "it was never trained"}
 

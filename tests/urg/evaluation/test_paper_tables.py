@@ -111,6 +111,20 @@ def test_table2_has_the_papers_order_and_never_mixes_published_figures_into_ours
     assert sorted(names) == sorted(each.name for each in result.results)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "size"),
+    [(783_150_080, "770M"), (2_849_757_184, "3B"), (247_577_856, None), (6_000_000_000, None), (None, None)],
+    ids=["large", "xl", "base", "twice xl", "unknown"],
+)
+def test_our_urg_stands_beside_the_published_one_of_its_size_only(parameters: int | None, size: str | None) -> None:
+    sheet = table2(compared(random_rows(4)), "here", parameters=parameters)
+    beside = {line.cells[0]: line.cells[8] for group in sheet.groups for line in group.lines}
+    assert beside["urg"] == (f"URG ({size})" if size else "–")
+    assert beside["urg_rank"] == (f"URG-rank ({size})" if size else "–")
+    printed = [line.cells[8] for group in sheet.groups for line in group.lines]
+    assert {"URG (770M)", "URG (3B)", "URG-rank (770M)", "URG-rank (3B)"} <= set(printed)
+
+
 def test_the_posters_table_has_the_judges_metrics() -> None:
     sheet = poster(mixinstruct(), "here")
     rows = {line.cells[7]: line.cells for group in sheet.groups for line in group.lines}
@@ -140,7 +154,7 @@ def test_the_papers_tables_have_our_intervals_where_they_are_written_and_in_the_
     (ours,) = (line for line in table2(result, "here", stats).groups[0].lines if line.cells[0] == "new-model")
     assert ours.cells[4] == f"{result.get('new-model').means['rouge1']:.4f} [{low:.4f}, {high:.4f}]"  # type: ignore[union-attr]
     assert ours.cells[8:] == ("–",) * 8
-    result.get(OA).means["bertscore"] = 0.5  # type: ignore[union-attr]
+    result.get(OA).means["bertscore"], result.get(OA).counts["bertscore"] = 0.5, 3  # type: ignore[union-attr]
     stats.intervals[OA]["bertscore"] = (0.25, 0.75)
     rows = {line.cells[0]: line.cells for group in poster(result, "here", stats).groups for line in group.lines}
     assert rows[OA][1] == "50.00 [25.00, 75.00]"

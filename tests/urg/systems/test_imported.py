@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.errors import UserError
 from tests.urg.systems.tiny import ROWS
 from urg.systems import SYSTEMS, Setup
+from urg.systems.needs import require_usable
 
 
 def setup(file: Path, ids: tuple[str, ...] | None = ("1", "2", "3", "4")) -> Setup:
@@ -39,8 +40,8 @@ def test_each_row_gets_the_text_of_its_id(tmp_path: Path) -> None:
     ("rows", "sentence"),
     [
         (ALL[:2], "lacks 2 of 4 rows, such as 2: give one for each row"),
-        ((*ALL, ("9", "x")), "has 1 ids that are not among them, such as 9"),
-        ((*ALL[1:], ("9", "x")), "lacks 1 of 4 rows, such as 3 and has 1 ids that are not among them, such as 9"),
+        ((*ALL, ("9", "x")), "has 1 ids that are not in the split, such as 9"),
+        ((*ALL[1:], ("9", "x")), "lacks 1 of 4 rows, such as 3 and has 1 ids that are not in the split, such as 9"),
         ((*ALL, ("1", "again")), "has the id 1 more than once, again in line 9"),
         ((("1", None),), "line 1 is no prediction"),
         (((None, "a"),), "line 1 is no prediction"),
@@ -50,8 +51,18 @@ def test_each_row_gets_the_text_of_its_id(tmp_path: Path) -> None:
 def test_ids_that_do_not_fit_the_split_are_one_sentence(
     tmp_path: Path, rows: tuple[tuple[object, object], ...], sentence: str
 ) -> None:
+    ids, folders = ("1", "2", "3", "4"), {"imported": str(written(tmp_path, *rows))}
     with pytest.raises(UserError, match=sentence):
-        SYSTEMS["imported"](setup(written(tmp_path, *rows)))
+        require_usable(folders, ["imported"], ids, ids)
+
+
+def test_a_file_may_hold_the_whole_split_or_the_rows_that_are_asked(tmp_path: Path) -> None:
+    for rows in (ALL, ALL[:2]):
+        system = SYSTEMS["imported"](setup(written(tmp_path, *rows)))
+        assert [answer and answer.text for answer in system.answer([ROWS[0], ROWS[2]])] == ["a", "c"]
+        require_usable({"imported": str(tmp_path / "chatgpt.jsonl")}, ["imported"], ("1", "3"), ("1", "2", "3", "4"))
+    with pytest.raises(UserError, match="has 1 ids that are not in the split, such as 9"):
+        SYSTEMS["imported"](setup(written(tmp_path, ("9", "x"))))
 
 
 def test_without_the_ids_beforehand_a_missing_row_shows_when_it_is_asked_for(tmp_path: Path) -> None:
