@@ -150,7 +150,8 @@ SLOW = """
 import os, pathlib, signal, sys, time
 root = pathlib.Path(sys.argv[1])
 def ended(*_):
-    time.sleep(1)  # as a training that writes its checkpoint
+    while not (root / "written").exists():  # as a training that writes its checkpoint
+        time.sleep(0.05)
     (root / "told to end").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, ended)
@@ -174,9 +175,12 @@ def test_the_steps_of_a_killed_reproduction_end_and_the_next_one_waits_for_them(
         time.sleep(0.05)
     first.send_signal(killed_by)
     first.wait()
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
-    assert second.stdout.splitlines()[-1] == "None"  # no failure: it did not begin beside the other one
-    assert "waiting for the process of an earlier session" in second.stdout
+    second = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    begun, waits = (second.stdout.readline() for _ in range(2))
+    (tmp_path / "written").touch()
+    assert (begun[:10], waits) == ("[1/1] slow", "slow: waiting for the process of an earlier session\n")
+    assert second.communicate(timeout=50)[0].splitlines()[-1] == "None"  # it did not begin beside the other one
 
 
 ON_A_CLUSTER = """
