@@ -97,7 +97,8 @@ class MlflowRun:
     def is_hopeless(self, error: Exception) -> bool:
         """Whether the uri, the login or the database file is wrong."""
         if self._uri.startswith("sqlite:") or isinstance(error, ImportError):
-            return "locked" not in str(error)  # by another process that writes to the same file
+            passing = ("locked", "already exists")  # another process writes to the same file, or makes it right now
+            return not any(word in str(error) for word in passing)
         code = getattr(error, "error_code", "")
         return code in ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 

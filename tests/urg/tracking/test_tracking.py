@@ -10,6 +10,8 @@ import pytest
 from data_pipeline.errors import UserError
 from tests.mlflow_server import dead_uri, mlflow_server
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
+from urg.tracking.journal import RunCard
+from urg.tracking.mlflow_run import MlflowRun
 from urg.tracking.replay import ReplayConfig, replay
 
 REPOSITORY = Path(__file__).parents[3]
@@ -285,3 +287,11 @@ def test_a_real_server_killed_hung_and_restarted_has_every_point_once(tmp_path, 
 def log(run, span, extra=None):
     for step in span:
         run.log_metrics({"loss": float(step)} | ({} if extra is None else {"extra": extra}), step)
+
+
+def test_a_database_that_another_run_makes_at_the_same_moment_is_not_hopeless(tmp_path):
+    """Two trainings begin at once where there is no database yet; one of them finds the other's first table."""
+    run = MlflowRun(default_uri(tmp_path), RunCard("key", "experiment", "run", 0.0), tmp_path)
+    assert not run.is_hopeless(RuntimeError("(sqlite3.OperationalError) table latest_metrics already exists"))
+    assert not run.is_hopeless(RuntimeError("database is locked"))
+    assert run.is_hopeless(RuntimeError("file is not a database"))
