@@ -194,7 +194,7 @@ def _noise_costs_half(results: Results) -> Found:
 
 
 def _flattens(results: Results) -> Found:
-    recipe, metric = results.recipe, results.headline
+    recipe, metric = results.recipe, results.dev_metric
     variants: dict[float, str] = {k: recipe.with_k(k) for k in recipe.preset.ks} | {math.inf: ALL_CANDIDATES}
     if min(variants) >= 3 or 3 not in variants:
         return UNTESTED, f"the preset trains no K=3, or none below: {', '.join(map(str, recipe.preset.ks))}"

@@ -243,7 +243,7 @@ def _fig3_needs(recipe: Recipe) -> list[str]:
 
 
 def _fig3(results: Results) -> list[Shown]:
-    recipe, metric = results.recipe, results.headline
+    recipe, metric = results.recipe, results.dev_metric
     found = {str(k): results.dev(recipe.with_k(k), metric) for k in recipe.preset.ks}
     found["all"] = results.dev(ALL_CANDIDATES, metric)
     own = {k: figure for k, figure in found.items() if figure is not None}
@@ -263,9 +263,9 @@ def _sweep_needs(recipe: Recipe) -> list[str]:
 
     from tuning.config import PRESETS
 
-    name = recipe.config.preset if (PRESETS / f"{recipe.config.preset}.yaml").is_file() else "flan-t5-large"
+    name = recipe.preset.name if (PRESETS / f"{recipe.preset.name}.yaml").is_file() else "flan-t5-large"
     values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) | recipe.preset.sweep
-    values["overrides"] = values.get("overrides", {}) | {"data.shards": recipe.shards()}
+    values["overrides"] = values.get("overrides", {}) | recipe.asked_changes(URG) | {"data.shards": recipe.shards()}
     values |= {"name": "sweep", "storage": str(recipe.root), "base": recipe.preset.systems[URG]}
     return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare(), alone=True))
 

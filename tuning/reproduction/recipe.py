@@ -6,7 +6,8 @@ Table 2's URG is Table 3's whole model and Figure 3's K=3, and is trained once f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """Table 3 and what stands beside it: no ranking (K at random, in use too), no ranking loss but attention still selects,
 nothing filtered (K over N), no robust training, no KL term alone."""
+_OURS = ("name", "storage", "seed", "system", "data.shards", "resume", "dry_run", "model.base")
+"""What the reproduction sets for each training."""
 PAPERS_RANKING = "hinge on attention, γ=5"
 """How the paper's URG learns to rank, as `Recipe.ranking` says it."""
 
@@ -40,7 +43,21 @@ class Recipe:
     preset: Preset
     root: Path
     """The reproduction's folder, absolute."""
+    pinned: str | None = None
+    """The user's set by its own folder, where it is known."""
     steps: dict[str, Step] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for overrides that are the reproduction's to set, and bases of no system."""
+        from urg.tracking.loggable import flatten
+
+        given = dict(flatten(self.config.overrides)) if self.config.overrides else {}  # `--overrides.eval.every` nests
+        if wrong := [key for key in given if key in _OURS]:
+            raise UserError(f"overrides: {wrong[0]} is the reproduction's to set (see --bases, --seeds, --shards).")
+        if unknown := [name for name in self.config.bases if name not in self.preset.systems]:
+            raise UserError(f"bases: there is no system {unknown[0]}; choose from {', '.join(self.preset.systems)}.")
+        self.given = given
+        self.preset = replace(self.preset, overrides=self.preset.overrides | given)
 
     @property
     def seeds(self) -> range:
@@ -50,12 +67,13 @@ class Recipe:
     @property
     def at_once(self) -> int:
         """Steps that run side by side."""
-        return self.config.at_once or self.preset.at_once
+        one_machine = self.preset.gpu and not os.environ.get("RAY_ADDRESS")  # each training wants all of its GPUs
+        return self.config.at_once or (1 if one_machine else self.preset.at_once)
 
     @property
     def base_k(self) -> int:
         """K of the preset's own URG; its run is the one of Figure 3 too."""
-        return int(self._trained_with(URG)["model"].get("k", 3))
+        return int(self.preset.overrides.get("model.k") or self._trained_with(URG).get("model", {}).get("k", 3))
 
     def ranking(self, variant: str) -> str:
         """How a variant of URG learns to rank: loss, scale of the scores, weight."""
@@ -73,7 +91,7 @@ class Recipe:
     def shards(self) -> str:
         """The prepared set."""
         if self.config.shards is not None:
-            return str(Path(self.config.shards).expanduser().absolute())
+            return self.pinned or str(Path(self.config.shards).expanduser().absolute())
         if self.preset.prepare is None:
             raise UserError(
                 f"preset {self.config.preset} needs MixInstruct's shards: make them (python -m data_pipeline.prepare "
@@ -94,8 +112,22 @@ class Recipe:
         system, changed = self.variant(variant)
         values: dict[str, Any] = {"config": self.preset.systems[system], "name": self.run(variant, seed)}
         values |= {"storage": str(self.root / "runs"), "seed": seed, "data.shards": self.shards()}
-        values |= {"tracking.experiment": self.config.name} | self.preset.overrides | changed
+        values |= {"tracking.experiment": self.config.name} | self.changes(system) | changed
         return self.add(f"train-{self.run(variant, seed)}", "urg.train", values, self.prepare())[0]
+
+    def changes(self, system: str) -> dict[str, Any]:
+        """Dotted key → value: what every training of a system changes in its preset."""
+        return self.preset.overrides | self.asked_changes(system)
+
+    def asked_changes(self, system: str) -> dict[str, Any]:
+        """Those of them that the user asks for, and the model of BERTScore."""
+        changes = dict(self.given)
+        if base := self.config.bases.get(system):
+            changes["model.base"] = _here(base)
+        model = self.models().get("bertscore_model")
+        if model is not None and self._trained_with(system).get("eval", {}).get("bertscore_model"):
+            changes.setdefault("eval.bertscore_model", model)
+        return changes
 
     def evaluated(self, variant: str) -> list[str]:
         """The names of the steps that measure a variant, a seed each."""
@@ -143,15 +175,16 @@ class Recipe:
         It writes beside Table 2, with the same options, and so takes the answers that this has kept.
         """
         compared = f"compare-s{seed}"
-        needs = [self.train(variant, seed) for variant in (URG, *others)] + [n for n in self.steps if n == compared]
+        needs = [self.train(variant, seed) for variant in (URG, *others)]
         own = {"output": str(self.output(compared)), "experiment": experiment}
-        return self._measure(f"{experiment}-s{seed}", (URG, seed), own | self._folders(BASELINES, seed) | values, needs)
+        values = own | self._folders(BASELINES, seed) | values
+        return self._measure(f"{experiment}-s{seed}", (URG, seed), values, needs, after=(compared,))
 
     def benchmark(self, experiment: str) -> str:
         """The step that times one experiment of `urg.benchmark`."""
         values: dict[str, Any] = {"experiment": experiment, "output": str(self.timings(experiment))}
         values |= self.preset.benchmark.get(experiment, {})
-        return self.add(f"benchmark-{experiment}", "urg.benchmark", values, alone=True)[0]
+        return self.add(f"benchmark-{experiment}", "urg.benchmark", values, alone=True, gpu=self.preset.gpu)[0]
 
     def timings(self, experiment: str) -> Path:
         """The folder that a step of `urg.benchmark` writes into."""
@@ -160,11 +193,14 @@ class Recipe:
     def _folders(self, systems: tuple[str, ...], seed: int) -> dict[str, Any]:
         return {f"folders.{name}": self._model(name, seed) for name in systems}
 
-    def _measure(self, step: str, run: tuple[str, int], values: dict[str, Any], needs: list[str]) -> str:
+    def _measure(
+        self, step: str, run: tuple[str, int], values: dict[str, Any], needs: list[str], after: tuple[str, ...] = ()
+    ) -> str:
         """A step of `urg.evaluate`. run: the variant and seed of the URG that is measured."""
         own: dict[str, Any] = {"model": self._model(*run), "shards": self.shards(), "output": str(self.output(step))}
         own |= {"seed": run[1], "cases": 0}
-        return self.add(step, "urg.evaluate", own | self.preset.evaluate | self.models() | values, tuple(needs))[0]
+        values = own | self.preset.evaluate | self.models() | values
+        return self.add(step, "urg.evaluate", values, tuple(needs), gpu=self.preset.gpu, after=after)[0]
 
     def output(self, step: str) -> Path:
         """The folder that a step of `urg.evaluate` writes into."""
@@ -174,7 +210,7 @@ class Recipe:
         """The models of metrics: the user's, else the preset's."""
         names = ("bertscore_model", "bartscore_model", "bleurt_model")
         chosen = {name: getattr(self.config, name) or self.preset.models.get(name) for name in names}
-        return {name: str(model) for name, model in chosen.items() if model is not None}
+        return {name: _here(str(model)) for name, model in chosen.items() if model is not None}
 
     def variant(self, name: str) -> tuple[str, dict[str, Any]]:
         """(system, changed keys) of a variant."""
@@ -197,16 +233,20 @@ class Recipe:
         return str(self.root / "runs" / self.run(variant, seed) / "model")
 
     def _trained_with(self, system: str) -> dict[str, Any]:
-        import yaml
-
+        from tuning.values import read_file
         from urg.config import PRESETS
 
-        stored: dict[str, Any] = yaml.safe_load((PRESETS / f"{self.preset.systems[system]}.yaml").read_text())
-        return stored
+        return read_file(self.preset.systems[system], PRESETS)
 
     def add(
-        self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = (), alone: bool = False
+        self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = (), **how: Any
     ) -> tuple[str]:
-        """Add a step, or find it there; its name."""
-        self.steps.setdefault(name, Step(name, (module, *options(values)), needs, alone))
+        """Add a step, or find it there; its name. how: alone, gpu, after of `Step`."""
+        self.steps.setdefault(name, Step(name, (module, *options(values)), needs, **how))
         return (name,)
+
+
+def _here(name: str) -> str:
+    """A model's folder as an absolute path where it is one, a hub id as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

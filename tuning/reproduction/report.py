@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from data_pipeline.page import Figure, document, figure_html
 from tuning.reproduction.claims import HELD, NOT_HELD, RULE, Verdict, verdicts
 from tuning.reproduction.experiments import EXPERIMENTS, Experiment, Shown
 from tuning.reproduction.results import Results
+from tuning.reproduction.run_with import run_with
 from tuning.reproduction.time_taken import time_taken
 from urg.evaluation.results import write_json, write_text
 from urg.evaluation.sheet import Sheet, as_html, as_json, escaped_markdown, markdown
@@ -32,21 +33,25 @@ class Part:
     missing: str | None
 
 
-def parts(results: Results, needs: Mapping[str, Sequence[str]]) -> list[Part]:
-    """Every experiment, and what it took. needs: of those that were asked for, the steps."""
-    found = [_part(name, experiment, results, needs.get(name)) for name, experiment in EXPERIMENTS.items()]
-    return [*found, Part("time", "What it took", (time_taken(results),), None)]
+def parts(results: Results, needs: Mapping[str, Sequence[str]], asked: Collection[str] = EXPERIMENTS) -> list[Part]:
+    """What it was run with, every experiment whose steps are done, and what it took. needs: the steps of each. asked:
+    those of this session."""
+    found = [_part(name, one, results, needs[name], name in asked) for name, one in EXPERIMENTS.items()]
+    first = Part("run_with", "What it was run with", (run_with(results),), None)
+    return [first, *found, Part("time", "What it took", (time_taken(results),), None)]
 
 
-def _part(name: str, experiment: Experiment, results: Results, needs: Sequence[str] | None) -> Part:
-    missing = "not asked for" if needs is None else results.why_not(needs)
+def _part(name: str, experiment: Experiment, results: Results, needs: Sequence[str], asked: bool) -> Part:
+    missing = results.why_not(needs)
+    if missing and not asked:
+        missing = "not asked for"
     return Part(name, experiment.title, () if missing else tuple(experiment.show(results)), missing)
 
 
-def write_report(results: Results, needs: Mapping[str, Sequence[str]]) -> Path:
+def write_report(results: Results, needs: Mapping[str, Sequence[str]], asked: Collection[str] = EXPERIMENTS) -> Path:
     """Write report.html, report.md and report.json into the reproduction's folder; the path of the first."""
-    root, found, claims = results.recipe.root, parts(results, needs), verdicts(results)
-    title = f"Reproduction {results.recipe.config.name}, preset {results.recipe.config.preset}"
+    root, found, claims = results.recipe.root, parts(results, needs, asked), verdicts(results)
+    title = f"Reproduction {results.recipe.config.name}, preset {Path(results.recipe.config.preset).stem}"
     write_text(root / "report.html", page(title, found, claims, results.generated))
     write_text(root / "report.md", text(title, found, claims, results.generated))
     write_json(root / "report.json", _document(title, found, claims, results.generated))

@@ -132,9 +132,17 @@ class Results:
         return "bertscore" if "bertscore_model" in self.recipe.models() else "rougeL"
 
     @cached_property
+    def dev_metric(self) -> str:
+        """The text metric of Figure 3: the headline where the trainings of URG recorded it, else what they did."""
+        runs = [self.recipe.run(URG, seed) for seed in self.recipe.seeds]
+        recorded = [set(one.metrics) for run in runs for one in read_evaluations(self.recipe.root / "runs" / run)]
+        names = (self.headline, *TEXT_METRICS)
+        return next((name for name in names if recorded and all(name in own for own in recorded)), self.headline)
+
+    @cached_property
     def generated(self) -> bool:
         """Whether the data are generated."""
-        return self.recipe.config.preset == "sample" and self.recipe.config.shards is None
+        return self.recipe.preset.name == "sample" and self.recipe.config.shards is None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,18 +6,17 @@ paper's "12" and "11,12" of twelve. Δ% = 100 (noisy − base) / |base| of a met
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 from urg.evaluation.config import EvaluateConfig
-from urg.systems.protocol import Answer, Fuser
+from urg.evaluation.noisy_texts import BASE, VARIANTS, NoisyTexts, usable
 
 if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-BASE = 2
-VARIANTS = {"base": 0, "12": 1, "11,12": 2}  # as the paper names them → how many of the worst are added
 METRICS = ("bertscore", "bartscore", "bleurt", "rougeL", "rougeLsum", "bleu")
 
 
@@ -73,38 +70,31 @@ def run_noise(config: EvaluateConfig, output: Path, load: Load | None = None) ->
 
 def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig, output: Path, load: Load) -> Noise:
     """Fuse every variant with every asked fuser, and score the texts. Texts of an earlier run are kept."""
-    from urg.evaluation.answer_store import Answered, AnswerStore
+    from urg.evaluation.answer_store import AnswerStore
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
 
-    usable = [(row, gold) for row in rows if (gold := _gold(row, label)) is not None and row.output.strip()]
-    if not usable:
+    kept_rows = [row for row in rows if usable(row, label)]
+    if not kept_rows:
         raise UserError(
             f"no row has a reference and {BASE + 2} candidates with the label {label}, which the experiment needs; "
             "choose another by --label or --split"
         )
-    kept_rows = [row for row, _ in usable]
     progress = Progress()
     metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, kept_rows, label)
-    fusers, missing = _fusers(rows, label, config, load, progress)
+    texts, missing = NoisyTexts(rows, label, config, load, progress, store).written()
     scored: dict[str, dict[str, dict[str, Floats]]] = {}
-    for name, fuser in fusers.items():
+    for name, by in texts.items():
         scored[name] = {}
-        for variant, added in VARIANTS.items():
-            kept = store.load(f"noise:{label}:{name}:{variant}")
-            if kept is None:
-                chosen = [_only(row, [*gold[:BASE], *gold[len(gold) - added :]]) for row, gold in usable]
-                texts = fuse_all(name, fuser, chosen, config)
-                kept = Answered(f"noise:{label}:{name}:{variant}", "fuser", [Answer(text) for text in texts])
-                store.save(kept)
-            values = metrics.values([a.text if a else None for a in kept.answers], [row.output for row in kept_rows])
+        for variant, own in by.items():
+            values = metrics.values(own, [row.output for row in kept_rows])
             scored[name][variant] = {m: v for m, v in values.items() if not np.isnan(v).all()}
     means = {
         name: {variant: {m: float(np.nanmean(v)) for m, v in values.items()} for variant, values in by.items()}
         for name, by in scored.items()
     }
-    return Noise(means, len(usable), len(rows), metrics.missing | missing, _intervals(scored, config))
+    return Noise(means, len(kept_rows), len(rows), metrics.missing | missing, _intervals(scored, config))
 
 
 def _intervals(
@@ -142,78 +132,6 @@ def change_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _gold(row: TokenizedExample, label: str) -> list[int] | None:
-    """The labelled candidates, best first (ties by index); None where there are too few."""
-    labels = np.asarray(row.scores.get(label, np.full(len(row.texts), np.nan)), dtype=np.float64)
-    order = [int(i) for i in np.argsort(-labels, kind="stable") if not np.isnan(labels[i])]
-    return order if len(order) >= BASE + 2 else None
-
-
-def _only(row: TokenizedExample, chosen: Sequence[int]) -> TokenizedExample:
-    """The row with the candidates `chosen`, in that order."""
-    picked: dict[str, Any] = {
-        key: tuple(getattr(row, key)[i] for i in chosen) for key in ("models", "texts", "response_ids")
-    }
-    scores = {name: np.asarray(values)[list(chosen)] for name, values in row.scores.items()}
-    return replace(row, **picked, scores=scores)
-
-
-def _fusers(
-    rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig, load: Load, progress: Any
-) -> tuple[dict[str, Fuser], dict[str, str]]:
-    """The fuser of each asked system that has one, each once; and why others cannot run."""
-    from urg.evaluation.answering import INSTANT, asked_systems, make_setup
-    from urg.systems import SYSTEMS, SystemUnavailable
-
-    models = sorted({name for row in rows for name in row.models})
-    _, asked = asked_systems(config.systems, models)
-    names = [name for name in asked if name not in INSTANT]
-    setup = make_setup(config, label, models, names, load, progress, [row.id for row in rows])
-    found: dict[str, Fuser] = {}
-    missing: dict[str, str] = {}
-    for name in names:
-        try:
-            fuser = getattr(SYSTEMS[name](setup), "fuser", None)
-        except SystemUnavailable as reason:
-            missing[name] = str(reason)
-            continue
-        if fuser is not None and not any(fuser is known for known in found.values()):
-            found[name] = fuser
-    if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise UserError(f"none of the systems writes texts ({reasons}); name a model by --model")
-    return found, missing
-
-
-def fuse_all(name: str, fuser: Fuser, rows: Sequence[TokenizedExample], config: EvaluateConfig) -> list[str]:
-    """The text that a fuser writes from all candidates of each row; all rows have as many. They come best first."""
-    count = len(rows[0].texts)
-    ensemble = getattr(fuser, "ensemble", None)  # URG ranks and fuses in one pass, of any number
-    if ensemble is not None:
-        from urg.ensemble import Query
-
-        queries = [Query(row.instruction, tuple(row.texts), row.input) for row in rows]
-        options = {"num_beams": config.num_beams, "max_new_tokens": config.max_new_tokens}
-        return [fused.text for fused in ensemble.rank_and_fuse_batch(queries, k=count, **options)]
-    falling = np.arange(count, 0, -1, dtype=np.float64)
-    with _fusing(name, fuser, count):
-        return [fusion.text for fusion in fuser.fuse(rows, [falling] * len(rows))]
-
-
-@contextmanager
-def _fusing(name: str, fuser: Fuser, count: int) -> Iterator[None]:
-    """Let a fuser of the K best take `count`, for as long as the block lasts."""
-    model: Any = getattr(fuser, "model", None)
-    settings = getattr(model, "settings", None)
-    if not hasattr(settings, "k"):
-        raise UserError(f"{name} does not say how many candidates it fuses, so its noise cannot be measured")
-    model.settings = replace(settings, k=count)  # type: ignore[type-var]
-    try:
-        yield
-    finally:
-        model.settings = settings
 
 
 def _cell(noise: Noise, system: str, variant: str, metric: str) -> str:

@@ -18,13 +18,14 @@ from urg.systems import SYSTEMS, Setup, SystemUnavailable
 from urg.systems.protocol import Progress, System, silent
 
 if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
     from urg.evaluation.answering import Load
 
 ROWS_PER_CALL = 32
 
 
 class Answerer:
-    """An actor: answers batches of rows by every system of `names`.
+    """An actor: answers batches of rows by every system of `names`. Other work on rows overrides `prepare`, `lines`.
 
     What a user can mend comes back as data, in a column "error": Ray would start an actor that raises again and again.
     """
@@ -47,24 +48,33 @@ class Answerer:
         try:
             self._rows = ShardSet.open(config.shards, verify=False).split(config.split)
             self._places = places(self._rows, config)
-            setup = make_setup(config, label, models, names, load, silent, ids)
-            self._systems = {name: _built(name, setup) for name in names}
+            self._label, self._config = label, config
+            self.prepare(make_setup(config, label, models, names, load, silent, ids), names)
         except UserError as error:
             self._error = str(error)
 
+    def prepare(self, setup: Setup, names: Sequence[str]) -> None:
+        """Load what answers."""
+        self._systems = {name: _built(name, setup) for name in names}
+
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """batch: {"id": indices among the evaluated rows [B]}. Adds a column a system: its answers as JSON [B]."""
+        """batch: {"id": indices among the evaluated rows [B]}. Adds the columns of `lines` [B]."""
         if self._error:
             return {"id": batch["id"], "error": np.array([self._error] * len(batch["id"]), dtype=object)}
         rows = [self._rows[self._places[int(index)]] for index in batch["id"]]
-        columns: dict[str, Any] = {"id": batch["id"]}
-        for name, system in self._systems.items():
-            if isinstance(system, str):
-                lines = [json.dumps({"unavailable": system})] * len(rows)
-            else:
-                lines = [json.dumps({"kind": system.kind} | fields_of(answer)) for answer in system.answer(rows)]
-            columns[name] = np.array(lines, dtype=object)
-        return columns
+        found = self.lines(rows)
+        return {"id": batch["id"]} | {
+            name: np.array([json.dumps(line) for line in own], dtype=object) for name, own in found.items()
+        }
+
+    def lines(self, rows: Sequence[TokenizedExample]) -> dict[str, list[dict[str, Any]]]:
+        """A column a system: its answers, or why it cannot run."""
+        return {
+            name: [{"unavailable": system}] * len(rows)
+            if isinstance(system, str)
+            else [{"kind": system.kind} | fields_of(answer) for answer in system.answer(rows)]
+            for name, system in self._systems.items()
+        }
 
 
 def _built(name: str, setup: Setup) -> System | str:
@@ -87,21 +97,30 @@ def answer_in_pool(
 ) -> tuple[list[Answered], dict[str, str]]:
     """The answers of the systems `names` to the `count` rows that `config` names; why others could not run. ids: of all
     rows, those of other parts included."""
+    made = (label, tuple(models), names, config, load, tuple(ids))
+    return _sorted_out(lines_of_pool(Answerer, made, count, config, progress, ", ".join(names)))
+
+
+def lines_of_pool(
+    answerer: type[Answerer], made: tuple[Any, ...], count: int, config: EvaluateConfig, progress: Progress, what: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Column → a line for each of the `count` rows that `config` names, by `config.workers` actors. made: the arguments
+    of an `answerer`. what: the work, for `progress`. Raises the UserError that an actor met."""
     import ray
     import ray.data
 
     from data_pipeline.ray_session import ray_session
 
     done = 0
-    lines: dict[str, list[dict[str, Any]]] = {name: [{}] * count for name in names}
+    lines: dict[str, list[dict[str, Any]]] = {}
     with ray_session():
         gpus = 1 if str(config.device).startswith("cuda") else 0
         _require_resources(config.workers, gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         blocks = max(config.workers, -(-count // ROWS_PER_CALL))
         answered = ray.data.range(count, override_num_blocks=min(count, blocks)).map_batches(
-            Answerer,
-            fn_constructor_args=(label, tuple(models), names, config, load, tuple(ids)),
+            answerer,
+            fn_constructor_args=made,
             batch_size=ROWS_PER_CALL,
             compute=ray.data.ActorPoolStrategy(size=config.workers),
             num_cpus=1,
@@ -110,12 +129,13 @@ def answer_in_pool(
         for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
             if "error" in batch:
                 raise UserError(str(batch["error"][0]))
-            for name in names:
+            for name in batch.keys() - {"id"}:
+                own = lines.setdefault(name, [{}] * count)
                 for index, line in zip(batch["id"], batch[name], strict=True):
-                    lines[name][int(index)] = json.loads(line)
+                    own[int(index)] = json.loads(line)
             done += len(batch["id"])
-            progress(f"{', '.join(names)} by {config.workers} actors", done, count)
-    return _sorted_out(lines)
+            progress(f"{what} by {config.workers} actors", done, count)
+    return lines
 
 
 def _sorted_out(lines: dict[str, list[dict[str, Any]]]) -> tuple[list[Answered], dict[str, str]]:

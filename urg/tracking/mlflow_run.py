@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,20 @@ CLIENT_SETTINGS = {
 _log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Hold a database file's lock: MLflow makes its tables when a client first opens it, and two of them at once fail
+    in each other's."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not path.parent.is_dir():
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class MlflowRun:
     """The run on the server: the Destination (urg.tracking.delivery) of the journal's events.
 
@@ -62,8 +78,9 @@ class MlflowRun:
         """Find the run or make it; writes its id into the spool's card."""
         if self._client is not None:
             return
-        client = _make_client(self._uri)
-        run = self._find(client)
+        with _one_at_a_time(self._uri):
+            client = _make_client(self._uri)
+            run = self._find(client)
         if run is None:
             run = self._create(client)
             self._is_new = True

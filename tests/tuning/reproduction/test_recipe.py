@@ -11,10 +11,11 @@ from data_pipeline import stats
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
 from tuning import config as sweep_config
-from tuning.reproduce import asked, plan
-from tuning.reproduction.config import ReproduceConfig
+from tuning.reproduce import asked, plan, wanted
+from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
 from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, URG
+from tuning.reproduction.steps import Step
 from urg import benchmark
 from urg import config as train_config
 from urg.evaluation.answer_store import NOT_IN_KEY
@@ -34,15 +35,87 @@ COMMANDS: dict[str, tuple[Any, Path | None]] = {
 
 @pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
 def test_every_step_is_a_command_that_parses(preset: Any, tmp_path: Path):
-    recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path)))
-    assert needs.keys() == EXPERIMENTS.keys() - ON_REQUEST
     recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=ALL))
     assert needs.keys() == EXPERIMENTS.keys()
+    assert wanted(recipe, needs) == recipe.steps
     for step in recipe.steps.values():
         config_class, presets = COMMANDS[step.command[0]]
         parse_config(config_class, presets=presets, argv=step.command[1:])  # exits where it is wrong
     assert all(name in recipe.steps for names in needs.values() for name in names)
-    assert all(need in recipe.steps for step in recipe.steps.values() for need in step.needs)
+    assert all(need in recipe.steps for step in recipe.steps.values() for need in (*step.needs, *step.after))
+
+
+def planned(**settings: Any) -> dict[str, Step]:
+    """The steps that a reproduction would run."""
+    return wanted(*plan(ReproduceConfig(**settings)))
+
+
+@pytest.mark.parametrize("preset", ["flan-t5-large", "flan-t5-xl"])
+def test_at_full_size_everything_that_computes_is_where_a_gpu_is(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Trainings by their workers; evaluations by a pool, in bf16, and their metrics where the step is."""
+    steps = planned(preset=preset, shards=str(tmp_path), storage=str(tmp_path), only=ALL).values()
+    for step in steps:
+        if step.command[0] == "urg.evaluate":
+            config = parse_config(EvaluateConfig, argv=step.command[1:])
+            assert (config.device, config.dtype, step.gpu) == ("cuda", "bf16", True)
+            assert config.workers > 1
+        elif step.command[0] == "urg.benchmark":
+            timed = parse_config(benchmark.BenchmarkConfig, argv=step.command[1:])
+            assert (step.gpu, timed.batches) == (True, (8, 16, 32))
+        elif step.command[0] == "urg.train":
+            assert _trained(step)["engine.use_gpu"]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe = plan(ReproduceConfig(preset=preset, shards=str(tmp_path), storage=str(tmp_path)))[0]
+    assert recipe.at_once == 1  # every training wants all GPUs of this machine
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert recipe.at_once > 1
+    assert not any(step.gpu for step in planned(storage=str(tmp_path)).values())
+
+
+def test_a_preset_is_a_file_that_says_what_differs(tmp_path: Path):
+    path = tmp_path / "ours.yaml"
+    path.write_text("like: flan-t5-xl\nks: [1, 3]\nevaluate: {workers: 3}\nmodels: {bleurt_model: B}\n")
+    ours, theirs = load_preset(str(path)), load_preset("flan-t5-xl")
+    assert (ours.ks, ours.name, ours.systems) == ([1, 3], "flan-t5-xl", theirs.systems)
+    assert ours.evaluate == theirs.evaluate | {"workers": 3}
+    assert ours.models == theirs.models | {"bleurt_model": "B"}
+    assert (theirs.systems["urg"], theirs.systems["gen_fuser"]) == ("flan-t5-xl", "gen-fuser")
+    assert theirs.benchmark["rankers"]["ranker_shape"] == "deberta-v3-large"
+    path.write_text("like: sample\nevalaute: {}\n")
+    with pytest.raises(UserError, match="there is no setting evalaute; choose from"):
+        load_preset(str(path))
+    path.write_text("seeds: 1\n")
+    with pytest.raises(UserError, match=r"it lacks ks, .*systems"):
+        load_preset(str(path))
+    with pytest.raises(UserError, match="no such file or preset"):
+        load_preset("absent")
+
+
+def test_overrides_and_local_models_reach_every_training_and_the_sweep(tmp_path: Path):
+    """Of all systems the overrides, of one its own base; BERTScore's model where the preset measures it."""
+    encoder = tmp_path / "bert"
+    encoder.mkdir()
+    steps = planned(
+        preset="flan-t5-large", shards=str(tmp_path), storage=str(tmp_path), only=ALL, bertscore_model=str(encoder),
+        overrides={"engine": {"workers": 4}, "tracking.uri": "http://mlflow:5000"},
+        bases={"pair_ranker": str(tmp_path)},
+    )  # fmt: skip
+    trained = {name: _trained(step) for name, step in steps.items() if step.command[0] == "urg.train"}
+    assert {own["engine.workers"] for own in trained.values()} == {4}
+    assert {own["tracking.uri"] for own in trained.values()} == {"http://mlflow:5000"}
+    assert trained["train-urg-s0"]["eval.bertscore_model"] == str(encoder)
+    assert trained["train-pair_ranker-s0"]["eval.bertscore_model"] is None
+    assert trained["train-pair_ranker-s0"]["model.base"] == str(tmp_path)
+    assert trained["train-gen_fuser-s0"]["model.base"] == "google/flan-t5-xl"
+    assert trained["train-k1-s0"]["model.k"] == 1
+    sweep = parse_config(sweep_config.SweepConfig, presets=sweep_config.PRESETS, argv=steps["sweep"].command[1:])
+    assert {"engine.workers": 4, "eval.bertscore_model": str(encoder)}.items() <= sweep.overrides.items()
+    with pytest.raises(UserError, match=r"overrides: data\.shards is the reproduction's to set"):
+        planned(overrides={"data": {"shards": "x"}}, storage=str(tmp_path))
+    with pytest.raises(UserError, match="there is no system bart; choose from urg, simcls"):
+        planned(bases={"bart": "x"}, storage=str(tmp_path))
 
 
 @pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
@@ -61,8 +134,7 @@ def test_a_recipe_beyond_the_paper_changes_what_it_says_and_nothing_else(preset:
 
 def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
     def trained(only: str | None) -> set[str]:
-        recipe, _ = plan(ReproduceConfig(only=only, storage=str(tmp_path)))
-        return {name for name in recipe.steps if name.startswith("train-")}
+        return {name for name in planned(only=only, storage=str(tmp_path)) if name.startswith("train-")}
 
     alone = {name: trained(name) for name in EXPERIMENTS}
     assert trained(None) == set().union(*(alone[name] for name in EXPERIMENTS if name not in ON_REQUEST))
@@ -75,7 +147,7 @@ def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):
 
 def test_sheet_and_cases_take_the_answers_that_table2_keeps(tmp_path: Path):
     """The same folder and the same options that answers depend on; trained is only what each of them shows."""
-    whole = plan(ReproduceConfig(storage=str(tmp_path)))[0].steps
+    whole = planned(storage=str(tmp_path))
     compared = _evaluated(whole["compare-s0"])
     for name in ("human-s0", "cases-s0"):
         own = _evaluated(whole[name])
@@ -83,8 +155,8 @@ def test_sheet_and_cases_take_the_answers_that_table2_keeps(tmp_path: Path):
             key: compared[key] for key in own.keys() - NOT_IN_KEY
         }
         assert own["output"] == compared["output"]
-        assert "compare-s0" in whole[name].needs
-    alone = plan(ReproduceConfig(only="table6", storage=str(tmp_path)))[0].steps
+        assert "compare-s0" in whole[name].after
+    alone = planned(only="table6", storage=str(tmp_path))
     assert alone["human-s0"].command == whole["human-s0"].command
     assert set(alone) == {"prepare", "train-urg-s0", "train-pair_ranker-s0", "train-gen_fuser-s0", "human-s0"}
 
@@ -99,14 +171,14 @@ def _evaluated(step: Any) -> dict[str, Any]:
 
 
 def test_one_seed_is_measured_on_every_row_where_the_others_take_the_first_ones(tmp_path: Path):
-    sample = plan(ReproduceConfig(only="table2", storage=str(tmp_path)))[0].steps
+    sample = planned(only="table2", storage=str(tmp_path))
     compared, wide = _evaluated(sample["compare-s0"]), _evaluated(sample[ALL_ROWS])
     differ = {key for key in compared if compared[key] != wide[key]}
     assert (differ, compared["rows"], wide["rows"]) == ({"output", "rows"}, 400, None)
     prepared = parse_config(prepare_config.PrepareConfig, presets=prepare_config.PRESETS,
                             argv=sample["prepare"].command[1:])  # fmt: skip
     assert prepared.sample.test >= 1000
-    full = plan(ReproduceConfig(preset="flan-t5-large", only="table2", shards="set", storage=str(tmp_path)))[0].steps
+    full = planned(preset="flan-t5-large", only="table2", shards="set", storage=str(tmp_path))
     assert ALL_ROWS not in full
 
 

@@ -4,16 +4,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.page import Figure as Plot
 from tuning.reproduce import plan, reproduce
 from tuning.reproduction.config import ReproduceConfig, load_preset
+from tuning.reproduction.data import data_key, pin, pinned
 from tuning.reproduction.experiments import EXPERIMENTS
 from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.report import write_report
 from tuning.reproduction.results import Figure, Results
-from tuning.reproduction.steps import Ending
+from tuning.reproduction.run_with import run_with
+from tuning.reproduction.steps import Ending, Step, marker
 from urg.evaluation.sheet import Sheet
 
 
@@ -105,8 +109,73 @@ def test_what_was_not_done_is_missing_with_its_reason(made_up: Callable[..., Res
     assert "Missing: train-k1-s0: out of memory" in text
     assert "Missing: stats: &lt;b&gt;" in page
     assert "Dev score by K" not in text
-    partly = write_report(whole, {"table3": needs["table3"]}).with_name("report.md").read_text(encoding="utf-8")
+    partly = write_report(Results(recipe, {}), needs, ["table3"]).with_name("report.md").read_text(encoding="utf-8")
     assert partly.count("Missing: not asked for") == len(EXPERIMENTS) - 1
+
+
+def test_a_part_that_was_run_before_stays_in_the_report_of_another(made_up: Callable[..., Results], recipe: Recipe):
+    """`--only beyond` after a whole run: all that is done is shown, and claims are of it."""
+    needs = plan(recipe.config)[1]
+    text = write_report(made_up(), needs, ["beyond"]).with_name("report.md").read_text(encoding="utf-8")
+    assert "Missing" not in text
+    assert "Dev score by K" in text
+
+
+def test_only_what_is_asked_for_is_run_and_all_that_is_done_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[set[str]] = []
+
+    def run(root: Path, steps: dict[str, Step], *_: object) -> dict[str, Ending]:
+        ran.append(set(steps))
+        return {name: Ending(1.0) for name in steps}
+
+    told: list[Results] = []
+    monkeypatch.setattr("tuning.reproduction.steps.run_steps", run)
+    monkeypatch.setattr("tuning.reproduction.report.write_report", lambda results, *_: told.append(results))
+    recipe, needs = plan(ReproduceConfig(only="table1", storage=str(tmp_path)))
+    kept = recipe.steps["benchmark-rankers"]
+    path = marker(recipe.root, kept.name)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"command": kept.command, "seconds": 2.0}), encoding="utf-8")
+    reproduce(recipe, needs)
+    assert ran == [{"prepare", "stats"}]
+    assert set(told[0].endings) == {"prepare", "stats", "benchmark-rankers"}
+
+
+def test_steps_of_several_commits_or_sets_are_warned_of(made_up: Callable[..., Results], recipe: Recipe):
+    results = made_up()
+    one = {name: Ending(1.0, commit="abc", data="k1") for name in recipe.steps}
+    assert run_with(Results(recipe, one)).notes == ()
+    mixed = one | {"stats": Ending(1.0, commit="def", data="k1"), "train-urg-s0": Ending(1.0, commit="abc", data="k2")}
+    commits, sets = run_with(Results(recipe, mixed)).notes
+    assert "more than one commit stand side by side: abc, def" in commits
+    assert "more than one prepared set stand side by side: k1, k2" in sets
+    text = write_report(Results(recipe, results.endings | mixed), plan(recipe.config)[1]).with_name("report.md")
+    assert "WARNING: steps of more than one commit" in text.read_text(encoding="utf-8")
+
+
+def test_figure_3_is_of_a_metric_that_the_trainings_recorded(made_up: Callable[..., Results], recipe: Recipe):
+    """BERTScore for the evaluations alone leaves the dev split with ROUGE-L."""
+    results = made_up()
+    recipe.config = replace(recipe.config, bertscore_model="some-encoder")
+    assert (results.headline, results.dev_metric) == ("bertscore", "rougeL")
+    plot = EXPERIMENTS["fig3"].show(results)[0]
+    assert isinstance(plot, Plot)
+    assert plot.data[0]["y"]
+
+
+def test_a_reproduction_stays_with_the_set_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    newest = ["first"]
+    found = lambda folder, verify: SimpleNamespace(folder=Path(folder) / newest[0], manifest={"key": "k"})  # noqa: E731
+    monkeypatch.setattr("data_pipeline.shards.ShardSet.open", found)
+    given, root = str(tmp_path / "sets"), tmp_path / "reproduce"
+    root.mkdir()
+    assert pinned(root, given) == str(tmp_path / "sets" / "first")
+    pin(root, given, pinned(root, given))
+    newest[0] = "second"
+    assert pinned(root, given) == str(tmp_path / "sets" / "first")
+    assert pinned(root, str(tmp_path / "others")) == str(tmp_path / "others" / "second")
+    assert pinned(root, None) is None
+    assert data_key(given) == "k"
 
 
 @pytest.mark.slow

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import UserError
-from tuning.reproduction.steps import Ending, Step, ending_of, marker, options, run_steps
+from tuning.reproduction.steps import Ending, Step, ending_of, marker, options, run_steps, with_needs
 
 Copy = Callable[..., Step]
 
@@ -100,6 +105,110 @@ def test_a_marker_of_another_command_is_refused_with_the_difference(tmp_path: Pa
     with pytest.raises(UserError, match=r"its step a was run with \S+/first and not with \S+/other"):
         ending_of(tmp_path, changed)
     assert json.loads(marker(tmp_path, "a").read_text())["command"][0] == "json.tool"
+
+
+def test_what_only_measures_is_run_again_where_its_command_has_changed(tmp_path: Path):
+    """A metric's model that is named later must cost no training."""
+    path = marker(tmp_path, "a")
+    path.parent.mkdir()
+    for module, again in (("urg.evaluate", True), ("data_pipeline.stats", True), ("urg.train", False)):
+        path.write_text(json.dumps({"command": [module, "--seed", "0"], "seconds": 1.0}), encoding="utf-8")
+        changed = Step("a", (module, "--seed", "0", "--bleurt_model", "B"))
+        assert ending_of(tmp_path, Step("a", (module, "--seed", "0"))) is not None
+        if again:
+            assert ending_of(tmp_path, changed) is None
+        else:
+            with pytest.raises(UserError, match="holds another reproduction"):
+                ending_of(tmp_path, changed)
+
+
+def test_a_marker_tells_the_commit_and_the_data(tmp_path: Path, copy: Copy, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("URG_GIT_COMMIT", "abc")
+    step = copy("a", "first")
+    ended = run_steps(tmp_path, steps(step), 1, lambda: "key")["a"]
+    assert ended == ending_of(tmp_path, step)
+    assert (ended.commit, ended.data) == ("abc", "key")
+
+
+def test_a_step_that_takes_up_what_another_keeps_goes_after_it_where_both_run(tmp_path: Path, copy: Copy):
+    late = replace(copy("a", "first"), after=("b", "absent"))
+    asked = steps(late, copy("b", "first"))
+    assert with_needs(asked, ["a"]) == {"a": late}
+    endings = run_steps(tmp_path, asked, 2)
+    assert endings["a"].began >= endings["b"].began + endings["b"].seconds - 0.1
+    assert run_steps(tmp_path / "alone", steps(late), 1)["a"].failure is None
+
+
+REPRODUCTION = """
+import pathlib, sys
+from tuning.reproduction.steps import Step, run_steps
+root = pathlib.Path(sys.argv[1])
+step = Step("slow", ("slow", str(root)))
+print(run_steps(root, {"slow": step}, 1)["slow"].failure)
+"""
+SLOW = """
+import os, pathlib, signal, sys, time
+root = pathlib.Path(sys.argv[1])
+def ended(*_):
+    while not (root / "written").exists():  # as a training that writes its checkpoint
+        time.sleep(0.05)
+    (root / "told to end").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, ended)
+if (root / "began").exists():
+    sys.exit(0 if (root / "told to end").exists() or sys.platform != "linux" else "two at once")
+(root / "began").write_text(str(os.getpid()))
+time.sleep(60 if sys.platform == "linux" else 3)
+"""
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_the_steps_of_a_killed_reproduction_end_and_the_next_one_waits_for_them(
+    tmp_path: Path, killed_by: signal.Signals
+):
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), str(tmp_path)])}
+    command = [sys.executable, "-c", REPRODUCTION, str(tmp_path)]
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while not (tmp_path / "began").exists() or not (tmp_path / "began").read_text():
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(killed_by)
+    first.wait()
+    second = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    begun, waits = (second.stdout.readline() for _ in range(2))
+    (tmp_path / "written").touch()
+    assert (begun[:10], waits) == ("[1/1] slow", "slow: waiting for the process of an earlier session\n")
+    assert second.communicate(timeout=50)[0].splitlines()[-1] == "None"  # it did not begin beside the other one
+
+
+ON_A_CLUSTER = """
+import os, pathlib, sys
+import ray
+from tuning.reproduction.steps import Step, run_steps
+context = ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+os.environ |= {"RAY_ADDRESS": context.address_info["address"], "CUDA_VISIBLE_DEVICES": "", "OURS": "1"}
+asked = [Step("there", ("show",), gpu=True), Step("bad", ("absent",), gpu=True)]
+for name, ending in run_steps(pathlib.Path(sys.argv[1]), {step.name: step for step in asked}, 2).items():
+    print(name, ending.failure)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_step_that_needs_a_gpu_runs_on_a_node_that_has_one(tmp_path: Path):
+    """A cluster that claims a GPU, of which the process is told, beside what this one is told. A failure comes back."""
+    (tmp_path / "show.py").write_text(
+        "import os; print(*map(os.environ.get, ('CUDA_VISIBLE_DEVICES', 'OURS')))", encoding="utf-8"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CUDA_"))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[3]), str(tmp_path)])
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "there None" in done.stdout.splitlines(), done.stderr
+    assert "No module named absent" in done.stdout
+    assert (tmp_path / "logs" / "there.log").read_text(encoding="utf-8") == "0 1\n"
 
 
 def test_a_marker_that_does_not_say_when_its_step_began_was_written_at_its_end(tmp_path: Path, copy: Copy):

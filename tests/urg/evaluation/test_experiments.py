@@ -21,7 +21,8 @@ from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
 from urg.evaluation.cases import run_cases
 from urg.evaluation.config import EvaluateConfig, HumanConfig
 from urg.evaluation.human import COLUMNS, CRITERIA, fleiss_kappa, preference, run_human
-from urg.evaluation.noise import VARIANTS, change_interval, fuse_all, run_noise, table5
+from urg.evaluation.noise import change_interval, run_noise, table5
+from urg.evaluation.noisy_texts import VARIANTS, fuse_all
 from urg.systems import Fusion, Scores
 
 Configure = Callable[..., EvaluateConfig]

@@ -6,6 +6,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.urg.made_up import StubEnsemble
 from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
+from urg.evaluation.noise import run_noise
 from urg.evaluation.subject import places
 from urg.systems import Answer
 
@@ -25,6 +28,18 @@ def load_stub(config: EvaluateConfig) -> StubEnsemble:
     if config.num_beams == 7:
         raise UserError("the model is damaged")
     return StubEnsemble(noise=0.3)
+
+
+@dataclasses.dataclass
+class TellsWhatItSees(StubEnsemble):
+    """Fuses a row to all of its candidates."""
+
+    def rank_and_fuse_batch(self, queries: Sequence[Any], k: int | None = None, **_: Any) -> list[Any]:
+        return [SimpleNamespace(text=" ".join(query.candidates[:k])) for query in queries]
+
+
+def load_telling(config: EvaluateConfig) -> StubEnsemble:
+    return TellsWhatItSees()
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +95,27 @@ def test_actors_answer_as_one_process_does(prepared: Path, tmp_path: Path) -> No
     many = dataclasses.replace(config, workers=500, fresh=True)
     with pytest.raises(UserError, match="500 workers need 500 CPUs and this machine has"):
         answer(rows, "rougeL", many, AnswerStore(output, many, rows, "rougeL"), load_stub)  # type: ignore[arg-type]
+
+
+def test_noise_by_actors_is_that_of_one_process(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an answer that is kept is not asked for again; what cannot run is told with its reason."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "urg.json").write_text(json.dumps({"label": "rougeL", "steps": 9}))
+    found = {}
+    for workers in (0, 2):
+        output = tmp_path / str(workers)
+        output.mkdir()
+        config = EvaluateConfig(
+            shards=str(prepared), output=str(output), model=str(model), systems="urg,urg_rank,llm_blender",
+            workers=workers, experiment="noise",
+        )  # fmt: skip
+        found[workers] = run_noise(config, output, load_telling)  # type: ignore[arg-type]
+        assert "--folders" in found[workers].missing["llm_blender"]
+    assert found[2] == found[0]
+    assert found[2].means["urg"]["base"] != found[2].means["urg"]["12"]
+    again = dataclasses.replace(config, systems="urg")
+    monkeypatch.setattr("urg.evaluation.noisy_texts.lines_of_pool", None)
+    assert run_noise(again, output, load_telling).means == found[2].means  # type: ignore[arg-type]

@@ -285,3 +285,16 @@ def test_a_real_server_killed_hung_and_restarted_has_every_point_once(tmp_path, 
 def log(run, span, extra=None):
     for step in span:
         run.log_metrics({"loss": float(step)} | ({} if extra is None else {"extra": extra}), step)
+
+
+@pytest.mark.slow
+def test_processes_that_begin_at_once_make_one_database(tmp_path):
+    """MLflow makes its tables on the first connection, step by step; each found those of the other and ended."""
+    script = (
+        "import sys, pathlib; from urg.tracking.journal import RunCard; from urg.tracking.mlflow_run import MlflowRun;"
+        "spool = pathlib.Path(sys.argv[1]); name = sys.argv[3];"
+        "run = MlflowRun(sys.argv[2], RunCard(name, name, name, 0.0), spool); run.connect()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), default_uri(tmp_path)]
+    begun = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("a", "b")]
+    assert [(process.communicate()[1][-500:], process.returncode)[1] for process in begun] == [0, 0]

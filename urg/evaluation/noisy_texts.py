@@ -1,0 +1,195 @@
+"""The texts of the experiment `noise`: each fuser's text of each variant of a row, by this process or by the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from urg.evaluation.answer_store import Answered, AnswerStore
+from urg.evaluation.answering import INSTANT, Load, asked_systems, make_setup
+from urg.evaluation.config import EvaluateConfig
+from urg.evaluation.pool import Answerer, lines_of_pool
+from urg.systems import SYSTEMS
+from urg.systems.protocol import Answer, Fuser, Progress, Setup, SystemUnavailable
+
+if TYPE_CHECKING:
+    from data_pipeline.shards import TokenizedExample
+
+BASE = 2
+VARIANTS = {"base": 0, "12": 1, "11,12": 2}  # as the paper names them → how many of the worst are added
+
+Texts = dict[str, dict[str, list[str | None]]]
+"""Fuser → variant → its text of each usable row."""
+
+
+@dataclass(frozen=True)
+class NoisyTexts:
+    """rows: all that are evaluated. store: of the usable ones, which keeps texts over the end of the process."""
+
+    rows: Sequence[TokenizedExample]
+    label: str
+    config: EvaluateConfig
+    load: Load
+    progress: Progress
+    store: AnswerStore
+
+    def written(self) -> tuple[Texts, dict[str, str]]:
+        """The texts of each asked system that writes, each fuser once; and why other systems cannot run."""
+        models = sorted({name for row in self.rows for name in row.models})
+        names = [name for name in asked_systems(self.config.systems, models)[1] if name not in INSTANT]
+        texts, missing = {name: self._kept(name) for name in names}, dict[str, str]()
+        if any(len(kept) < len(VARIANTS) for kept in texts.values()):
+            made, missing = (self._far if self.config.workers else self._here)(models, names, texts)
+            texts = made
+        texts = {name: own for name, own in texts.items() if own}
+        if not texts:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            raise UserError(f"none of the systems writes texts ({reasons}); name a model by --model")
+        return texts, missing
+
+    def _kept(self, name: str) -> dict[str, list[str | None]]:
+        """What an earlier run has left of a system."""
+        kept = {variant: self.store.load(self._key(name, variant)) for variant in VARIANTS}
+        return {v: [a.text if a else None for a in own.answers] for v, own in kept.items() if own is not None}
+
+    def _keep(self, name: str, variant: str, texts: list[str | None]) -> list[str | None]:
+        answers = [None if text is None else Answer(text) for text in texts]
+        self.store.save(Answered(self._key(name, variant), "fuser", answers))
+        return texts
+
+    def _key(self, name: str, variant: str) -> str:
+        return f"noise:{self.label}:{name}:{variant}"
+
+    def _here(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
+        """By this process; each variant is in the store when the next one begins."""
+        ids = [row.id for row in self.rows]
+        setup = make_setup(self.config, self.label, models, names, self.load, self.progress, ids)
+        fusers, missing = _fusers(setup, names)
+        rows, texts = [row for row in self.rows if usable(row, self.label)], Texts()
+        for name, fuser in fusers.items():
+            texts[name] = own = dict(kept[name])
+            for variant in VARIANTS:
+                if variant not in own:
+                    fused = fuse_all(name, fuser, with_noise(rows, self.label, variant), self.config)
+                    own[variant] = self._keep(name, variant, list(fused))
+        return texts, missing
+
+    def _far(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
+        """By the pool of actors."""
+        pending = tuple(name for name in names if len(kept[name]) < len(VARIANTS))
+        ids = tuple(row.id for row in self.rows)
+        made = (self.label, tuple(models), tuple(names), self.config, self.load, ids, pending)
+        what = f"noise: {', '.join(pending)}"
+        lines = lines_of_pool(_NoiseAnswerer, made, len(self.rows), self.config, self.progress, what)
+        places = [i for i, row in enumerate(self.rows) if usable(row, self.label)]
+        texts = {name: kept[name] for name in names if name not in pending}
+        for name in pending:
+            if f"{name}:base" in lines:
+                own = {variant: [lines[f"{name}:{variant}"][i]["text"] for i in places] for variant in VARIANTS}
+                texts[name] = {variant: self._keep(name, variant, found) for variant, found in own.items()}
+        return texts, {name: own[0]["unavailable"] for name, own in lines.items() if name in names}
+
+
+class _NoiseAnswerer(Answerer):
+    """An actor: the text of each fuser of `pending` of every variant of a row. All systems are built: several may share
+    a fuser, which then counts for the first of them."""
+
+    def __init__(self, *made: Any) -> None:
+        *whole, self._pending = made
+        super().__init__(*whole)
+
+    def prepare(self, setup: Setup, names: Sequence[str]) -> None:
+        """Load the fusers."""
+        self._fusers, self._missing = _fusers(setup, names)
+
+    def lines(self, rows: Sequence[TokenizedExample]) -> dict[str, list[dict[str, Any]]]:
+        """A column for each fuser and variant: no text of a row that is not usable. And one for each missing system."""
+        places = [i for i, row in enumerate(rows) if usable(row, self._label)]
+        chosen = [rows[i] for i in places]
+        found: dict[str, list[dict[str, Any]]] = {}
+        found |= {name: [{"unavailable": reason}] * len(rows) for name, reason in self._missing.items()}
+        for name in [name for name in self._fusers if name in self._pending]:
+            for variant in VARIANTS:
+                own: list[dict[str, Any]] = [{"text": None}] * len(rows)
+                noisy = with_noise(chosen, self._label, variant)
+                fused = fuse_all(name, self._fusers[name], noisy, self._config) if noisy else []
+                for place, text in zip(places, fused, strict=True):
+                    own[place] = {"text": text}
+                found[f"{name}:{variant}"] = own
+        return found
+
+
+def _fusers(setup: Setup, names: Sequence[str]) -> tuple[dict[str, Fuser], dict[str, str]]:
+    """The fuser of each system that has one, each once; and why others cannot run."""
+    found: dict[str, Fuser] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            fuser = getattr(SYSTEMS[name](setup), "fuser", None)
+        except SystemUnavailable as reason:
+            missing[name] = str(reason)
+            continue
+        if fuser is not None and not any(fuser is known for known in found.values()):
+            found[name] = fuser
+    return found, missing
+
+
+def with_noise(rows: Sequence[TokenizedExample], label: str, variant: str) -> list[TokenizedExample]:
+    """Each usable row with its best candidates and the worst ones that the variant adds."""
+    added, gold = VARIANTS[variant], [_gold(row, label) or [] for row in rows]
+    return [_only(row, [*own[:BASE], *own[len(own) - added :]]) for row, own in zip(rows, gold, strict=True)]
+
+
+def usable(row: TokenizedExample, label: str) -> bool:
+    """Whether a row has enough labelled candidates, and a reference."""
+    return _gold(row, label) is not None and bool(row.output.strip())
+
+
+def _gold(row: TokenizedExample, label: str) -> list[int] | None:
+    """The labelled candidates, best first (ties by index); None where there are too few."""
+    labels = np.asarray(row.scores.get(label, np.full(len(row.texts), np.nan)), dtype=np.float64)
+    order = [int(i) for i in np.argsort(-labels, kind="stable") if not np.isnan(labels[i])]
+    return order if len(order) >= BASE + 2 else None
+
+
+def _only(row: TokenizedExample, chosen: Sequence[int]) -> TokenizedExample:
+    """The row with the candidates `chosen`, in that order."""
+    picked: dict[str, Any] = {
+        key: tuple(getattr(row, key)[i] for i in chosen) for key in ("models", "texts", "response_ids")
+    }
+    scores = {name: np.asarray(values)[list(chosen)] for name, values in row.scores.items()}
+    return replace(row, **picked, scores=scores)
+
+
+def fuse_all(name: str, fuser: Fuser, rows: Sequence[TokenizedExample], config: EvaluateConfig) -> list[str]:
+    """The text that a fuser writes from all candidates of each row; all rows have as many. They come best first."""
+    count = len(rows[0].texts)
+    ensemble = getattr(fuser, "ensemble", None)  # URG ranks and fuses in one pass, of any number
+    if ensemble is not None:
+        from urg.ensemble import Query
+
+        queries = [Query(row.instruction, tuple(row.texts), row.input) for row in rows]
+        options = {"num_beams": config.num_beams, "max_new_tokens": config.max_new_tokens}
+        return [fused.text for fused in ensemble.rank_and_fuse_batch(queries, k=count, **options)]
+    falling = np.arange(count, 0, -1, dtype=np.float64)
+    with _fusing(name, fuser, count):
+        return [fusion.text for fusion in fuser.fuse(rows, [falling] * len(rows))]
+
+
+@contextmanager
+def _fusing(name: str, fuser: Fuser, count: int) -> Iterator[None]:
+    """Let a fuser of the K best take `count`, for as long as the block lasts."""
+    model: Any = getattr(fuser, "model", None)
+    settings = getattr(model, "settings", None)
+    if not hasattr(settings, "k"):
+        raise UserError(f"{name} does not say how many candidates it fuses, so its noise cannot be measured")
+    model.settings = replace(settings, k=count)  # type: ignore[type-var]
+    try:
+        yield
+    finally:
+        model.settings = settings
