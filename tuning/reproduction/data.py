@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from tuning.reproduction.steps import markers
 
 PIN = "data.json"
 
 
 def pinned(root: Path, shards: str | None) -> str | None:
     """The user's set by its own folder: the one that the reproduction in `root` began with, else the newest below
-    `shards`; None where there is none yet, or the reproduction makes its own."""
+    `shards`; None where there is none yet, or the reproduction makes its own. What an older version began has no pin,
+    and its steps were run with the path as it was given: that is the pin then."""
     if shards is None:
         return None
     given = str(Path(shards).expanduser().absolute())
@@ -20,7 +22,14 @@ def pinned(root: Path, shards: str | None) -> str | None:
         stored = json.loads((root / PIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         stored = {}
-    return str(stored[given]) if given in stored else _folder(given)
+    if given in stored:
+        return str(stored[given])
+    return given if not stored and _was_run_with(root, given) else _folder(given)
+
+
+def _was_run_with(root: Path, given: str) -> bool:
+    """Whether a marker of `root` names this very path."""
+    return any(given in json.loads(path.read_text(encoding="utf-8"))["command"] for path in markers(root))
 
 
 def pin(root: Path, shards: str | None, folder: str | None) -> None:

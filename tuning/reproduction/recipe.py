@@ -120,13 +120,13 @@ class Recipe:
         return self.preset.overrides | self.asked_changes(system)
 
     def asked_changes(self, system: str) -> dict[str, Any]:
-        """Those of them that the user asks for, and the model of BERTScore."""
+        """Those of them that the user asks for, among them the model of BERTScore."""
         changes = dict(self.given)
         if base := self.config.bases.get(system):
             changes["model.base"] = _here(base)
-        model = self.models().get("bertscore_model")
-        if model is not None and self._trained_with(system).get("eval", {}).get("bertscore_model"):
-            changes.setdefault("eval.bertscore_model", model)
+        model = self.config.bertscore_model  # the preset's is in its trainings' own files
+        if model and self._trained_with(system).get("eval", {}).get("bertscore_model"):
+            changes.setdefault("eval.bertscore_model", _here(model))
         return changes
 
     def evaluated(self, variant: str) -> list[str]:

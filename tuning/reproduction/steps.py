@@ -70,6 +70,11 @@ def marker(root: Path, step: str) -> Path:
     return root / "steps" / f"{step}.json"
 
 
+def markers(root: Path) -> list[Path]:
+    """The files that say so of every step that is done."""
+    return sorted(marker(root, "*").parent.glob("*.json"))
+
+
 def ending_of(root: Path, step: Step) -> Ending | None:
     """How a step ended that has been done; None where it has not, or what it measures has changed. Raises UserError
     where its marker is of another command that made something."""

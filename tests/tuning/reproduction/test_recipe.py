@@ -118,6 +118,15 @@ def test_overrides_and_local_models_reach_every_training_and_the_sweep(tmp_path:
         planned(bases={"bart": "x"}, storage=str(tmp_path))
 
 
+@pytest.mark.parametrize("preset", ["flan-t5-large", "flan-t5-xl"])
+def test_a_training_says_bertscores_model_where_the_user_does(preset: str, tmp_path: Path):
+    """The preset's stands in the training's own file: a command that repeats it is another one than of before."""
+    own = planned(preset=preset, shards=str(tmp_path), storage=str(tmp_path), only=ALL)
+    assert not [name for name, step in own.items() if "--eval.bertscore_model" in step.command]
+    assert "eval.bertscore_model" not in " ".join(own["sweep"].command)
+    assert _trained(own["train-urg-s0"])["eval.bertscore_model"] == load_preset(preset).models["bertscore_model"]
+
+
 @pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
 def test_a_recipe_beyond_the_paper_changes_what_it_says_and_nothing_else(preset: Any, tmp_path: Path):
     """Each as the trainer reads it, against the preset's own."""

@@ -13,11 +13,11 @@ from tuning.reproduce import plan, reproduce
 from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.data import data_key, pin, pinned
 from tuning.reproduction.experiments import EXPERIMENTS
-from tuning.reproduction.recipe import Recipe
+from tuning.reproduction.recipe import URG, Recipe
 from tuning.reproduction.report import write_report
 from tuning.reproduction.results import Figure, Results
 from tuning.reproduction.run_with import run_with
-from tuning.reproduction.steps import Ending, Step, marker
+from tuning.reproduction.steps import Ending, Step, ending_of, marker
 from urg.evaluation.sheet import Sheet
 
 
@@ -176,6 +176,27 @@ def test_a_reproduction_stays_with_the_set_that_it_began_with(tmp_path: Path, mo
     assert pinned(root, str(tmp_path / "others")) == str(tmp_path / "others" / "second")
     assert pinned(root, None) is None
     assert data_key(given) == "k"
+
+
+def test_a_reproduction_of_before_there_was_a_pin_stays_with_the_path_that_its_steps_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A finished training of it is done, whatever the newest set is; that of another path pins nothing."""
+    found = lambda folder, verify: SimpleNamespace(folder=Path(folder) / "newest", manifest={"key": "k"})  # noqa: E731
+    monkeypatch.setattr("data_pipeline.shards.ShardSet.open", found)
+    given, root = str(tmp_path / "mix-instruct"), tmp_path / "reproduce"
+    config = ReproduceConfig("flan-t5-large", "fig3", storage=str(tmp_path), shards=given)
+    of_before = Recipe(config, load_preset(config.preset), root)
+    step = of_before.steps[of_before.train(URG, 0)]
+    path = marker(root, step.name)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"command": list(step.command), "seconds": 1.0}), encoding="utf-8")
+    assert pinned(root, given) == given
+    assert ending_of(root, plan(config)[0].steps[step.name]) is not None
+    assert pinned(root, str(tmp_path / "other")) == str(tmp_path / "other" / "newest")
+    pin(root, given, pinned(root, given))
+    path.unlink()
+    assert pinned(root, given) == given
 
 
 @pytest.mark.slow
