@@ -10,8 +10,8 @@ again goes on where it stopped. In `<storage>/<name>/` it leaves
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +41,20 @@ def main(config: ReproduceConfig) -> None:
 
 
 def plan(config: ReproduceConfig) -> tuple[Recipe, dict[str, list[str]]]:
-    """The recipe, and the steps of each experiment, whether it is asked for or not. Raises UserError for an unknown
-    one."""
+    """The recipe, and the steps of each experiment that is asked for, and of each other one that could be. Raises
+    UserError for an unknown one, and where one that is asked for lacks data or a system."""
     from tuning.reproduction.data import pinned
     from tuning.reproduction.experiments import EXPERIMENTS
     from tuning.reproduction.recipe import Recipe
 
-    asked(config.only)
+    strictly = asked(config.only)
     root = Path(config.storage).expanduser().absolute() / config.name
     recipe = Recipe(config, load_preset(config.preset), root, pinned(root, config.shards))
-    return recipe, {name: experiment.needs(recipe) for name, experiment in EXPERIMENTS.items()}
+    needs: dict[str, list[str]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        with nullcontext() if name in strictly else suppress(UserError):
+            needs[name] = experiment.needs(recipe)
+    return recipe, needs
 
 
 def asked(only: str | None) -> list[str]:
@@ -80,8 +84,8 @@ def reproduce(recipe: Recipe, needs: dict[str, list[str]]) -> tuple[Path, list[s
         before = _done(recipe)
         with writing(recipe.root):
             pin(recipe.root, recipe.config.shards, recipe.pinned)
-        key = functools.partial(data_key, recipe.shards())
-        endings = run_steps(recipe.root, wanted(recipe, needs), recipe.at_once, key)
+        # Speed is measured without data: they are looked for by the steps that take them.
+        endings = run_steps(recipe.root, wanted(recipe, needs), recipe.at_once, lambda: data_key(recipe.shards()))
         with writing(recipe.root):
             report = write_report(Results(recipe, before | endings), needs, asked(recipe.config.only))
     return report, [name for name, ending in endings.items() if ending.failure]

@@ -64,7 +64,7 @@ class Preset:
     """What a size of the reproduction is made of: a YAML file in `presets/`, or the user's."""
 
     systems: dict[str, str]
-    """System → the preset of `urg.train` that trains it."""
+    """System → the preset of `urg.train` that trains it: `urg`, and what the experiments that are asked for compare."""
     seeds: int
     """Seeds of everything that is trained."""
     ks: list[int]
@@ -105,17 +105,21 @@ def load_preset(name: str) -> Preset:
         )
     if missing := sorted(needed - content.keys()):
         raise UserError(f"preset {name}: it lacks {', '.join(missing)}; set them, or begin with `like: flan-t5-large`.")
+    if not isinstance(content["systems"], Mapping) or "urg" not in content["systems"]:
+        raise UserError(f"preset {name}: its systems lack urg, which every claim is about; set `systems: {{urg: …}}`.")
     return Preset(**content)
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A preset's settings, on top of those of the one that it is like."""
+def _read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A preset's settings, on top of those of the one that it is like. above: those that are like it."""
     from tuning.values import read_file
 
+    if name in above:
+        raise UserError(f"preset {above[0]}: it is like itself ({' → '.join([*above, name])}); name another by `like`.")
     content = read_file(name, PRESETS)
     own = {"name": name} if (PRESETS / f"{name}.yaml").is_file() else {}
     like = content.pop("like", None)
-    return _merged(_read(like), own | content) if like else own | content
+    return _merged(_read(str(like), (*above, name)), own | content) if like else own | content
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,10 +110,19 @@ class Recipe:
     def train(self, variant: str, seed: int) -> str:
         """The step that trains a variant."""
         system, changed = self.variant(variant)
-        values: dict[str, Any] = {"config": self.preset.systems[system], "name": self.run(variant, seed)}
+        values: dict[str, Any] = {"config": self.trained_by(system), "name": self.run(variant, seed)}
         values |= {"storage": str(self.root / "runs"), "seed": seed, "data.shards": self.shards()}
         values |= {"tracking.experiment": self.config.name} | self.changes(system) | changed
         return self.add(f"train-{self.run(variant, seed)}", "urg.train", values, self.prepare())[0]
+
+    def trained_by(self, system: str) -> str:
+        """The preset of `urg.train` that trains a system. Raises UserError where there is none."""
+        if system not in self.preset.systems:
+            raise UserError(
+                f"preset {self.config.preset} has no system {system}, which is asked for: name the preset of urg.train "
+                f"that trains it by `systems: {{{system}: …}}`, or choose other experiments by --only."
+            )
+        return self.preset.systems[system]
 
     def changes(self, system: str) -> dict[str, Any]:
         """Dotted key → value: what every training of a system changes in its preset."""
@@ -236,7 +245,7 @@ class Recipe:
         from tuning.values import read_file
         from urg.config import PRESETS
 
-        return read_file(self.preset.systems[system], PRESETS)
+        return read_file(self.trained_by(system), PRESETS)
 
     def add(
         self, name: str, module: str, values: dict[str, Any], needs: tuple[str, ...] = (), **how: Any

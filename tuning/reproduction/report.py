@@ -34,15 +34,15 @@ class Part:
 
 
 def parts(results: Results, needs: Mapping[str, Sequence[str]], asked: Collection[str] = EXPERIMENTS) -> list[Part]:
-    """What it was run with, every experiment whose steps are done, and what it took. needs: the steps of each. asked:
-    those of this session."""
-    found = [_part(name, one, results, needs[name], name in asked) for name, one in EXPERIMENTS.items()]
+    """What it was run with, every experiment whose steps are done, and what it took. needs: the steps of each that can
+    be run. asked: those of this session."""
+    found = [_part(name, one, results, needs.get(name), name in asked) for name, one in EXPERIMENTS.items()]
     first = Part("run_with", "What it was run with", (run_with(results),), None)
     return [first, *found, Part("time", "What it took", (time_taken(results),), None)]
 
 
-def _part(name: str, experiment: Experiment, results: Results, needs: Sequence[str], asked: bool) -> Part:
-    missing = results.why_not(needs)
+def _part(name: str, experiment: Experiment, results: Results, needs: Sequence[str] | None, asked: bool) -> Part:
+    missing = "not asked for" if needs is None else results.why_not(needs)
     if missing and not asked:
         missing = "not asked for"
     return Part(name, experiment.title, () if missing else tuple(experiment.show(results)), missing)

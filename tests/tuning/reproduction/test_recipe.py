@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from data_pipeline import stats
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
 from tuning import config as sweep_config
-from tuning.reproduce import asked, plan, wanted
+from tuning.reproduce import asked, plan, reproduce, wanted
 from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
 from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, URG
-from tuning.reproduction.steps import Step
+from tuning.reproduction.steps import Ending, Step
 from urg import benchmark
 from urg import config as train_config
 from urg.evaluation.answer_store import NOT_IN_KEY
@@ -221,6 +222,48 @@ def test_experiments_by_name_come_in_the_order_of_the_report():
 def test_mixinstruct_must_be_prepared_by_the_user(tmp_path: Path):
     with pytest.raises(UserError, match=r"data_pipeline\.prepare --input hf:llm-blender/mix-instruct"):
         plan(ReproduceConfig(preset="flan-t5-large", only="table3", storage=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("only", "steps"), [("table4", ["benchmark-rankers"]), ("s3.5", ["benchmark-complexity"])])
+def test_speed_needs_no_data(only: str, steps: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Planned, run and reported without --shards; of what needs them the report says that nobody asked."""
+    config = ReproduceConfig(preset="flan-t5-large", only=only, storage=str(tmp_path))
+    recipe, needs = plan(config)
+    assert list(wanted(recipe, needs)) == steps
+    failed = lambda root, wanted, at_once, data_key: {name: Ending(failure="stopped") for name in wanted}  # noqa: E731
+    monkeypatch.setattr("tuning.reproduction.steps.run_steps", failed)
+    report, failures = reproduce(recipe, needs)
+    assert failures == steps
+    stored = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))["experiments"]
+    missing = {name: part["missing"] for name, part in stored.items() if name in EXPERIMENTS}
+    assert missing.pop(ALSO.get(only, only)) == f"{steps[0]}: stopped"
+    assert set(missing.values()) == {"not asked for"}
+
+
+def test_a_preset_may_have_fewer_systems_than_the_paper(tmp_path: Path):
+    """What needs the others is named where it is asked for, and left out where it is not."""
+    path = tmp_path / "few.yaml"
+    path.write_text("systems: {urg: sample}\nseeds: 1\nks: [1]\nprepare: {config: sample}\n")
+    steps = planned(preset=str(path), only="table3,fig3", storage=str(tmp_path))
+    assert {"prepare", "train-urg-s0", "train-wo_erm-s0", "train-k1-s0"} <= steps.keys()
+    needs = plan(ReproduceConfig(preset=str(path), only="fig3", storage=str(tmp_path)))[1]
+    assert needs.keys().isdisjoint({"table2", "table5", "table6", "table8"})
+    with pytest.raises(UserError, match=r"few\.yaml has no system simcls, which is asked for"):
+        planned(preset=str(path), only="table2", storage=str(tmp_path))
+    path.write_text("systems: {simcls: sample-simcls}\nseeds: 1\nks: [1]\n")
+    with pytest.raises(UserError, match=r"few\.yaml: its systems lack urg"):
+        load_preset(str(path))
+
+
+def test_a_preset_that_is_like_itself_is_named(tmp_path: Path):
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text(f"like: {one}\n")
+    with pytest.raises(UserError, match=r"one\.yaml: it is like itself"):
+        load_preset(str(one))
+    one.write_text(f"like: {other}\n")
+    other.write_text(f"like: {one}\n")
+    with pytest.raises(UserError, match=r"it is like itself \(.*one\.yaml → .*other\.yaml → .*one\.yaml\)"):
+        load_preset(str(one))
 
 
 @pytest.mark.parametrize("changes", [{"name": "a/b"}, {"seeds": 0}, {"at_once": 0}])
