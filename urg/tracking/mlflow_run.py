@@ -78,9 +78,8 @@ class MlflowRun:
         """Find the run or make it; writes its id into the spool's card."""
         if self._client is not None:
             return
-        with _one_at_a_time(self._uri):
-            client = _make_client(self._uri)
-            run = self._find(client)
+        client = _make_client(self._uri)
+        run = self._find(client)
         if run is None:
             run = self._create(client)
             self._is_new = True
@@ -281,7 +280,8 @@ def _make_client(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of the migrations
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(uri)
+    with _one_at_a_time(uri):
+        return MlflowClient(uri)
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run | None:

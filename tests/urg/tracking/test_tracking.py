@@ -1,3 +1,4 @@
+import fcntl
 import math
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 from data_pipeline.errors import UserError
 from tests.mlflow_server import dead_uri, mlflow_server
 from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
+from urg.tracking.journal import RunCard
+from urg.tracking.mlflow_run import Finished, MlflowRun, log_finished_runs, register_model, tag_experiment
 from urg.tracking.replay import ReplayConfig, replay
 
 REPOSITORY = Path(__file__).parents[3]
@@ -298,3 +301,43 @@ def test_processes_that_begin_at_once_make_one_database(tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path), default_uri(tmp_path)]
     begun = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("a", "b")]
     assert [(process.communicate()[1][-500:], process.returncode)[1] for process in begun] == [0, 0]
+
+
+OPENERS = {
+    "connect": lambda uri, folder: MlflowRun(uri, RunCard("a", "a", "a", 0.0), folder).connect(),
+    "register_model": lambda uri, folder: register_model(uri, "id", folder, "a", "champion", {"m": "1"}, "m"),
+    "tag_experiment": lambda uri, folder: tag_experiment(uri, "a", {}),
+    "log_finished_runs": lambda uri, folder: log_finished_runs(uri, "a", Finished("a", {}), [], "key"),
+}
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+def test_whoever_opens_a_database_holds_its_lock(opener, tmp_path, monkeypatch):
+    """While MLflow makes its tables; not after, for a run is logged for hours."""
+    uri = default_uri(tmp_path)
+    lock = Path(uri.removeprefix("sqlite:///")).with_name(f".{Path(uri).name}.lock")
+    held = []
+
+    def is_held():
+        with lock.open("w") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    class Opened(Exception):
+        pass
+
+    class Client:
+        def __init__(self, uri):
+            held.append(is_held())
+
+        def __getattr__(self, name):
+            held.append(is_held())
+            raise Opened
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
+    with pytest.raises(Opened):
+        OPENERS[opener](uri, tmp_path)
+    assert held == [True, False]
