@@ -6,7 +6,6 @@ paper's "12" and "11,12" of twelve. Δ% = 100 (noisy − base) / |base| of a met
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,9 @@ from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.noisy_texts import BASE, VARIANTS, NoisyTexts, usable
 
 if TYPE_CHECKING:
-    from data_pipeline.shards import TokenizedExample
     from urg.evaluation.answering import Load
     from urg.evaluation.sheet import Sheet
+    from urg.evaluation.subject import Subject
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +52,7 @@ def run_noise(config: EvaluateConfig, output: Path, load: Load | None = None) ->
     from urg.evaluation.subject import open_subject
 
     subject = open_subject(config)
-    noise = measure(subject.rows, subject.label, subject.config, output, load or load_ensemble)
+    noise = measure(subject, output, load or load_ensemble)
     changes = {
         system: {v: {m: noise.change(system, v, m) for m in METRICS if m in by["base"]} for v in list(VARIANTS)[1:]}
         for system, by in noise.means.items()
@@ -68,12 +67,13 @@ def run_noise(config: EvaluateConfig, output: Path, load: Load | None = None) ->
     return noise
 
 
-def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig, output: Path, load: Load) -> Noise:
+def measure(subject: Subject, output: Path, load: Load) -> Noise:
     """Fuse every variant with every asked fuser, and score the texts. Texts of an earlier run are kept."""
     from urg.evaluation.answer_store import AnswerStore
     from urg.evaluation.progress import Progress
     from urg.evaluation.text_metrics import TextMetrics
 
+    rows, label, config = subject.rows, subject.label, subject.config
     kept_rows = [row for row in rows if usable(row, label)]
     if not kept_rows:
         raise UserError(
@@ -83,7 +83,7 @@ def measure(rows: Sequence[TokenizedExample], label: str, config: EvaluateConfig
     progress = Progress()
     metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, kept_rows, label)
-    texts, missing = NoisyTexts(rows, label, config, load, progress, store).written()
+    texts, missing = NoisyTexts(rows, subject.ids, label, config, load, progress, store).written()
     scored: dict[str, dict[str, dict[str, Floats]]] = {}
     for name, by in texts.items():
         scored[name] = {}

@@ -11,10 +11,11 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from urg.evaluation.answer_store import Answered, AnswerStore
-from urg.evaluation.answering import INSTANT, Load, asked_systems, make_setup
+from urg.evaluation.answering import Load, asked_systems, make_setup
 from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.pool import Answerer, lines_of_pool
 from urg.systems import SYSTEMS
+from urg.systems.needs import FUSING, NEEDS, require_usable
 from urg.systems.protocol import Answer, Fuser, Progress, Setup, SystemUnavailable
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ Texts = dict[str, dict[str, list[str | None]]]
 
 @dataclass(frozen=True)
 class NoisyTexts:
-    """rows: all that are evaluated. store: of the usable ones, which keeps texts over the end of the process."""
+    """rows: all that are evaluated. ids: of all rows of their split. store: of the usable rows, which keeps texts over
+    the end of the process."""
 
     rows: Sequence[TokenizedExample]
+    ids: Sequence[str]
     label: str
     config: EvaluateConfig
     load: Load
@@ -39,16 +42,18 @@ class NoisyTexts:
     store: AnswerStore
 
     def written(self) -> tuple[Texts, dict[str, str]]:
-        """The texts of each asked system that writes, each fuser once; and why other systems cannot run."""
+        """The texts of each asked system that writes, each fuser once; and why other systems cannot run. What they need
+        is looked at before the first text."""
         models = sorted({name for row in self.rows for name in row.models})
-        names = [name for name in asked_systems(self.config.systems, models)[1] if name not in INSTANT]
+        names = [name for name in asked_systems(self.config.systems, models)[1] if _may_fuse(name)]
+        require_usable(self.config.folders, names, [row.id for row in self.rows], self.ids)
         texts, missing = {name: self._kept(name) for name in names}, dict[str, str]()
         if any(len(kept) < len(VARIANTS) for kept in texts.values()):
             made, missing = (self._far if self.config.workers else self._here)(models, names, texts)
             texts = made
         texts = {name: own for name, own in texts.items() if own}
         if not texts:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no fuser was asked for"
             raise UserError(f"none of the systems writes texts ({reasons}); name a model by --model")
         return texts, missing
 
@@ -67,8 +72,7 @@ class NoisyTexts:
 
     def _here(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
         """By this process; each variant is in the store when the next one begins."""
-        ids = [row.id for row in self.rows]
-        setup = make_setup(self.config, self.label, models, names, self.load, self.progress, ids)
+        setup = make_setup(self.config, self.label, models, names, self.load, self.progress, self.ids)
         fusers, missing = _fusers(setup, names)
         rows, texts = [row for row in self.rows if usable(row, self.label)], Texts()
         for name, fuser in fusers.items():
@@ -82,8 +86,7 @@ class NoisyTexts:
     def _far(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
         """By the pool of actors."""
         pending = tuple(name for name in names if len(kept[name]) < len(VARIANTS))
-        ids = tuple(row.id for row in self.rows)
-        made = (self.label, tuple(models), tuple(names), self.config, self.load, ids, pending)
+        made = (self.label, tuple(models), tuple(names), self.config, self.load, tuple(self.ids), pending)
         what = f"noise: {', '.join(pending)}"
         lines = lines_of_pool(_NoiseAnswerer, made, len(self.rows), self.config, self.progress, what)
         places = [i for i, row in enumerate(self.rows) if usable(row, self.label)]
@@ -122,6 +125,11 @@ class _NoiseAnswerer(Answerer):
                     own[place] = {"text": text}
                 found[f"{name}:{variant}"] = own
         return found
+
+
+def _may_fuse(name: str) -> bool:
+    """Whether a system writes texts as far as is known before it is built: one that is not in NEEDS may."""
+    return name not in NEEDS or set(FUSING) <= set(NEEDS[name].settings)
 
 
 def _fusers(setup: Setup, names: Sequence[str]) -> tuple[dict[str, Fuser], dict[str, str]]:

@@ -23,7 +23,7 @@ from urg.evaluation.config import EvaluateConfig, HumanConfig
 from urg.evaluation.human import COLUMNS, CRITERIA, fleiss_kappa, preference, run_human
 from urg.evaluation.noise import change_interval, run_noise, table5
 from urg.evaluation.noisy_texts import VARIANTS, fuse_all
-from urg.systems import Fusion, Scores
+from urg.systems import SYSTEMS, Fusion, Scores
 
 Configure = Callable[..., EvaluateConfig]
 
@@ -143,6 +143,39 @@ def test_noise_without_what_it_needs(configure: Configure, tmp_path: Path, stub:
     with pytest.raises(UserError, match="none of the systems writes texts"):
         run_noise(configure(random_rows(3), model=None, label="quality"), tmp_path)
     assert list(VARIANTS.values()) == [0, 1, 2]
+
+
+def test_noise_starts_no_pool_for_systems_that_only_rank(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `all`: those that write, and a new one that nothing is known of. A fold's rows come with the whole split's
+    ids."""
+    asked = []
+
+    def pool(answerer: Any, made: tuple[Any, ...], *_: Any) -> dict[str, Any]:
+        asked.append(made)
+        return {}
+
+    monkeypatch.setattr("urg.evaluation.noisy_texts.lines_of_pool", pool)
+    monkeypatch.setitem(SYSTEMS, "new_one", SYSTEMS["urg"])
+    rows = random_rows(12)
+    with pytest.raises(UserError, match="none of the systems writes texts"):
+        run_noise(configure(rows, workers=2, rows=6), tmp_path)
+    writing = ("simcls_gen", "summareranker_gen", "llm_blender", "urg_random_k", "urg", "new_one")
+    ((*_, ids, pending),) = asked
+    assert set(pending) <= set(writing)
+    assert {"llm_blender", "urg", "new_one"} <= set(pending)
+    assert list(ids) == [row.id for row in rows]
+    with pytest.raises(UserError, match=r"writes texts \(no fuser was asked for\)"):
+        run_noise(configure(rows, workers=2, systems="pair_ranker,urg_rank"), tmp_path)
+    assert len(asked) == 1
+
+
+def test_noise_looks_at_folders_before_the_first_text(configure: Configure, tmp_path: Path, stub: StubEnsemble) -> None:
+    config = configure(random_rows(12), systems="urg,llm_blender", folders={"gen_fuser": str(tmp_path / "absent")})
+    with pytest.raises(UserError, match="absent"):
+        run_noise(config, tmp_path, lambda config: stub)  # type: ignore[arg-type,return-value]
+    assert not stub.calls
 
 
 def exported(configure: Configure, folder: Path, stub: StubEnsemble, count: int = 12, **human: Any) -> Path:
