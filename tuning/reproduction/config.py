@@ -74,8 +74,8 @@ class Preset:
     gpu: bool = False
     """Whether trainings and measurements take GPUs. On a cluster, `urg.evaluate` and `urg.benchmark` then run on a node
     with one, and hold it."""
-    name: str = "sample"
-    """The preset of the project that this one is, or is like."""
+    name: str = ""
+    """The preset of the project that this one is, or is like; empty for a file that is like none."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key → value, for every training."""
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
 from tuning.reproduction.recipe import URG, Recipe
 from tuning.reproduction.steps import Ending
 from urg.evaluation.sheet import NONE
@@ -141,8 +142,13 @@ class Results:
 
     @cached_property
     def generated(self) -> bool:
-        """Whether the data are generated."""
-        return self.recipe.preset.name == "sample" and self.recipe.config.shards is None
+        """Whether the data are generated: what the prepared set says of its rows."""
+        from data_pipeline.shards import ShardSet
+
+        try:
+            return bool(ShardSet.open(self.recipe.shards(), verify=False).manifest.get("generated"))
+        except UserError:  # there is none yet, or no longer: the sample's figures remain what they are
+            return self.recipe.preset.name == "sample" and self.recipe.config.shards is None
 
 
 def _json(path: Path) -> dict[str, Any]:

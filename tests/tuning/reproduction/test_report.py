@@ -199,6 +199,22 @@ def test_a_reproduction_of_before_there_was_a_pin_stays_with_the_path_that_its_s
     assert pinned(root, given) == given
 
 
+def test_data_are_generated_where_the_prepared_set_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever named it, and whatever the preset; without a set it is the sample alone."""
+    path = tmp_path / "ours.yaml"
+    path.write_text("systems: {urg: sample}\nseeds: 1\nks: [1]\nprepare: {input: rows.jsonl}\n")
+    ours, named = (
+        Results(plan(ReproduceConfig(preset, "fig3", shards=shards, storage=str(tmp_path)))[0], {})
+        for preset, shards in ((str(path), None), ("sample", str(tmp_path)))
+    )
+    sample = Results(plan(ReproduceConfig(storage=str(tmp_path)))[0], {})
+    assert (ours.generated, named.generated, sample.generated) == (False, False, True)
+    for told in (True, False):
+        found = lambda folder, verify, told=told: SimpleNamespace(folder=folder, manifest={"generated": told})  # noqa: E731
+        monkeypatch.setattr("data_pipeline.shards.ShardSet.open", found)
+        assert {Results(each.recipe, {}).generated for each in (ours, named, sample)} == {told}
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
