@@ -31,8 +31,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 nothing filtered (K over N), no robust training, no KL term alone."""
 _OURS = ("name", "storage", "seed", "system", "data.shards", "resume", "dry_run", "model.base")
 """What the reproduction sets for each training."""
+_PAPERS: dict[str, Any] = {
+    "loss.rank_loss": "hinge", "loss.rank_scale": "attention", "loss.gamma": 5.0, "loss.beta": 2.0, "loss.m": 32,
+    "loss.tau": 2.0, "loss.selection": "predicted", "loss.second_ce": True, "model.score_layers": "all",
+    "model.score_tokens": "all", "model.k_gap": None,
+}  # fmt: skip
+"""What the paper fixes of URG's recipe, and what a training has that says nothing else."""
 PAPERS_RANKING = "hinge on attention, γ=5"
-"""How the paper's URG learns to rank, as `Recipe.ranking` says it."""
+"""The paper's recipe, as `Recipe.ranking` says it."""
 
 
 @dataclass
@@ -76,15 +82,17 @@ class Recipe:
         return int(self.preset.overrides.get("model.k") or self._trained_with(URG).get("model", {}).get("k", 3))
 
     def ranking(self, variant: str) -> str:
-        """How a variant of URG learns to rank: loss, scale of the scores, weight."""
-        loss = {"rank_loss": "hinge", "rank_scale": "attention", "gamma": 5.0} | self._trained_with(URG).get("loss", {})
-        changed = self.preset.overrides | self.variant(variant)[1]
-        loss |= {key.removeprefix("loss."): value for key, value in changed.items()}
-        return f"{loss['rank_loss']} on {loss['rank_scale']}, γ={loss['gamma']:g}"
+        """How a variant of URG learns: ranking loss, scale of the scores, weight; and what else is not the paper's."""
+        from urg.tracking.loggable import flatten
+
+        chosen = _PAPERS | dict(flatten(self._trained_with(URG))) | self.preset.overrides | self.variant(variant)[1]
+        loss, scale, gamma, *others = _PAPERS
+        told = [f"{chosen[loss]} on {chosen[scale]}", f"γ={chosen[gamma]:g}"]
+        return ", ".join(told + [f"{key} {chosen[key]}" for key in others if chosen[key] != _PAPERS[key]])
 
     @property
     def papers_variant(self) -> str | None:
-        """The variant that learns to rank as the paper's: URG itself, or one of the preset's recipes; None for none."""
+        """The variant whose recipe is the paper's: URG itself, or one of the preset's recipes; None for none."""
         names = (URG, *self.preset.recipes)
         return next((name for name in names if self.ranking(name) == PAPERS_RANKING), None)
 

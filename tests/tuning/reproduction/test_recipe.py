@@ -15,7 +15,7 @@ from tuning import config as sweep_config
 from tuning.reproduce import asked, plan, reproduce, wanted
 from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
-from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, URG
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, PAPERS_RANKING, URG
 from tuning.reproduction.steps import Ending, Step
 from urg import benchmark
 from urg import config as train_config
@@ -126,6 +126,24 @@ def test_a_training_says_bertscores_model_where_the_user_does(preset: str, tmp_p
     assert not [name for name, step in own.items() if "--eval.bertscore_model" in step.command]
     assert "eval.bertscore_model" not in " ".join(own["sweep"].command)
     assert _trained(own["train-urg-s0"])["eval.bertscore_model"] == load_preset(preset).models["bertscore_model"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss.beta", 0.5), ("loss.m", 8), ("loss.tau", 1.0), ("loss.selection", "gold"), ("loss.second_ce", False),
+        ("model.score_layers", "last"), ("model.score_tokens", "response"), ("model.k_gap", 0.7),
+    ],
+)  # fmt: skip
+def test_a_training_with_an_override_is_no_longer_the_papers(key: str, value: Any, tmp_path: Path):
+    """Nor is any recipe of the preset, which gets the override too; the sample's own is said with it."""
+    given = {"storage": str(tmp_path), "shards": str(tmp_path)}
+    for preset, papers in (("flan-t5-large", URG), ("flan-t5-xl", URG), ("sample", "paper")):
+        own = plan(ReproduceConfig(preset, "fig3", **given))[0]  # type: ignore[arg-type]
+        changed = plan(ReproduceConfig(preset, "fig3", **given, overrides={key: value}))[0]  # type: ignore[arg-type]
+        assert (own.papers_variant, changed.papers_variant) == (papers, None)
+        assert own.ranking(papers) == PAPERS_RANKING
+        assert changed.ranking(papers) == f"{PAPERS_RANKING}, {key} {value}"
 
 
 @pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
