@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
     from urg.ensemble import Ensemble
 
-Scores = NDArray[np.float64]  # [N], one a candidate, in the row's order; NaN = the ranker has no opinion of it
+Scores = NDArray[np.float64]
+"""[N], one a candidate, in the row's order. A NaN may stand where a candidate has no label, as the oracle's does, and
+nowhere else: the evaluation of a ranker that leaves out a candidate with a label ends."""
 Kind = Literal["model", "closed", "floor", "ranker", "fuser", "ceiling"]
 KINDS: tuple[Kind, ...] = (
     "model",
