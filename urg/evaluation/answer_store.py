@@ -1,6 +1,6 @@
 """Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
 
-The key stands for the rows, the system, the options that it depends on (`urg.systems.needs`) and the content of the
+The key stands for the rows, the system, the options that it depends on (`urg.systems.NEEDS`) and the content of the
 folders and files that they name; under another key a file is not there.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.results import write_parquet
-from urg.systems.needs import NEEDS
+from urg.systems import NEEDS
 from urg.systems.protocol import KINDS, Answer, Kind
 
 if TYPE_CHECKING:

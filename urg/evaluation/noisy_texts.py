@@ -14,8 +14,8 @@ from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.answering import Load, asked_systems, make_setup
 from urg.evaluation.config import EvaluateConfig
 from urg.evaluation.pool import Answerer, lines_of_pool
-from urg.systems import SYSTEMS
-from urg.systems.needs import FUSING, NEEDS, require_usable
+from urg.systems import FUSING, NEEDS, SYSTEMS
+from urg.systems.needs import require_usable
 from urg.systems.protocol import Answer, Fuser, Progress, Setup, SystemUnavailable
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Every system that is compared, behind one protocol (`protocol.py`). A new one: a file, a line in SYSTEMS, a test."""
+"""Every system that is compared, behind one protocol (`protocol.py`). A new one: a file, a line in _TABLE, a test."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from urg.systems.folder import FOLDERS, require_known
 from urg.systems.longest import longest
 from urg.systems.oracle import oracle
 from urg.systems.protocol import (
+    FUSING,
     KINDS,
     Answer,
     FusedBy,
     Fuser,
     Fusion,
     Kind,
+    Needs,
     Ranked,
     Ranker,
     Scores,
@@ -46,27 +48,31 @@ class _Lazy:
         return self.found()(setup)
 
 
-SYSTEMS: dict[str, Builder] = {
-    "random": random,
-    "longest": longest,
-    "mlm_scoring": _Lazy("mlm_scoring", "mlm_scoring"),
-    "reward_model": _Lazy("reward_model", "reward_model"),
-    "simcls": _Lazy("simcls", "simcls"),
-    "summareranker": _Lazy("summareranker", "summareranker"),
-    "pair_ranker": _Lazy("pair_ranker", "pair_ranker"),
-    "pair_ranker_wins": _Lazy("pair_ranker", "pair_ranker_wins"),
-    "pair_ranker_bubble": _Lazy("pair_ranker", "pair_ranker_bubble"),
-    "judge_rank": _Lazy("judge", "judge_rank"),
-    "urg_rank": urg_rank,
-    "simcls_gen": _Lazy("simcls", "simcls_gen"),
-    "summareranker_gen": _Lazy("summareranker", "summareranker_gen"),
-    "llm_blender": _Lazy("pair_ranker", "llm_blender"),
-    "judge_fuse": _Lazy("judge", "judge_fuse"),
-    "urg_random_k": urg_random_k,
-    "urg": urg,
-    "imported": _Lazy("imported", "imported"),
-    "oracle": oracle,
+# System → what builds it, and what its answers depend on; in the order of tables.
+_TABLE: dict[str, tuple[Builder, Needs]] = {
+    "random": (random, Needs(settings=("seed",))),
+    "longest": (longest, Needs()),
+    "mlm_scoring": (_Lazy("mlm_scoring", "mlm_scoring"), Needs(("mlm_scoring",))),
+    "reward_model": (_Lazy("reward_model", "reward_model"), Needs(("reward_model",))),
+    "simcls": (_Lazy("simcls", "simcls"), Needs(("simcls",))),
+    "summareranker": (_Lazy("summareranker", "summareranker"), Needs(("summareranker",))),
+    "pair_ranker": (_Lazy("pair_ranker", "pair_ranker"), Needs(("pair_ranker",))),
+    "pair_ranker_wins": (_Lazy("pair_ranker", "pair_ranker_wins"), Needs(("pair_ranker",))),
+    "pair_ranker_bubble": (_Lazy("pair_ranker", "pair_ranker_bubble"), Needs(("pair_ranker",))),
+    "judge_rank": (_Lazy("judge", "judge_rank"), Needs(("judge",), ("seed",))),
+    "urg_rank": (urg_rank, Needs(settings=("model",))),
+    "simcls_gen": (_Lazy("simcls", "simcls_gen"), Needs(("simcls", "gen_fuser"), FUSING)),
+    "summareranker_gen": (_Lazy("summareranker", "summareranker_gen"), Needs(("summareranker", "gen_fuser"), FUSING)),
+    "llm_blender": (_Lazy("pair_ranker", "llm_blender"), Needs(("pair_ranker", "gen_fuser"), FUSING)),
+    "judge_fuse": (_Lazy("judge", "judge_fuse"), Needs(("judge",), ("seed",))),
+    "urg_random_k": (urg_random_k, Needs(settings=("model", "seed", *FUSING))),
+    "urg": (urg, Needs(settings=("model", *FUSING))),
+    "imported": (_Lazy("imported", "imported"), Needs(("imported",))),
+    "oracle": (oracle, Needs()),
 }
+SYSTEMS: dict[str, Builder] = {name: build for name, (build, _) in _TABLE.items()}
+NEEDS: dict[str, Needs] = {name: needs for name, (_, needs) in _TABLE.items()}
+"""What each depends on. A system that is not in it is taken to depend on everything."""
 
 
 def about(build: Builder) -> str:
@@ -92,6 +98,6 @@ def build_systems(setup: Setup) -> tuple[list[System], dict[str, str]]:
 
 
 __all__ = [
-    "FOLDERS", "KINDS", "SYSTEMS", "Answer", "FusedBy", "Fuser", "Fusion", "Kind", "Ranked", "Ranker", "Scores",
-    "Setup", "System", "SystemUnavailable", "about", "build_systems",
+    "FOLDERS", "FUSING", "KINDS", "NEEDS", "SYSTEMS", "Answer", "FusedBy", "Fuser", "Fusion", "Kind", "Needs", "Ranked",
+    "Ranker", "Scores", "Setup", "System", "SystemUnavailable", "about", "build_systems",
 ]  # fmt: skip

@@ -1,49 +1,14 @@
-"""What each system is made of: the folders and the settings that its answers depend on, and whether they can be used.
-
-A system that is not in NEEDS, such as a new one, is taken to depend on everything.
-"""
+"""Whether what the systems are made of (`urg.systems.NEEDS`) can be used: the folders and files that are named."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from urg.systems import NEEDS
 from urg.systems.folder import FOLDERS, SYSTEM_FILE, read_system, require_known
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Names of `Setup.folders`, and of settings of an evaluation."""
-
-    folders: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-
-
-FUSING = ("num_beams", "max_new_tokens")
-NEEDS = {
-    "random": Needs(settings=("seed",)),
-    "longest": Needs(),
-    "oracle": Needs(),
-    "mlm_scoring": Needs(("mlm_scoring",)),
-    "reward_model": Needs(("reward_model",)),
-    "simcls": Needs(("simcls",)),
-    "summareranker": Needs(("summareranker",)),
-    "pair_ranker": Needs(("pair_ranker",)),
-    "pair_ranker_wins": Needs(("pair_ranker",)),
-    "pair_ranker_bubble": Needs(("pair_ranker",)),
-    "judge_rank": Needs(("judge",), ("seed",)),
-    "urg_rank": Needs(settings=("model",)),
-    "simcls_gen": Needs(("simcls", "gen_fuser"), FUSING),
-    "summareranker_gen": Needs(("summareranker", "gen_fuser"), FUSING),
-    "llm_blender": Needs(("pair_ranker", "gen_fuser"), FUSING),
-    "judge_fuse": Needs(("judge",), ("seed",)),
-    "urg_random_k": Needs(settings=("model", "seed", *FUSING)),
-    "urg": Needs(settings=("model", *FUSING)),
-    "imported": Needs(("imported",)),
-}
 
 
 def require_usable(

@@ -121,6 +121,18 @@ class Setup:
     shared: dict[str, object] = field(default_factory=dict)  # what systems of one setup compute once, by name
 
 
+FUSING = ("num_beams", "max_new_tokens")
+"""The settings of whatever writes texts by a model of its own."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a system's answers depend on: names of `Setup.folders`, and of settings of an evaluation."""
+
+    folders: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
 def top(scores: Scores) -> int:
     """The index of the best score; ties go to the first, a NaN is never picked."""
     return int(np.nanargmax(scores))

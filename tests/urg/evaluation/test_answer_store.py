@@ -15,8 +15,7 @@ from tests.urg.made_up import random_rows
 from urg.evaluation.answer_store import AnswerStore
 from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
-from urg.systems import SYSTEMS, Answer
-from urg.systems.needs import NEEDS
+from urg.systems import NEEDS, SYSTEMS, Answer
 
 ROWS = random_rows(6)
 

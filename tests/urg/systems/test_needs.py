@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from urg.systems import FOLDERS, SYSTEMS, Setup, SystemUnavailable
+from urg.systems import FOLDERS, NEEDS, SYSTEMS, Setup, SystemUnavailable
 from urg.systems.folder import write_system
-from urg.systems.needs import NEEDS, require_usable
+from urg.systems.needs import require_usable
 
 
 class Asked(dict[str, str]):
