@@ -23,7 +23,10 @@ from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
 from tuning.trial import ENDED, NEVER, elapsed, reason_of
 
-LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
+LOST = (
+    "its process was lost, or a worker as it started, more often than `retries` allows: out of memory, or its node is "
+    "gone."
+)
 BASE_FAILED = (
     "the base's own point, trial 0, failed ({}): the sweep ends here, and what it has tried stays. Once that is "
     "mended, the same command with --retry_failed true goes on; another base needs another --name."

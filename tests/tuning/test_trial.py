@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +79,47 @@ def test_a_trial_of_a_sweep_that_was_told_to_stop_stays_open(
     monkeypatch.setattr("urg.train.train", train)
     assert _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0)) is None
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_is_lost_as_it_starts_leaves_the_trial_to_tunes_next_actor(
+    stopped: bool, make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune counts it as a lost process of its own: no outcome, no result. Told to stop, the trial stays open."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import ControllerError
+
+    blueprint, told = draw_up(make_sweep()), list[object]()
+    run = blueprint.trials_folder / "trial-0000"
+
+    def train(config: object, tags: object) -> None:
+        (run / UNTIL_STOPPED).touch()
+        if stopped:
+            (run / UNTIL_STOPPED).unlink()
+        raise ControllerError(ActorDiedError())
+
+    monkeypatch.setattr("urg.train.train", train)
+    monkeypatch.setattr("tuning.trial._wait_for_nodes", lambda: None)
+    monkeypatch.setattr("tuning.trial._hand_over", told.append)
+    settings = {"number": 0, "fold": None, "point": {}, "tags": {}, "shards": None}
+    with nullcontext() if stopped else pytest.raises(ControllerError):
+        run_unit(settings, blueprint)
+    assert read_outcome(run) is None
+    assert told == ([None] if stopped else [])
+
+
+def test_a_bug_in_rays_controller_fails_the_trial(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ControllerError
+
+    def train(config: object, tags: object) -> None:
+        raise ControllerError(ValueError("a bug"))
+
+    monkeypatch.setattr("urg.train.train", train)
+    outcome = _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0))
+    assert outcome is not None
+    assert outcome.state == "failed"
 
 
 def test_an_evaluation_that_another_node_has_written_is_waited_for(
