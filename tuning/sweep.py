@@ -7,7 +7,7 @@ Ray Tune runs the trials, each of them a real training of `urg.train`; Optuna ch
     best/            that trial's model
     report.html, report.md
     study.db         Optuna's study; trials/: a run folder for each trial; tune/: Tune's own account of each session
-The same command again goes on where it stopped, however it stopped; on SIGTERM the trials under way write a checkpoint
+The same command again goes on where it stopped, however it stopped; on SIGTERM the trials that train write a checkpoint
 first, and it ends with code 75.
 """
 
@@ -117,15 +117,16 @@ def _run(blueprint: Blueprint) -> None:
     tracking.settle_left()
     print(_greeting(blueprint, ledger, at_once, len(retried)), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    with orphans_freed(), sigterm_stops_trials(searcher.stop):
-        _tune(blueprint, searcher, scheduler, at_once)
+    until = blueprint.folder / "tune" / f"until-stopped-{uuid.uuid4().hex[:8]}"
+    with orphans_freed(), sigterm_stops_trials(searcher.stop, until):
+        _tune(blueprint, searcher, scheduler, at_once, until)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)
         raise UserError(searcher.refusal)
     if searcher.stopped:
         tracking.close([], {}, interrupted=True)
-        raise Stopped(f"stopped: {len(left)} trials under way have a checkpoint; the same command goes on with them.")
+        raise Stopped(_stopped(blueprint, left))
     if left:
         tracking.close([], {}, interrupted=True)
         raise UserError(f"interrupted with {len(left)} trials under way: the same command goes on with them.")
@@ -160,7 +161,9 @@ def _searcher(ledger: Ledger, tracking: SweepTracking) -> tuple[LedgerSearcher, 
     return LedgerSearcher(ledger, line_up, settle), LedgerScheduler(ledger, steps)
 
 
-def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerScheduler, at_once: int) -> None:
+def _tune(
+    blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerScheduler, at_once: int, until: Path
+) -> None:
     """Let Ray Tune run trials until the searcher has no more, or the user interrupts."""
     # Tune's progress table and its per-trial CSV and TensorBoard files: the runs have their own logs.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -171,7 +174,7 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
 
     from tuning.trial import run_unit
 
-    trainable = functools.partial(run_unit, blueprint=blueprint)
+    trainable = functools.partial(run_unit, blueprint=blueprint, until=until)
     tuner = tune.Tuner(
         # No CPU for the function that waits for its workers; a byte, because Tune asks for something.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
@@ -245,6 +248,15 @@ def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int, retried: int) 
     before += f"; {retried} failed and are tried again" if retried else ""
     keys = ", ".join(blueprint.space.keys)
     return f"sweep {config.name}: {keys}; {blueprint.limit}, {at_once} at once; folder {blueprint.folder}{before}"
+
+
+def _stopped(blueprint: Blueprint, left: list[int]) -> str:
+    """What is said after SIGTERM. left: the trials that have begun and not ended."""
+    from urg.training.checkpoints import last_step
+
+    runs = {number: [blueprint.trials_folder / unit.name for unit in blueprint.units(number)] for number in left}
+    saved = sum(any(last_step(run) for run in runs[number]) for number in left)
+    return f"stopped: {saved} of {len(left)} trials under way have a checkpoint; the same command goes on with all."
 
 
 def _line(ledger: Ledger, number: int, outcome: Any) -> str:

@@ -45,7 +45,7 @@ def test_a_fold_counts_by_its_last_evaluation_and_a_trial_by_its_best(
     """What a fold's evaluations measure is the part that is held out: the best of them would be chosen by it."""
     blueprint = draw_up(make_sweep(folds=folds))
 
-    def train(config: TrainConfig, run: Path, tags: object) -> None:
+    def train(config: TrainConfig, run: Path, tags: object, until: object) -> None:
         for at, label in enumerate((0.3, 0.5, 0.4), 1):
             record_evaluation(run, at, {"label": label})
 
@@ -78,6 +78,20 @@ def test_a_trial_of_a_sweep_that_was_told_to_stop_stays_open(
 
     monkeypatch.setattr("urg.train.train", train)
     assert _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0)) is None
+    assert len(calls) == 1
+
+
+def test_nothing_begins_to_train_in_a_sweep_that_was_told_to_stop(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trial does whose process starts after the signal: no worker would be there to hear of it."""
+    calls: list[object] = []
+    monkeypatch.setattr("urg.train.train", lambda config, tags: calls.append(config))
+    until, settings = tmp_path / "until", {"point": {}, "shards": None, "tags": {}}
+    assert _run(settings, draw_up(make_sweep()), Unit(0), until) is None
+    assert calls == []
+    until.touch()
+    assert _run(settings, draw_up(make_sweep()), Unit(0), until) is not None
     assert len(calls) == 1
 
 
