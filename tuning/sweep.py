@@ -47,6 +47,9 @@ FREE_ON_RESUME = (
     "register",
 )
 
+BASE = "base: "
+"""With which the keys of the base's settings begin in a sweep's identity."""
+
 
 def main(config: SweepConfig) -> None:
     """Find the best training configuration with Ray Tune and Optuna; the same command again goes on."""
@@ -209,9 +212,9 @@ def _identity(blueprint: Blueprint) -> dict[str, Any]:
 
     config = {key: value for key, value in flatten(blueprint.config) if not key.startswith(FREE_ON_RESUME)}
     config = {key: value for key, value in config.items() if key not in ("base", "prepare")}
-    base = {f"base: {key}": value for key, value in flatten(blueprint.base)}
+    base = {BASE + key: value for key, value in flatten(blueprint.base)}
     for key in ("storage", "resume", "dry_run", "engine.max_failures", "tracking.uri", "tracking.experiment"):
-        base.pop(f"base: {key}")
+        base.pop(BASE + key)
     prepare = {f"prepare: {key}": value for key, value in flatten(blueprint.prepare)} if blueprint.prepare else {}
     found: dict[str, Any] = json.loads(json.dumps(config | base | prepare))
     return found
@@ -219,16 +222,22 @@ def _identity(blueprint: Blueprint) -> dict[str, Any]:
 
 def _require_same_sweep(blueprint: Blueprint) -> None:
     """Raise UserError, with the differences, where the folder holds another sweep, or one that must not go on."""
-    from urg.train import default_settings
+    from urg.train import with_later_settings
 
     stored = blueprint.folder / "sweep.json"
     if not stored.exists():
         return
     if not blueprint.config.resume:
         raise UserError(f"{blueprint.folder} holds a sweep: choose another --name, or --resume to go on with it.")
-    new = _identity(blueprint)
-    came_later = {f"base: {key}": value for key, value in default_settings().items() if f"base: {key}" in new}
-    old = came_later | json.loads(stored.read_text())
+    new, old = _identity(blueprint), json.loads(stored.read_text())
+    if old.get("folds") and "base: data.fold_dev" not in old:
+        raise UserError(
+            f"{blueprint.folder} holds a sweep of an earlier version, which counted a fold by the best of its "
+            "evaluations; now it is the last, and the two do not compare. Choose another --name."
+        )
+    base = {key.removeprefix(BASE): value for key, value in old.items() if key.startswith(BASE)}
+    later = {BASE + key: value for key, value in with_later_settings(base).items()}
+    old = {key: value for key, value in later.items() if key in new} | old
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys]
     if changed:

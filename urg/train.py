@@ -144,7 +144,7 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
 
 def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
-    old, new = _with_later_settings(stored["config"]), {**wanted["config"]}
+    old, new = with_later_settings(stored["config"]), {**wanted["config"]}
     for side in (old, new):  # `auto` and `never` start a run alike
         side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
         side["global batch"] = side["batch.micro"] * side["batch.accumulation"] * side["engine.workers"]
@@ -158,18 +158,13 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def default_settings() -> dict[str, Any]:
-    """The default of every setting by dotted key, as JSON gives it back: what a run had that was stored before there
-    was such a setting."""
-    return _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
-
-
-def _with_later_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stored run, with those that came later as it had them."""
-    found = {**default_settings(), **stored}
-    if stored.get("data.folds") is not None and "data.fold_dev" not in stored:
-        found["data.fold_dev"] = "held_out"
-    return found
+def with_later_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings of a training by dotted key, as JSON gives them back, with those that came later as it had them:
+    the default, but for what a fold measures, which was the part that is held out."""
+    default = _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
+    if stored.get("data.folds") is not None:
+        default["data.fold_dev"] = "held_out"
+    return {**default, **stored}
 
 
 def _require_metric_of_ranking(config: TrainConfig) -> None:

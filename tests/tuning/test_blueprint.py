@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,23 @@ def test_a_sweep_that_is_older_than_a_setting_goes_on_with_its_default(make_swee
         UserError, match=r"another sweep: base: model\.score_tokens \(was 'all', now 'response'\); overrides"
     ):
         _require_same_sweep(other)
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_a_fold_that_was_counted_otherwise_is_why_an_older_sweep_of_folds_ends(
+    make_sweep: Make, folds: int | None
+) -> None:
+    """It is older than `data.fold_dev`; every other setting is what it was. Without folds it goes on."""
+    from tuning.sweep import _require_same_sweep, _write_identity
+
+    blueprint = draw_up(make_sweep(resume=True, folds=folds))
+    blueprint.folder.mkdir(parents=True)
+    _write_identity(blueprint)
+    stored = json.loads((blueprint.folder / "sweep.json").read_text())
+    assert stored.pop("base: data.fold_dev") == ("held_out" if folds else "training")
+    (blueprint.folder / "sweep.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="counted a fold by the best of its evaluations") if folds else nullcontext():
+        _require_same_sweep(blueprint)
 
 
 def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: Path, prepared_set: Path) -> None:
