@@ -95,7 +95,7 @@ def _run(blueprint: Blueprint) -> None:
     """Everything that needs Ray."""
     import ray
 
-    from tuning.blueprint import require_choice_of_candidates
+    from tuning.blueprint import choice_of_candidates
     from tuning.data import planned, prepared
     from tuning.finish import finish
     from tuning.ledger import Ledger
@@ -113,7 +113,8 @@ def _run(blueprint: Blueprint) -> None:
     at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows)
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
-    require_choice_of_candidates(blueprint, most)
+    for line in choice_of_candidates(blueprint, most):
+        print(line)
     retried = reopen_failed(blueprint) if blueprint.config.retry_failed else []
     ledger = Ledger.open(blueprint, steps)
     tracking = SweepTracking(ledger)

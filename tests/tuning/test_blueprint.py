@@ -14,7 +14,7 @@ import pytest
 
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
-from tuning.blueprint import Unit, draw_up, first_rung, require_choice_of_candidates
+from tuning.blueprint import Unit, choice_of_candidates, draw_up, first_rung
 from tuning.config import PRESETS, SchedulerConfig, SweepConfig
 from tuning.estimate import describe
 
@@ -154,22 +154,58 @@ def test_a_grid_is_tried_whole_or_what_it_lacks_is_said(
     assert f"to raise label; {limit}\n" in describe(config)
 
 
-def test_a_k_that_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
+ALL = "no row has more than 12 candidates: all of them are fused."
+
+
+def test_a_k_that_leaves_nothing_to_choose_is_said(make_sweep: Make) -> None:
+    """K = N is a point like others: method.md, 5."""
     blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
-    with pytest.raises(UserError, match="up to 12, and no row has more than 12 candidates"):
-        require_choice_of_candidates(blueprint, 12)
-    require_choice_of_candidates(blueprint, 13)
+    assert choice_of_candidates(blueprint, 12) == [f"space model.k goes up to 12, and {ALL}"]
+    assert choice_of_candidates(blueprint, 13) == []
 
 
 @pytest.mark.parametrize("space", [{}, {"model.k": {"low": 1, "high": 2, "when": {"loss.rank_loss": "hinge"}}}])
 def test_so_is_one_of_the_base(make_sweep: Make, space: dict[str, Any]) -> None:
     space = space | {"loss.rank_loss": {"choices": ["hinge", "listnet"]}}
     blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12}, base_first=False))
-    with pytest.raises(UserError, match=r"model.k=12 of the base, .* set it to 11 or less by `overrides`"):
-        require_choice_of_candidates(blueprint, 12)
-    require_choice_of_candidates(blueprint, 13)
+    assert choice_of_candidates(blueprint, 12) == [f"model.k=12 of the base, and {ALL}"]
+    assert choice_of_candidates(blueprint, 13) == []
     searched = draw_up(make_sweep(overrides={"model.k": 12}, base_first=False))
-    require_choice_of_candidates(searched, 12)  # up to 4: the base's is never used
+    assert choice_of_candidates(searched, 12) == []  # up to 4: the base's is never used
+
+
+BETA = {"loss.beta": {"low": 1, "high": 3}}
+SELECTION = {"loss.selection": {"choices": ["predicted", "gold"]}}
+
+
+@pytest.mark.parametrize(
+    ("space", "gap", "idle"),
+    [
+        (BETA, None, "loss.beta"),
+        (BETA, 0.5, "loss.beta"),
+        (SELECTION, None, "loss.selection"),
+        (SELECTION, 0.5, None),
+        ({"loss.gamma": {"low": 1, "high": 10}}, None, None),
+    ],
+)
+def test_it_is_refused_where_the_space_holds_what_it_switches_off(
+    make_sweep: Make, space: dict[str, Any], gap: float | None, idle: str | None
+) -> None:
+    """Without a last candidate there is no KL and no second CE, also with a gap, which selection alone heeds."""
+    for others, k in ({}, 12), ({"model.k": {"low": 1, "high": 12}}, 3):
+        overrides = {"model.k": k, "model.k_gap": gap}
+        blueprint = draw_up(make_sweep(space=space | others, overrides=overrides))
+        if idle is None:
+            assert len(choice_of_candidates(blueprint, 12)) == 1
+            continue
+        with pytest.raises(UserError, match=f"with K = N the space's {idle} would change nothing"):
+            choice_of_candidates(blueprint, 12)
+        assert choice_of_candidates(blueprint, 13) == []
+
+
+def test_what_the_space_holds_for_a_smaller_k_alone_is_not_switched_off(make_sweep: Make) -> None:
+    space = {"model.k": {"choices": [3, 12]}, "loss.beta": {"low": 1, "high": 3, "when": {"model.k": 3}}}
+    assert choice_of_candidates(draw_up(make_sweep(space=space)), 12) == [f"space model.k goes up to 12, and {ALL}"]
 
 
 @pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])
