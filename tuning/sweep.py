@@ -95,6 +95,7 @@ def _run(blueprint: Blueprint) -> None:
     """Everything that needs Ray."""
     import ray
 
+    from data_pipeline.ray_session import on_cluster
     from tuning.blueprint import choice_of_candidates
     from tuning.data import planned, prepared
     from tuning.finish import finish
@@ -107,10 +108,7 @@ def _run(blueprint: Blueprint) -> None:
     from urg.training.state import Stopped
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grows = (
-        os.environ.get("RAY_ADDRESS", "local") != "local"
-    )  # a cluster's, perhaps a head alone that has yet to ask for workers
-    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows)
+    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows=on_cluster())
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
     for line in choice_of_candidates(blueprint, most):

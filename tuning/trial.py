@@ -74,7 +74,10 @@ def _wait_for_nodes() -> None:
     where none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
     import ray
 
-    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    from data_pipeline.ray_session import on_cluster
+
+    if not on_cluster():
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit, until: Path | None = None) -> Outcome | None:

@@ -293,7 +293,9 @@ def _require_resources(config: TrainConfig) -> None:
     """Raise UserError where the cluster can never hold the workers, instead of waiting for ever."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    from data_pipeline.ray_session import on_cluster
+
+    if on_cluster():
         return  # a cluster may scale up
     have, engine = ray.cluster_resources(), config.engine
     workers = engine.min_workers or engine.workers

@@ -149,7 +149,10 @@ def test_an_evaluation_that_another_node_has_written_is_waited_for(
     assert (outcome.state, outcome.values, outcome.step) == ("finished", [0.5], 4)
 
 
-def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", [None, "", "local"])
+def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where urg.train is told by RAY_ADDRESS alone that a cluster may grow, which no process but the driver has."""
     import ray
 
@@ -159,6 +162,8 @@ def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, m
 
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.delenv("RAY_ADDRESS")  # and taken back after the test
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     config = TrainConfig(eval=EvalConfig(metric="rougeL"), engine=EngineConfig(workers=8, use_gpu=True))
