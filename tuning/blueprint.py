@@ -19,6 +19,7 @@ from tuning.space import Dimension, Point, Space
 from tuning.values import build, kind_of, leaves, read_file, value_of
 from urg.config import PRESETS as TRAIN_PRESETS
 from urg.config import TrainConfig
+from urg.train import settings_of, with_absolute_paths
 
 PREPARE = "prepare."
 # What the sweep itself decides, or what must be one for all trials to compare.
@@ -190,13 +191,6 @@ def draw_up(config: SweepConfig) -> Blueprint:
     return blueprint
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as nested settings, of types that YAML has."""
-    settings = dataclasses.asdict(config)
-    settings["optim"]["betas"] = list(settings["optim"]["betas"])
-    return settings
-
-
 def choice_of_candidates(blueprint: Blueprint, most: int) -> list[str]:
     """A line for the base's K, where trials have it, and for each of the space, that leaves nothing to choose. most:
     the largest N of a training row.
@@ -246,8 +240,6 @@ def first_rung(blueprint: Blueprint, steps: int) -> int:
 
 def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
     """Paths that mean the same in every process, and MLflow as the sweep has it."""
-    from urg.train import with_absolute_paths
-
     tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
     return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
 

@@ -124,6 +124,8 @@ def _absolute_if_folder(name: str | None) -> str | None:
 
 def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
     """Check the run's folder and write what it is; returns the checkpoint that `--resume PATH` names."""
+    import yaml
+
     from data_pipeline.commit import writing
     from urg.training import checkpoints
     from urg.training.state import IDENTITY
@@ -138,7 +140,7 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
         _require_same_run(run, json.loads(stored.read_text()), identity)
     with writing(run):
         checkpoints.write_json(stored, identity)
-        (run / "config.yaml").write_text(_yaml(config))
+        (run / "config.yaml").write_text(yaml.safe_dump(settings_of(config), sort_keys=False))
     return resume_from
 
 
@@ -308,12 +310,11 @@ def _require_resources(config: TrainConfig) -> None:
             )
 
 
-def _yaml(config: TrainConfig) -> str:
-    import yaml
-
-    values = dataclasses.asdict(config)
-    values["optim"]["betas"] = list(values["optim"]["betas"])
-    return yaml.safe_dump(values, sort_keys=False)
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as nested settings, of types that YAML has."""
+    settings = dataclasses.asdict(config)
+    settings["optim"]["betas"] = list(settings["optim"]["betas"])
+    return settings
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:

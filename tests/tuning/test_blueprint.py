@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
 from tuning.blueprint import Unit, choice_of_candidates, draw_up, first_rung
 from tuning.config import PRESETS, SchedulerConfig, SweepConfig
 from tuning.estimate import describe
+from tuning.values import build
+from urg.config import TrainConfig
 
 Make = Callable[..., SweepConfig]
 
@@ -152,6 +155,11 @@ def test_a_grid_is_tried_whole_or_what_it_lacks_is_said(
     config = make_sweep(space=space, searcher=searcher, trials=trials)
     assert draw_up(config).limit == limit
     assert f"to raise label; {limit}\n" in describe(config)
+
+
+def test_the_base_as_settings_that_yaml_has_is_the_same_base(make_sweep: Make) -> None:
+    blueprint = draw_up(make_sweep())
+    assert build(TrainConfig, yaml.safe_load(yaml.safe_dump(blueprint.settings)), {}) == blueprint.base
 
 
 ALL = "no row has more than 12 candidates: all of them are fused."
