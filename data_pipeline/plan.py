@@ -20,6 +20,7 @@ from data_pipeline.encoding import Encoder, encode_rows, stands_alone
 from data_pipeline.errors import UserError
 from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
+from data_pipeline.ray_session import on_cluster
 from data_pipeline.shard_writing import flat_scores, shard_statistics, write_shard
 from data_pipeline.shards import TOKENIZER
 from data_pipeline.survey import Survey, survey_range
@@ -177,7 +178,7 @@ def require_room(actors: Actors, who: str = "One actor") -> None:
     """Raise `UserError` where this machine cannot hold one actor, which would wait for ever. A cluster may yet grow."""
     import ray
 
-    if "RAY_ADDRESS" in os.environ:
+    if on_cluster():
         return
     there = ray.cluster_resources()
     for kind, asked in {"CPU": actors.cpus, "GPU": actors.gpus}.items():

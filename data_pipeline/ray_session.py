@@ -16,6 +16,12 @@ _PATIENCE_S = 15.0
 """How long a cluster may take until it accepts a connection; Ray itself would try for minutes."""
 
 
+def on_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster, which may be a head alone that has yet to ask for nodes. `local`, or
+    nothing, is this machine as it stands."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray, quiet: the one that runs, the cluster that RAY_ADDRESS names, or a local one that ends with the block.
@@ -26,7 +32,7 @@ def ray_session() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        _start(os.environ.get("RAY_ADDRESS", "local"))
+        _start(os.environ["RAY_ADDRESS"] if on_cluster() else "local")
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from tuning.space import Dimension, Point, Space
 from tuning.values import build, kind_of, leaves, read_file, value_of
 from urg.config import PRESETS as TRAIN_PRESETS
 from urg.config import TrainConfig
+from urg.train import settings_of, with_absolute_paths
 
 PREPARE = "prepare."
 # What the sweep itself decides, or what must be one for all trials to compare.
@@ -36,6 +37,12 @@ _OURS: tuple[str, ...] = (
 _OURS += ("engine.workers", "engine.use_gpu", "engine.cpus_per_worker", "engine.max_failures")
 # How long a training is, how much it measures and keeps: what `overrides` say of these is for the trials alone.
 LENGTH = ("steps", "epochs", "data.limit", "eval.every", "eval.rows", "keep_checkpoints")
+
+# What K = N switches off: the pass with the last candidate, and, where no gap leaves any out, selection.
+_WITHOUT_LAST = tuple(
+    f"loss.{key}" for key in ("beta", "m", "tau", "second_ce", "kl_teacher", "teacher_dropout", "kl_tau_squared")
+)
+_WITHOUT_CHOICE = ("loss.selection", "loss.schedule_steps")
 
 
 @dataclass(frozen=True)
@@ -184,29 +191,43 @@ def draw_up(config: SweepConfig) -> Blueprint:
     return blueprint
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as nested settings, of types that YAML has."""
-    settings = dataclasses.asdict(config)
-    settings["optim"]["betas"] = list(settings["optim"]["betas"])
-    return settings
+def choice_of_candidates(blueprint: Blueprint, most: int) -> list[str]:
+    """A line for the base's K, where trials have it, and for each of the space, that leaves nothing to choose. most:
+    the largest N of a training row.
 
-
-def require_choice_of_candidates(blueprint: Blueprint, most: int) -> None:
-    """Raise UserError where the space, or the base for those trials that have its K, leaves nothing to choose. most:
-    the largest N of a training row."""
-    base = blueprint.base
-    by_the_space = any(each.key == "model.k" and not each.when for each in blueprint.space.dimensions)
-    if base.system == "urg" and not by_the_space and base.model.k >= most:
-        raise UserError(
-            f"model.k={base.model.k} of the base, and no row has more than {most} candidates: nothing would be left to "
-            f"choose; set it to {most - 1} or less by `overrides`."
-        )
-    for dimension in blueprint.space.dimensions:
-        if dimension.key == "model.k" and max(dimension.corners()) >= most:
-            raise UserError(
-                f"space model.k goes up to {max(dimension.corners())}, and no row has more than {most} candidates: "
-                f"nothing would be left to choose; end it at {most - 1} or less."
+    Raises UserError where the space also holds what changes nothing with such a K, for its trials would be all alike.
+    """
+    dimensions, lines = blueprint.space.dimensions, []
+    gap = blueprint.base.model.k_gap is not None or any(each.key == "model.k_gap" for each in dimensions)
+    off = _WITHOUT_LAST if gap else _WITHOUT_LAST + _WITHOUT_CHOICE
+    idle = sorted({each.key for each in dimensions if each.key in off and not _of_smaller_k(each, most)})
+    for what, largest, mend in _largest_ks(blueprint):
+        if largest < most:
+            continue
+        said = f"{what}, and no row has more than {most} candidates: "
+        if idle:
+            said += (
+                f"with K = N the space's {', '.join(idle)} would change nothing; {mend}, or take it out of the space."
             )
+            raise UserError(said)
+        lines.append(said + ("no last one is left for robust training." if gap else "all of them are fused."))
+    return lines
+
+
+def _largest_ks(blueprint: Blueprint) -> list[tuple[str, int, str]]:
+    """Where a K of a URG stands, how large it gets, and how to make it smaller."""
+    base, ks = blueprint.base, [each for each in blueprint.space.dimensions if each.key == "model.k"]
+    if base.system != "urg":
+        return []
+    found = [(f"space model.k goes up to {max(k.corners())}", max(k.corners()), "end it below") for k in ks]
+    if all(k.when for k in ks):
+        found.append((f"model.k={base.model.k} of the base", base.model.k, "set it lower by `overrides`"))
+    return found
+
+
+def _of_smaller_k(dimension: Dimension, most: int) -> bool:
+    """Whether a dimension is there only with a K that leaves a choice."""
+    return any(key == "model.k" and max(values) < most for key, values in dimension.when)
 
 
 def first_rung(blueprint: Blueprint, steps: int) -> int:
@@ -219,8 +240,6 @@ def first_rung(blueprint: Blueprint, steps: int) -> int:
 
 def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
     """Paths that mean the same in every process, and MLflow as the sweep has it."""
-    from urg.train import with_absolute_paths
-
     tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
     return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from data_pipeline.errors import UserError
-from tuning.blueprint import Blueprint, draw_up, first_rung, require_choice_of_candidates
+from tuning.blueprint import Blueprint, choice_of_candidates, draw_up, first_rung
 from tuning.config import SweepConfig
 from tuning.room import worker_need
 
@@ -57,8 +57,9 @@ def _data(blueprint: Blueprint) -> list[str]:
         steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0]))
     except UserError as error:
         return [f"data        {error}"]
-    require_choice_of_candidates(blueprint, most)
-    lines = [f"data        {blueprint.base.data.shards}, up to {most} candidates a row", f"steps       {steps} a trial"]
+    lines = [f"data        {blueprint.base.data.shards}, up to {most} candidates a row"]
+    lines += [f"K           {line}" for line in choice_of_candidates(blueprint, most)]
+    lines.append(f"steps       {steps} a trial")
     if blueprint.config.scheduler.kind == "asha":
         rung, rungs = first_rung(blueprint, steps), []
         while rung < steps:

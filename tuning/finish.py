@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuning.blueprint import LENGTH, settings_of
+from tuning.blueprint import LENGTH
 from tuning.data import prepared
 from tuning.ledger import read_outcome
 from tuning.values import value_of
+from urg.train import settings_of
 from urg.training import checkpoints
 
 if TYPE_CHECKING:

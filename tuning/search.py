@@ -23,10 +23,17 @@ from tuning.ledger import Ledger, Outcome, read_outcome
 from tuning.space import Point
 from tuning.trial import ENDED, NEVER, elapsed, reason_of
 
-LOST = "its process was lost more often than `retries` allows: out of memory, or its node is gone."
+LOST = (
+    "its process was lost, or a worker as it started, more often than `retries` allows: out of memory, or its node is "
+    "gone."
+)
 BASE_FAILED = (
     "the base's own point, trial 0, failed ({}): the sweep ends here, and what it has tried stays. Once that is "
     "mended, the same command with --retry_failed true goes on; another base needs another --name."
+)
+BASE_MISSING = (
+    "the base's own point, trial 0, failed ({}): the sweep goes on with the others, and nothing is compared with it; "
+    "--retry_failed true tries it again."
 )
 
 
@@ -60,19 +67,30 @@ class LedgerSearcher(Searcher):
         self._pending: Pending | None = None
         self._pool = ThreadPoolExecutor(1)
         self._since = time.monotonic()
-        self.refusal = self._base_failed_before()
+        self.refusal: str | None = None
         self.stopped = False
+        self._said_of_base = False
+        self._heed_base()
 
-    def _base_failed_before(self) -> str | None:
-        """The sentence where an earlier session has seen the base's own point fail."""
+    def _heed_base(self) -> None:
+        """Where the base's own point has failed: refuse to go on if no other trial has finished, say it if one has."""
         base = next((trial for trial in self._ledger.ended() if trial.number == 0), None)
-        failed = base is not None and base.state.name == "FAIL" and self._config.base_first
-        return BASE_FAILED.format(base.user_attrs.get("reason", "").rstrip(".")) if base and failed else None
+        if base is None or base.state.name != "FAIL" or not self._config.base_first:
+            return
+        reason = base.user_attrs.get("reason", "").rstrip(".")
+        alone = self._ledger.best() is None
+        self.refusal = BASE_FAILED.format(reason) if alone else None
+        if not alone and not self._said_of_base:
+            self._said_of_base = True
+            print(BASE_MISSING.format(reason), flush=True)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next run's settings; None while its shards are being prepared, FINISHED where there is none."""
+        """The next run's settings; None while its shards are being prepared, or while a run is under way that may yet
+        show that not every trial fails; FINISHED where there is none."""
         if self.stopped:
             return Searcher.FINISHED
+        if self.refusal and self._running:
+            return None
         if not self._ready:
             if self._pending is None and not self._begin():
                 return Searcher.FINISHED
@@ -154,8 +172,7 @@ class LedgerSearcher(Searcher):
         if outcome is None:
             return False
         self._count_time()
-        if outcome.state == "failed" and number == 0 and self._config.base_first:
-            self.refusal = BASE_FAILED.format(outcome.reason.rstrip("."))
+        self._heed_base()
         if outcome.reason.startswith(NEVER) and all(t.state.name == "FAIL" for t in self._ledger.ended()):
             self.refusal = f"{outcome.reason} ({trial_name(number)})"
         self._settle(number, outcome)

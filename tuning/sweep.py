@@ -7,7 +7,7 @@ Ray Tune runs the trials, each of them a real training of `urg.train`; Optuna ch
     best/            that trial's model
     report.html, report.md
     study.db         Optuna's study; trials/: a run folder for each trial; tune/: Tune's own account of each session
-The same command again goes on where it stopped, however it stopped; on SIGTERM the trials under way write a checkpoint
+The same command again goes on where it stopped, however it stopped; on SIGTERM the trials that train write a checkpoint
 first, and it ends with code 75.
 """
 
@@ -46,6 +46,9 @@ FREE_ON_RESUME = (
     "experiment",
     "register",
 )
+
+BASE = "base: "
+"""With which the keys of the base's settings begin in a sweep's identity."""
 
 
 def main(config: SweepConfig) -> None:
@@ -92,7 +95,8 @@ def _run(blueprint: Blueprint) -> None:
     """Everything that needs Ray."""
     import ray
 
-    from tuning.blueprint import require_choice_of_candidates
+    from data_pipeline.ray_session import on_cluster
+    from tuning.blueprint import choice_of_candidates
     from tuning.data import planned, prepared
     from tuning.finish import finish
     from tuning.ledger import Ledger
@@ -104,28 +108,27 @@ def _run(blueprint: Blueprint) -> None:
     from urg.training.state import Stopped
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grows = (
-        os.environ.get("RAY_ADDRESS", "local") != "local"
-    )  # a cluster's, perhaps a head alone that has yet to ask for workers
-    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows)
+    at_once = runs_at_once(nodes, blueprint.base.engine, blueprint.config.concurrency, grows=on_cluster())
     shards = prepared(blueprint, {})
     steps, most = planned(blueprint.train_config({}, blueprint.units(0)[0], shards))
-    require_choice_of_candidates(blueprint, most)
+    for line in choice_of_candidates(blueprint, most):
+        print(line)
     retried = reopen_failed(blueprint) if blueprint.config.retry_failed else []
     ledger = Ledger.open(blueprint, steps)
     tracking = SweepTracking(ledger)
     tracking.settle_left()
     print(_greeting(blueprint, ledger, at_once, len(retried)), flush=True)
     searcher, scheduler = _searcher(ledger, tracking)
-    with orphans_freed(), sigterm_stops_trials(searcher.stop):
-        _tune(blueprint, searcher, scheduler, at_once)
+    until = blueprint.folder / "tune" / f"until-stopped-{uuid.uuid4().hex[:8]}"
+    with orphans_freed(), sigterm_stops_trials(searcher.stop, until):
+        _tune(blueprint, searcher, scheduler, at_once, until)
     left = searcher.close()
     if searcher.refusal:
         tracking.close([], {}, interrupted=True)
         raise UserError(searcher.refusal)
     if searcher.stopped:
         tracking.close([], {}, interrupted=True)
-        raise Stopped(f"stopped: {len(left)} trials under way have a checkpoint; the same command goes on with them.")
+        raise Stopped(_stopped(blueprint, left))
     if left:
         tracking.close([], {}, interrupted=True)
         raise UserError(f"interrupted with {len(left)} trials under way: the same command goes on with them.")
@@ -160,7 +163,9 @@ def _searcher(ledger: Ledger, tracking: SweepTracking) -> tuple[LedgerSearcher, 
     return LedgerSearcher(ledger, line_up, settle), LedgerScheduler(ledger, steps)
 
 
-def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerScheduler, at_once: int) -> None:
+def _tune(
+    blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerScheduler, at_once: int, until: Path
+) -> None:
     """Let Ray Tune run trials until the searcher has no more, or the user interrupts."""
     # Tune's progress table and its per-trial CSV and TensorBoard files: the runs have their own logs.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -171,7 +176,7 @@ def _tune(blueprint: Blueprint, searcher: LedgerSearcher, scheduler: LedgerSched
 
     from tuning.trial import run_unit
 
-    trainable = functools.partial(run_unit, blueprint=blueprint)
+    trainable = functools.partial(run_unit, blueprint=blueprint, until=until)
     tuner = tune.Tuner(
         # No CPU for the function that waits for its workers; a byte, because Tune asks for something.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
@@ -206,9 +211,9 @@ def _identity(blueprint: Blueprint) -> dict[str, Any]:
 
     config = {key: value for key, value in flatten(blueprint.config) if not key.startswith(FREE_ON_RESUME)}
     config = {key: value for key, value in config.items() if key not in ("base", "prepare")}
-    base = {f"base: {key}": value for key, value in flatten(blueprint.base)}
+    base = {BASE + key: value for key, value in flatten(blueprint.base)}
     for key in ("storage", "resume", "dry_run", "engine.max_failures", "tracking.uri", "tracking.experiment"):
-        base.pop(f"base: {key}")
+        base.pop(BASE + key)
     prepare = {f"prepare: {key}": value for key, value in flatten(blueprint.prepare)} if blueprint.prepare else {}
     found: dict[str, Any] = json.loads(json.dumps(config | base | prepare))
     return found
@@ -216,16 +221,22 @@ def _identity(blueprint: Blueprint) -> dict[str, Any]:
 
 def _require_same_sweep(blueprint: Blueprint) -> None:
     """Raise UserError, with the differences, where the folder holds another sweep, or one that must not go on."""
-    from urg.train import default_settings
+    from urg.train import with_later_settings
 
     stored = blueprint.folder / "sweep.json"
     if not stored.exists():
         return
     if not blueprint.config.resume:
         raise UserError(f"{blueprint.folder} holds a sweep: choose another --name, or --resume to go on with it.")
-    new = _identity(blueprint)
-    came_later = {f"base: {key}": value for key, value in default_settings().items() if f"base: {key}" in new}
-    old = came_later | json.loads(stored.read_text())
+    new, old = _identity(blueprint), json.loads(stored.read_text())
+    if old.get("folds") and "base: data.fold_dev" not in old:
+        raise UserError(
+            f"{blueprint.folder} holds a sweep of an earlier version, which counted a fold by the best of its "
+            "evaluations; now it is the last, and the two do not compare. Choose another --name."
+        )
+    base = {key.removeprefix(BASE): value for key, value in old.items() if key.startswith(BASE)}
+    later = {BASE + key: value for key, value in with_later_settings(base).items()}
+    old = {key: value for key, value in later.items() if key in new} | old
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys]
     if changed:
@@ -245,6 +256,15 @@ def _greeting(blueprint: Blueprint, ledger: Ledger, at_once: int, retried: int) 
     before += f"; {retried} failed and are tried again" if retried else ""
     keys = ", ".join(blueprint.space.keys)
     return f"sweep {config.name}: {keys}; {blueprint.limit}, {at_once} at once; folder {blueprint.folder}{before}"
+
+
+def _stopped(blueprint: Blueprint, left: list[int]) -> str:
+    """What is said after SIGTERM. left: the trials that have begun and not ended."""
+    from urg.training.checkpoints import last_step
+
+    runs = {number: [blueprint.trials_folder / unit.name for unit in blueprint.units(number)] for number in left}
+    saved = sum(any(last_step(run) for run in runs[number]) for number in left)
+    return f"stopped: {saved} of {len(left)} trials under way have a checkpoint; the same command goes on with all."
 
 
 def _line(ledger: Ledger, number: int, outcome: Any) -> str:

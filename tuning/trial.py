@@ -40,18 +40,19 @@ _GUESSES = re.compile(r"Some common causes include: .*", re.DOTALL)
 """With which Ray ends when a process is gone: the system's OOM killer is always one, whatever it was."""
 
 
-def run_unit(settings: dict[str, Any], blueprint: Blueprint) -> None:
+def run_unit(settings: dict[str, Any], blueprint: Blueprint, until: Path | None = None) -> None:
     """Tune's function: train one unit; report `step`, `objective` and every dev metric at each evaluation.
 
-    settings: number, fold, point, tags for MLflow, and shards where they are not the base's. Raises RuntimeError with
-    the outcome's reason where the run failed, so that Tune counts it as failed too.
+    settings: number, fold, point, tags for MLflow, and shards where they are not the base's. until: a file without
+    which the sweep is stopped, and nothing begins to train. Raises RuntimeError with the outcome's reason where the run
+    failed, so that Tune counts it as failed too.
     """
     unit = Unit(settings["number"], settings["fold"])
     run = blueprint.trials_folder / unit.name
     outcome = read_outcome(run)
     if outcome is None:
         _wait_for_nodes()
-        outcome = _run(settings, blueprint, unit)
+        outcome = _run(settings, blueprint, unit, until)
         if outcome is not None:
             outcome.write(run)
     _hand_over(outcome)
@@ -73,11 +74,15 @@ def _wait_for_nodes() -> None:
     where none is there yet: Ray sets the variable by which it knows a cluster for the driver alone."""
     import ray
 
-    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    from data_pipeline.ray_session import on_cluster
+
+    if not on_cluster():
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
-def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome | None:
-    """Train, or go on training, to the end; None where the sweep was told to stop, and the run has a checkpoint."""
+def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit, until: Path | None = None) -> Outcome | None:
+    """Train, or go on training, to the end; None where the sweep was told to stop. Raises what has ended Ray's
+    controller where a worker was lost while it started: Tune then starts a new actor, as often as `retries` allows."""
     run = blueprint.trials_folder / unit.name
     run.mkdir(parents=True, exist_ok=True)
     with (run / SESSIONS).open("a") as file:
@@ -85,20 +90,33 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit) -> Outcome 
     try:
         config = blueprint.train_config(settings["point"], unit, settings["shards"])
         with ThreadPoolExecutor(1) as pool:
-            _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"]))
+            _watch(run, blueprint.config.objective[0], pool.submit(_train, config, run, settings["tags"], until))
         checkpoints.seen(lambda: bool(read_evaluations(run)))  # which a worker on another node has written
         evaluations = read_evaluations(run)
         outcome = counted(evaluations[-1:] if unit.fold is not None else evaluations, blueprint.config.objective)
     except Stopped:
         return None
     except Exception as error:  # whatever it is ends this trial, not the sweep
+        if _is_lost_start(error):
+            if is_gone(run / UNTIL_STOPPED):
+                return None
+            raise
         outcome = Outcome("failed", reason=reason_of(error))
     return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
 
 
-def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
+def _is_lost_start(error: Exception) -> bool:
+    """Whether Ray Train's controller ended because a worker died as it was handed its function. `urg.train` begins
+    again after that only in a session of its own."""
+    from ray.exceptions import RayError
+    from ray.train import ControllerError
+
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, RayError)
+
+
+def _train(config: Any, run: Path, tags: dict[str, str], until: Path | None = None) -> None:
     """`urg.train`, once the process that ran this trial before a kill is gone; again, where a worker was told to end
-    and the sweep was not. Raises Stopped where it was (`tuning.stopping`)."""
+    and the sweep was not. Raises Stopped where it was (`tuning.stopping`): it need not train for that."""
     from data_pipeline.commit import locked
     from urg.train import train
 
@@ -112,6 +130,8 @@ def _train(config: Any, run: Path, tags: dict[str, str]) -> None:
                 raise
             time.sleep(POLL)
     while True:
+        if until is not None and is_gone(until):
+            raise Stopped("stopped: the sweep begins nothing more.")
         try:
             train(config, tags)
             return

@@ -124,6 +124,8 @@ def _absolute_if_folder(name: str | None) -> str | None:
 
 def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
     """Check the run's folder and write what it is; returns the checkpoint that `--resume PATH` names."""
+    import yaml
+
     from data_pipeline.commit import writing
     from urg.training import checkpoints
     from urg.training.state import IDENTITY
@@ -138,13 +140,13 @@ def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]
         _require_same_run(run, json.loads(stored.read_text()), identity)
     with writing(run):
         checkpoints.write_json(stored, identity)
-        (run / "config.yaml").write_text(_yaml(config))
+        (run / "config.yaml").write_text(yaml.safe_dump(settings_of(config), sort_keys=False))
     return resume_from
 
 
 def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with another configuration or other data."""
-    old, new = _with_later_settings(stored["config"]), {**wanted["config"]}
+    old, new = with_later_settings(stored["config"]), {**wanted["config"]}
     for side in (old, new):  # `auto` and `never` start a run alike
         side["resume"] = None if side["resume"] in ("auto", "never") else side["resume"]
         side["global batch"] = side["batch.micro"] * side["batch.accumulation"] * side["engine.workers"]
@@ -158,18 +160,13 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def default_settings() -> dict[str, Any]:
-    """The default of every setting by dotted key, as JSON gives it back: what a run had that was stored before there
-    was such a setting."""
-    return _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
-
-
-def _with_later_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stored run, with those that came later as it had them."""
-    found = {**default_settings(), **stored}
-    if stored.get("data.folds") is not None and "data.fold_dev" not in stored:
-        found["data.fold_dev"] = "held_out"
-    return found
+def with_later_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings of a training by dotted key, as JSON gives them back, with those that came later as it had them:
+    the default, but for what a fold measures, which was the part that is held out."""
+    default = _flat(TrainConfig(eval=EvalConfig(metric="rougeL")))  # the default metric alone needs another setting
+    if stored.get("data.folds") is not None:
+        default["data.fold_dev"] = "held_out"
+    return {**default, **stored}
 
 
 def _require_metric_of_ranking(config: TrainConfig) -> None:
@@ -298,7 +295,9 @@ def _require_resources(config: TrainConfig) -> None:
     """Raise UserError where the cluster can never hold the workers, instead of waiting for ever."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    from data_pipeline.ray_session import on_cluster
+
+    if on_cluster():
         return  # a cluster may scale up
     have, engine = ray.cluster_resources(), config.engine
     workers = engine.min_workers or engine.workers
@@ -311,12 +310,11 @@ def _require_resources(config: TrainConfig) -> None:
             )
 
 
-def _yaml(config: TrainConfig) -> str:
-    import yaml
-
-    values = dataclasses.asdict(config)
-    values["optim"]["betas"] = list(values["optim"]["betas"])
-    return yaml.safe_dump(values, sort_keys=False)
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as nested settings, of types that YAML has."""
+    settings = dataclasses.asdict(config)
+    settings["optim"]["betas"] = list(settings["optim"]["betas"])
+    return settings
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:

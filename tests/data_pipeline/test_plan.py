@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from data_pipeline import plan
 from data_pipeline.cleaning import Rules
+from data_pipeline.errors import UserError
 from data_pipeline.labelling.scoring import ShardScorer
 from data_pipeline.lines import byte_ranges, read_lines
 from data_pipeline.quality.metrics import METRICS, Scorer
@@ -39,6 +41,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Blocks())
     monkeypatch.setenv("RAY_ADDRESS", "a cluster, which may yet grow")
     return asked
+
+
+@pytest.mark.parametrize("address", [None, "", "local", "head:6379"])
+def test_an_actor_for_which_this_machine_has_no_room_is_refused_but_on_a_cluster(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with nullcontext() if address == "head:6379" else pytest.raises(UserError, match="asks for 1 GPU"):
+        plan.require_room(plan.Actors(1, gpus=1))
 
 
 def test_a_pool_whose_actors_keep_dying_comes_to_an_end(asked: dict[str, Any]):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.ray_session import ray_session
+from data_pipeline.ray_session import on_cluster, ray_session
 
 
 @pytest.mark.parametrize("error", [ConnectionError("nobody\nthere"), RuntimeError("nobody"), ValueError("nobody")])
@@ -29,6 +29,24 @@ def test_a_cluster_that_does_not_answer_is_named(error: Exception, monkeypatch: 
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(type(error)), ray_session():
         pass
+
+
+@pytest.mark.parametrize(("address", "cluster"), [(None, False), ("", False), ("local", False), ("head:6379", True)])
+def test_a_cluster_is_what_an_address_names(address: str | None, cluster: bool, monkeypatch: pytest.MonkeyPatch):
+    """And nothing else starts or joins another Ray than it says."""
+    import ray
+
+    joined: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("data_pipeline.ray_session._connect", lambda address: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with ray_session():
+        assert on_cluster() is cluster
+    assert joined == [address if cluster else "local"]
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

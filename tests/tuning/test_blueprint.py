@@ -6,16 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.cli import parse_config
 from data_pipeline.errors import UserError
-from tuning.blueprint import Unit, draw_up, first_rung, require_choice_of_candidates
+from tuning.blueprint import Unit, choice_of_candidates, draw_up, first_rung
 from tuning.config import PRESETS, SchedulerConfig, SweepConfig
 from tuning.estimate import describe
+from tuning.values import build
+from urg.config import TrainConfig
 
 Make = Callable[..., SweepConfig]
 
@@ -35,6 +39,23 @@ def test_a_sweep_that_is_older_than_a_setting_goes_on_with_its_default(make_swee
         UserError, match=r"another sweep: base: model\.score_tokens \(was 'all', now 'response'\); overrides"
     ):
         _require_same_sweep(other)
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_a_fold_that_was_counted_otherwise_is_why_an_older_sweep_of_folds_ends(
+    make_sweep: Make, folds: int | None
+) -> None:
+    """It is older than `data.fold_dev`; every other setting is what it was. Without folds it goes on."""
+    from tuning.sweep import _require_same_sweep, _write_identity
+
+    blueprint = draw_up(make_sweep(resume=True, folds=folds))
+    blueprint.folder.mkdir(parents=True)
+    _write_identity(blueprint)
+    stored = json.loads((blueprint.folder / "sweep.json").read_text())
+    assert stored.pop("base: data.fold_dev") == ("held_out" if folds else "training")
+    (blueprint.folder / "sweep.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="counted a fold by the best of its evaluations") if folds else nullcontext():
+        _require_same_sweep(blueprint)
 
 
 def test_a_trial_is_the_base_with_the_points_values(make_sweep: Make, tmp_path: Path, prepared_set: Path) -> None:
@@ -136,22 +157,63 @@ def test_a_grid_is_tried_whole_or_what_it_lacks_is_said(
     assert f"to raise label; {limit}\n" in describe(config)
 
 
-def test_a_k_that_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
+def test_the_base_as_settings_that_yaml_has_is_the_same_base(make_sweep: Make) -> None:
+    blueprint = draw_up(make_sweep())
+    assert build(TrainConfig, yaml.safe_load(yaml.safe_dump(blueprint.settings)), {}) == blueprint.base
+
+
+ALL = "no row has more than 12 candidates: all of them are fused."
+
+
+def test_a_k_that_leaves_nothing_to_choose_is_said(make_sweep: Make) -> None:
+    """K = N is a point like others: method.md, 5."""
     blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
-    with pytest.raises(UserError, match="up to 12, and no row has more than 12 candidates"):
-        require_choice_of_candidates(blueprint, 12)
-    require_choice_of_candidates(blueprint, 13)
+    assert choice_of_candidates(blueprint, 12) == [f"space model.k goes up to 12, and {ALL}"]
+    assert choice_of_candidates(blueprint, 13) == []
 
 
 @pytest.mark.parametrize("space", [{}, {"model.k": {"low": 1, "high": 2, "when": {"loss.rank_loss": "hinge"}}}])
 def test_so_is_one_of_the_base(make_sweep: Make, space: dict[str, Any]) -> None:
     space = space | {"loss.rank_loss": {"choices": ["hinge", "listnet"]}}
     blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12}, base_first=False))
-    with pytest.raises(UserError, match=r"model.k=12 of the base, .* set it to 11 or less by `overrides`"):
-        require_choice_of_candidates(blueprint, 12)
-    require_choice_of_candidates(blueprint, 13)
+    assert choice_of_candidates(blueprint, 12) == [f"model.k=12 of the base, and {ALL}"]
+    assert choice_of_candidates(blueprint, 13) == []
     searched = draw_up(make_sweep(overrides={"model.k": 12}, base_first=False))
-    require_choice_of_candidates(searched, 12)  # up to 4: the base's is never used
+    assert choice_of_candidates(searched, 12) == []  # up to 4: the base's is never used
+
+
+BETA = {"loss.beta": {"low": 1, "high": 3}}
+SELECTION = {"loss.selection": {"choices": ["predicted", "gold"]}}
+
+
+@pytest.mark.parametrize(
+    ("space", "gap", "idle"),
+    [
+        (BETA, None, "loss.beta"),
+        (BETA, 0.5, "loss.beta"),
+        (SELECTION, None, "loss.selection"),
+        (SELECTION, 0.5, None),
+        ({"loss.gamma": {"low": 1, "high": 10}}, None, None),
+    ],
+)
+def test_it_is_refused_where_the_space_holds_what_it_switches_off(
+    make_sweep: Make, space: dict[str, Any], gap: float | None, idle: str | None
+) -> None:
+    """Without a last candidate there is no KL and no second CE, also with a gap, which selection alone heeds."""
+    for others, k in ({}, 12), ({"model.k": {"low": 1, "high": 12}}, 3):
+        overrides = {"model.k": k, "model.k_gap": gap}
+        blueprint = draw_up(make_sweep(space=space | others, overrides=overrides))
+        if idle is None:
+            assert len(choice_of_candidates(blueprint, 12)) == 1
+            continue
+        with pytest.raises(UserError, match=f"with K = N the space's {idle} would change nothing"):
+            choice_of_candidates(blueprint, 12)
+        assert choice_of_candidates(blueprint, 13) == []
+
+
+def test_what_the_space_holds_for_a_smaller_k_alone_is_not_switched_off(make_sweep: Make) -> None:
+    space = {"model.k": {"choices": [3, 12]}, "loss.beta": {"low": 1, "high": 3, "when": {"model.k": 3}}}
+    assert choice_of_candidates(draw_up(make_sweep(space=space)), 12) == [f"space model.k goes up to 12, and {ALL}"]
 
 
 @pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])

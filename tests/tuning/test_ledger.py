@@ -174,6 +174,33 @@ def test_where_the_bases_own_point_fails_the_sweep_ends_until_it_is_retried(make
     assert [trial.state.name for trial in mended.ledger.study.get_trials()] == ["COMPLETE"] * 3
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_base_that_fails_beside_another_that_finishes_does_not_end_the_sweep(
+    first: int, make_sweep: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the two ends first. Until the other has ended nothing new begins; the next session goes on too."""
+    config = make_sweep(trials=4)
+    session, ends = Session(config, math.inf, [], Counter()), [Outcome("failed", reason="no room."), GOOD]
+    for tune_id in "01":
+        while session.searcher.suggest(tune_id) is None:
+            pass
+    for number in (first, 1 - first):
+        ends[number].write(session.ledger.blueprint.trials_folder / trial_name(number))
+        session.searcher.on_trial_complete(str(number), {}, error=number == 0)
+        if number == first == 0:
+            assert session.searcher.suggest("x") is None
+    assert session.searcher.refusal is None
+    assert _end_next(session, GOOD) == 2
+    again = Session(config, math.inf, [], Counter())
+    assert _end_next(again, GOOD) == 3
+    assert again.searcher.suggest("x") == "FINISHED"
+    assert again.searcher.refusal is None
+    assert capsys.readouterr().out.count("trial 0, failed (no room): the sweep goes on with the others") == 2
+
+
+GOOD = Outcome("finished", [0.5], 4)
+
+
 def test_a_failed_trial_is_tried_again_under_its_number_from_where_it_was(make_sweep: Make) -> None:
     """And only that one; its old outcome stands aside, and a second attempt that fails is a third file."""
     config, runs = make_sweep(trials=2), Counter[str]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +45,7 @@ def test_a_fold_counts_by_its_last_evaluation_and_a_trial_by_its_best(
     """What a fold's evaluations measure is the part that is held out: the best of them would be chosen by it."""
     blueprint = draw_up(make_sweep(folds=folds))
 
-    def train(config: TrainConfig, run: Path, tags: object) -> None:
+    def train(config: TrainConfig, run: Path, tags: object, until: object) -> None:
         for at, label in enumerate((0.3, 0.5, 0.4), 1):
             record_evaluation(run, at, {"label": label})
 
@@ -80,6 +81,61 @@ def test_a_trial_of_a_sweep_that_was_told_to_stop_stays_open(
     assert len(calls) == 1
 
 
+def test_nothing_begins_to_train_in_a_sweep_that_was_told_to_stop(
+    make_sweep: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trial does whose process starts after the signal: no worker would be there to hear of it."""
+    calls: list[object] = []
+    monkeypatch.setattr("urg.train.train", lambda config, tags: calls.append(config))
+    until, settings = tmp_path / "until", {"point": {}, "shards": None, "tags": {}}
+    assert _run(settings, draw_up(make_sweep()), Unit(0), until) is None
+    assert calls == []
+    until.touch()
+    assert _run(settings, draw_up(make_sweep()), Unit(0), until) is not None
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_is_lost_as_it_starts_leaves_the_trial_to_tunes_next_actor(
+    stopped: bool, make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune counts it as a lost process of its own: no outcome, no result. Told to stop, the trial stays open."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import ControllerError
+
+    blueprint, told = draw_up(make_sweep()), list[object]()
+    run = blueprint.trials_folder / "trial-0000"
+
+    def train(config: object, tags: object) -> None:
+        (run / UNTIL_STOPPED).touch()
+        if stopped:
+            (run / UNTIL_STOPPED).unlink()
+        raise ControllerError(ActorDiedError())
+
+    monkeypatch.setattr("urg.train.train", train)
+    monkeypatch.setattr("tuning.trial._wait_for_nodes", lambda: None)
+    monkeypatch.setattr("tuning.trial._hand_over", told.append)
+    settings = {"number": 0, "fold": None, "point": {}, "tags": {}, "shards": None}
+    with nullcontext() if stopped else pytest.raises(ControllerError):
+        run_unit(settings, blueprint)
+    assert read_outcome(run) is None
+    assert told == ([None] if stopped else [])
+
+
+def test_a_bug_in_rays_controller_fails_the_trial(
+    make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ControllerError
+
+    def train(config: object, tags: object) -> None:
+        raise ControllerError(ValueError("a bug"))
+
+    monkeypatch.setattr("urg.train.train", train)
+    outcome = _run({"point": {}, "shards": None, "tags": {}}, draw_up(make_sweep()), Unit(0))
+    assert outcome is not None
+    assert outcome.state == "failed"
+
+
 def test_an_evaluation_that_another_node_has_written_is_waited_for(
     make_sweep: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +149,10 @@ def test_an_evaluation_that_another_node_has_written_is_waited_for(
     assert (outcome.state, outcome.values, outcome.step) == ("finished", [0.5], 4)
 
 
-def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", [None, "", "local"])
+def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where urg.train is told by RAY_ADDRESS alone that a cluster may grow, which no process but the driver has."""
     import ray
 
@@ -103,6 +162,8 @@ def test_a_trial_waits_for_nodes_that_a_cluster_has_yet_to_add(tmp_path: Path, m
 
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.delenv("RAY_ADDRESS")  # and taken back after the test
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     config = TrainConfig(eval=EvalConfig(metric="rougeL"), engine=EngineConfig(workers=8, use_gpu=True))

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +23,8 @@ import torch.distributed as dist
 UNTIL_STOPPED = "until-stopped"
 """File in the run folder while a driver trains; without it the workers write a checkpoint and stop. To delete a file
 works on a full disk too."""
+LISTENING = "listening"
+"""File in the run folder once rank 0 listens: before, nobody is there who would write a checkpoint."""
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at that file."""
 ASK_RAY_EVERY_S = 5.0
@@ -50,6 +52,9 @@ class Notices:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._look, self._ask = _Every(LOOK_EVERY_S), _Every(ASK_RAY_EVERY_S)
         self._drained: set[str] = set()
+        if self._leads:
+            with suppress(OSError):  # a full disk, say, which the next checkpoint meets
+                (run / LISTENING).touch()
         self._send()
 
     def after_step(self) -> Notice:
@@ -112,6 +117,7 @@ def heed_sigterm() -> None:
 def sigterm_stops(run: Path) -> Iterator[None]:
     """While the block runs, SIGTERM to this process, the driver, tells the workers of `run` to write a checkpoint and
     stop; a second one ends the process at once. Outside a main thread, as in a sweep, signals are left alone."""
+    (run / LISTENING).unlink(missing_ok=True)
     (run / UNTIL_STOPPED).touch()
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.ray_session import on_cluster
 from urg.config import TrainConfig
 
 _MIX_INSTRUCT = "hf:llm-blender/mix-instruct"
@@ -53,7 +54,7 @@ def machine_line(config: TrainConfig) -> list[str]:
     workers = engine.min_workers or engine.workers
     wanted = {"CPUs": workers * engine.cpus_per_worker, "GPUs": workers if engine.use_gpu else 0}
     have = {"CPUs": os.cpu_count() or 1, "GPUs": torch.cuda.device_count()}
-    if os.environ.get("RAY_ADDRESS") or all(wanted[kind] <= have[kind] for kind in wanted):
+    if on_cluster() or all(wanted[kind] <= have[kind] for kind in wanted):
         return []
     kinds = [kind for kind in wanted if wanted[kind]]
     needs, holds = (" and ".join(f"{side[kind]} {kind}" for kind in kinds) for side in (wanted, have))
