@@ -57,9 +57,9 @@ def run_here(command: Sequence[str], log: Path, environment: Mapping[str, str], 
 
 def session(needed: bool) -> AbstractContextManager[None]:
     """The cluster, joined for `run_where_a_gpu_is`, where there is one."""
-    from data_pipeline.ray_session import ray_session
+    from data_pipeline.ray_session import on_cluster, ray_session
 
-    return ray_session() if needed and os.environ.get("RAY_ADDRESS") else nullcontext()
+    return ray_session() if needed and on_cluster() else nullcontext()
 
 
 def run_where_a_gpu_is(command: Sequence[str], log: Path, environment: Mapping[str, str], lock: int) -> int:

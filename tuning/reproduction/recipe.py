@@ -6,12 +6,12 @@ Table 2's URG is Table 3's whole model and Figure 3's K=3, and is trained once f
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.ray_session import on_cluster
 from tuning.reproduction.config import Preset, ReproduceConfig
 from tuning.reproduction.steps import Step, options
 
@@ -73,7 +73,7 @@ class Recipe:
     @property
     def at_once(self) -> int:
         """Steps that run side by side."""
-        one_machine = self.preset.gpu and not os.environ.get("RAY_ADDRESS")  # each training wants all of its GPUs
+        one_machine = self.preset.gpu and not on_cluster()  # each training wants all of its GPUs
         return self.config.at_once or (1 if one_machine else self.preset.at_once)
 
     @property

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError, first_line
+from data_pipeline.ray_session import on_cluster
 from tuning.reproduction.processes import held, run_here, run_where_a_gpu_is, session
 from urg.code_version import git_commit
 
@@ -178,7 +179,7 @@ def _logged(root: Path, step: Step, place: str, environment: dict[str, str], dat
     log = root / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{place} {step.name}: python -m {' '.join(step.command)}", flush=True)
-    run = run_where_a_gpu_is if step.gpu and environment.get("RAY_ADDRESS") else run_here
+    run = run_where_a_gpu_is if step.gpu and on_cluster() else run_here
     with held(root, step.name) as lock:
         began, started, commit = time.time(), time.monotonic(), git_commit()
         code = run(step.command, log, environment, lock)

@@ -5,13 +5,13 @@ shards itself, so on several nodes shards and models must be on a path that all 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.ray_session import on_cluster
 from urg.evaluation.answer_store import Answered, answer_of, fields_of
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, SystemUnavailable
@@ -152,7 +152,7 @@ def _require_resources(workers: int, gpus: int) -> None:
     """Raise UserError where this machine can never hold the actors, instead of waiting for ever."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         return  # a cluster may scale up
     have = ray.cluster_resources()
     for resource, amount in {"CPU": workers, "GPU": workers * gpus}.items():
