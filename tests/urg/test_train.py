@@ -342,10 +342,13 @@ def test_a_task_that_the_data_have_no_score_for_is_named(make: Make) -> None:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
-    """play(fit): from now on this is what Ray Train does, without Ray."""
+    """play(fit): from now on this is what Ray Train does, without Ray, in a session of the run's own."""
+    import ray
+
     from data_pipeline import ray_session
     from urg import train as module
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_session, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(module, "_require_resources", lambda _: None)
     return lambda fit: monkeypatch.setattr(module, "_trainer", lambda _: SimpleNamespace(fit=fit))
