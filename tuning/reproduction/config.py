@@ -41,7 +41,7 @@ class ReproduceConfig:
     it has room for, and fewer than it has GPUs."""
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder, also of the trainings that measure it; null: the preset's, if it has
-    one."""
+    one, and of each training its own."""
     bartscore_model: str | None = None
     """Hub id or folder of BARTScore's model; null: the preset's, if it has one."""
     bleurt_model: str | None = None
