@@ -87,7 +87,8 @@ def test_nothing_begins_to_train_in_a_sweep_that_was_told_to_stop(
     """As a trial does whose process starts after the signal: no worker would be there to hear of it."""
     calls: list[object] = []
     monkeypatch.setattr("urg.train.train", lambda config, tags: calls.append(config))
-    until, settings = tmp_path / "until", {"point": {}, "shards": None, "tags": {}}
+    until = tmp_path / "until"
+    settings: dict[str, Any] = {"point": {}, "shards": None, "tags": {}}
     assert _run(settings, draw_up(make_sweep()), Unit(0), until) is None
     assert calls == []
     until.touch()
@@ -115,7 +116,7 @@ def test_a_worker_that_is_lost_as_it_starts_leaves_the_trial_to_tunes_next_actor
     monkeypatch.setattr("urg.train.train", train)
     monkeypatch.setattr("tuning.trial._wait_for_nodes", lambda: None)
     monkeypatch.setattr("tuning.trial._hand_over", told.append)
-    settings = {"number": 0, "fold": None, "point": {}, "tags": {}, "shards": None}
+    settings: dict[str, Any] = {"number": 0, "fold": None, "point": {}, "tags": {}, "shards": None}
     with nullcontext() if stopped else pytest.raises(ControllerError):
         run_unit(settings, blueprint)
     assert read_outcome(run) is None
