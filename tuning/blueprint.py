@@ -192,42 +192,37 @@ def draw_up(config: SweepConfig) -> Blueprint:
 
 
 def choice_of_candidates(blueprint: Blueprint, most: int) -> list[str]:
-    """A line for the base's K, where trials have it, and for each of the space, that leaves nothing to choose. most:
-    the largest N of a training row.
+    """A line where the base has a fixed K that leaves nothing to choose. most: the largest N of a training row.
 
-    Raises UserError where the space also holds what changes nothing with such a K, for its trials would be all alike.
+    Raises UserError for such a K within the space, whose trials beyond it would be all alike; and for one of the base
+    beside what then changes nothing.
     """
-    dimensions, lines = blueprint.space.dimensions, []
+    dimensions = blueprint.space.dimensions
+    for each in dimensions:
+        if each.key == "model.k" and blueprint.base.system == "urg" and max(each.corners()) >= most:
+            raise UserError(
+                f"space model.k goes up to {max(each.corners())}, and no row has more than {most} candidates: end it "
+                f"below. To fuse all of them, give the base model.k {most} by `overrides`."
+            )
+    k = _fixed_k(blueprint)
+    if k is None or k < most:
+        return []
     gap = blueprint.base.model.k_gap is not None or any(each.key == "model.k_gap" for each in dimensions)
     off = _WITHOUT_LAST if gap else _WITHOUT_LAST + _WITHOUT_CHOICE
-    idle = sorted({each.key for each in dimensions if each.key in off and not _of_smaller_k(each, most)})
-    for what, largest, mend in _largest_ks(blueprint):
-        if largest < most:
-            continue
-        said = f"{what}, and no row has more than {most} candidates: "
-        if idle:
-            said += (
-                f"with K = N the space's {', '.join(idle)} would change nothing; {mend}, or take it out of the space."
-            )
-            raise UserError(said)
-        lines.append(said + ("no last one is left for robust training." if gap else "all of them are fused."))
-    return lines
+    idle = sorted({each.key for each in dimensions if each.key in off})
+    said = f"model.k={k} of the base, and no row has more than {most} candidates: "
+    if idle:
+        raise UserError(
+            f"{said}with K = N the space's {', '.join(idle)} would change nothing; set it lower by "
+            f"`overrides`, or take {'it' if len(idle) == 1 else 'them'} out of the space."
+        )
+    return [said + ("no last one is left for robust training." if gap else "all of them are fused.")]
 
 
-def _largest_ks(blueprint: Blueprint) -> list[tuple[str, int, str]]:
-    """Where a K of a URG stands, how large it gets, and how to make it smaller."""
-    base, ks = blueprint.base, [each for each in blueprint.space.dimensions if each.key == "model.k"]
-    if base.system != "urg":
-        return []
-    found = [(f"space model.k goes up to {max(k.corners())}", max(k.corners()), "end it below") for k in ks]
-    if all(k.when for k in ks):
-        found.append((f"model.k={base.model.k} of the base", base.model.k, "set it lower by `overrides`"))
-    return found
-
-
-def _of_smaller_k(dimension: Dimension, most: int) -> bool:
-    """Whether a dimension is there only with a K that leaves a choice."""
-    return any(key == "model.k" and max(values) < most for key, values in dimension.when)
+def _fixed_k(blueprint: Blueprint) -> int | None:
+    """The base's K, where trials have it and where it counts."""
+    ks = [each for each in blueprint.space.dimensions if each.key == "model.k"]
+    return blueprint.base.model.k if blueprint.base.system == "urg" and all(k.when for k in ks) else None
 
 
 def first_rung(blueprint: Blueprint, steps: int) -> int:

@@ -165,15 +165,15 @@ def test_the_base_as_settings_that_yaml_has_is_the_same_base(make_sweep: Make) -
 ALL = "no row has more than 12 candidates: all of them are fused."
 
 
-def test_a_k_that_leaves_nothing_to_choose_is_said(make_sweep: Make) -> None:
-    """K = N is a point like others: method.md, 5."""
+def test_a_space_whose_k_leaves_nothing_to_choose_is_refused(make_sweep: Make) -> None:
     blueprint = draw_up(make_sweep(space={"model.k": {"low": 1, "high": 12}}))
-    assert choice_of_candidates(blueprint, 12) == [f"space model.k goes up to 12, and {ALL}"]
+    with pytest.raises(UserError, match=r"space model.k goes up to 12, and no row has more than 12 candidates: end it"):
+        choice_of_candidates(blueprint, 12)
     assert choice_of_candidates(blueprint, 13) == []
 
 
 @pytest.mark.parametrize("space", [{}, {"model.k": {"low": 1, "high": 2, "when": {"loss.rank_loss": "hinge"}}}])
-def test_so_is_one_of_the_base(make_sweep: Make, space: dict[str, Any]) -> None:
+def test_such_a_k_of_the_base_is_said(make_sweep: Make, space: dict[str, Any]) -> None:
     space = space | {"loss.rank_loss": {"choices": ["hinge", "listnet"]}}
     blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12}, base_first=False))
     assert choice_of_candidates(blueprint, 12) == [f"model.k=12 of the base, and {ALL}"]
@@ -200,20 +200,13 @@ def test_it_is_refused_where_the_space_holds_what_it_switches_off(
     make_sweep: Make, space: dict[str, Any], gap: float | None, idle: str | None
 ) -> None:
     """Without a last candidate there is no KL and no second CE, also with a gap, which selection alone heeds."""
-    for others, k in ({}, 12), ({"model.k": {"low": 1, "high": 12}}, 3):
-        overrides = {"model.k": k, "model.k_gap": gap}
-        blueprint = draw_up(make_sweep(space=space | others, overrides=overrides))
-        if idle is None:
-            assert len(choice_of_candidates(blueprint, 12)) == 1
-            continue
-        with pytest.raises(UserError, match=f"with K = N the space's {idle} would change nothing"):
-            choice_of_candidates(blueprint, 12)
-        assert choice_of_candidates(blueprint, 13) == []
-
-
-def test_what_the_space_holds_for_a_smaller_k_alone_is_not_switched_off(make_sweep: Make) -> None:
-    space = {"model.k": {"choices": [3, 12]}, "loss.beta": {"low": 1, "high": 3, "when": {"model.k": 3}}}
-    assert choice_of_candidates(draw_up(make_sweep(space=space)), 12) == [f"space model.k goes up to 12, and {ALL}"]
+    blueprint = draw_up(make_sweep(space=space, overrides={"model.k": 12, "model.k_gap": gap}))
+    assert choice_of_candidates(blueprint, 13) == []
+    if idle is None:
+        assert len(choice_of_candidates(blueprint, 12)) == 1
+        return
+    with pytest.raises(UserError, match=f"with K = N the space's {idle} would change nothing"):
+        choice_of_candidates(blueprint, 12)
 
 
 @pytest.mark.parametrize(("steps", "every", "rung"), [(60, 20, 20), (900, 10, 100), (900, 250, 250), (4, 2, 2)])
