@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import Split, TokenizedExample
@@ -71,11 +72,16 @@ def fold_split(split: Split, folds: int, fold: int) -> tuple[Subset, Subset]:
         raise UserError(
             f"part {fold} of {folds} of split {split.name} has {inside.sum()} of its {len(inside)} rows: lower folds."
         )
-    return Subset(split, np.flatnonzero(~inside)), Subset(split, np.flatnonzero(inside))
+    return _cut(split, inside)
 
 
 def tenth_split(split: Split) -> tuple[Subset, Subset]:
     """(the other rows, to train on; about a tenth, to choose a model by): as `fold_of` by the id alone, by a hash of
     its own, so that a tenth of each part is taken. Either may be empty."""
     inside = np.array([fold_of(f"tenth:{row_id}", 10) == 0 for row_id in split.ids], dtype=bool)
+    return _cut(split, inside)
+
+
+def _cut(split: Split, inside: NDArray[np.bool_]) -> tuple[Subset, Subset]:
+    """(the rows outside, those inside). inside: [rows]."""
     return Subset(split, np.flatnonzero(~inside)), Subset(split, np.flatnonzero(inside))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +133,10 @@ class Blueprint:
     @property
     def shortened(self) -> bool:
         """Whether trials are shorter, or measure less, than the base by itself."""
-        return any(value_of(self.base, key) != _at(self.full, key) for key in LENGTH)
+        from urg.tracking.loggable import flatten
+
+        own, full = dict(flatten(self.settings)), dict(flatten(self.full))
+        return any(own[key] != full[key] for key in LENGTH)
 
     def full_config(self, point: Mapping[str, Any], shards: str | None = None) -> TrainConfig:
         """The training that a point was looked for: at the base's own length, where the space does not hold that."""
@@ -237,10 +238,6 @@ def _with_paths(base: TrainConfig, uri: str, experiment: str) -> TrainConfig:
     """Paths that mean the same in every process, and MLflow as the sweep has it."""
     tracking = dataclasses.replace(base.tracking, uri=uri, experiment=experiment)
     return with_absolute_paths(dataclasses.replace(base, tracking=tracking))
-
-
-def _at(settings: Mapping[str, Any], key: str) -> Any:
-    return functools.reduce(operator.getitem, key.split("."), settings)
 
 
 def _is_prepare(key: str) -> bool:

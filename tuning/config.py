@@ -68,8 +68,8 @@ class SweepConfig:
     folds: int | None = None
     """k-fold cross-validation over the training split: each point is trained so many times, in parallel, and counts by
     the mean over the parts. Each time all other parts are trained on, and the model of the last step is measured on the
-    part that is held out: no checkpoint is chosen by it, and no model is exported or
-    registered: best.yaml trains one."""
+    part that is held out: no checkpoint is chosen by it, and no model is exported or registered: best.yaml
+    trains one."""
     base_first: bool = True
     """Try the base's own point first, and to its end. It must lie in the space."""
     concurrency: int | None = None

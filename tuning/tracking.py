@@ -20,11 +20,11 @@ from tuning.ledger import Ledger, Outcome, earlier_outcomes, read_outcome
 from tuning.mlflow_view import view_link, view_tag
 from urg.tracking import OFF, Tracker, last_run
 from urg.tracking.journal import is_held
+from urg.tracking.mlflow_run import PARENT_TAG as PARENT
 
 if TYPE_CHECKING:
     from urg.tracking.tracker import Status
 
-PARENT = "mlflow.parentRunId"
 CHAMPION = "champion"
 SPOOL = "mlflow-spool"
 SETTLED = "settled"

@@ -83,6 +83,8 @@ def _wait_for_nodes() -> None:
 def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit, until: Path | None = None) -> Outcome | None:
     """Train, or go on training, to the end; None where the sweep was told to stop. Raises what has ended Ray's
     controller where a worker was lost while it started: Tune then starts a new actor, as often as `retries` allows."""
+    from urg.train import is_lost_start
+
     run = blueprint.trials_folder / unit.name
     run.mkdir(parents=True, exist_ok=True)
     with (run / SESSIONS).open("a") as file:
@@ -97,21 +99,12 @@ def _run(settings: dict[str, Any], blueprint: Blueprint, unit: Unit, until: Path
     except Stopped:
         return None
     except Exception as error:  # whatever it is ends this trial, not the sweep
-        if _is_lost_start(error):
+        if is_lost_start(error):  # which `urg.train` mends only in a session of its own
             if is_gone(run / UNTIL_STOPPED):
                 return None
             raise
         outcome = Outcome("failed", reason=reason_of(error))
     return dataclasses.replace(outcome, seconds=elapsed(run, time.time()))
-
-
-def _is_lost_start(error: Exception) -> bool:
-    """Whether Ray Train's controller ended because a worker died as it was handed its function. `urg.train` begins
-    again after that only in a session of its own."""
-    from ray.exceptions import RayError
-    from ray.train import ControllerError
-
-    return isinstance(error, ControllerError) and isinstance(error.controller_failure, RayError)
 
 
 def _train(config: Any, run: Path, tags: dict[str, str], until: Path | None = None) -> None:

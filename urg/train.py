@@ -112,12 +112,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         if config.resume in ("auto", "never")
         else str(Path(config.resume).expanduser().absolute()),
         data=dataclasses.replace(config.data, shards=str(Path(config.data.shards).expanduser().absolute())),
-        model=dataclasses.replace(config.model, base=_absolute_if_folder(config.model.base)),
-        eval=dataclasses.replace(config.eval, bertscore_model=_absolute_if_folder(config.eval.bertscore_model)),
+        model=dataclasses.replace(config.model, base=absolute_if_folder(config.model.base)),
+        eval=dataclasses.replace(config.eval, bertscore_model=absolute_if_folder(config.eval.bertscore_model)),
     )
 
 
-def _absolute_if_folder(name: str | None) -> str | None:
+def absolute_if_folder(name: str | None) -> str | None:
     """A local folder by its absolute path; a hub id as it is."""
     return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().is_dir() else name
 
@@ -218,7 +218,6 @@ def _through_failed_starts(job: Job) -> Outcome:
     session, for the dead one would keep its room in the old one. Whose session it is not, such as a trial's, cannot
     make a new one: there the run ends, and the same call resumes it."""
     import ray
-    from ray.exceptions import RayError
     from ray.train import ControllerError
 
     from urg.progress import RunLog
@@ -230,11 +229,19 @@ def _through_failed_starts(job: Job) -> Outcome:
             return _in_a_session(job)
         except ControllerError as error:
             stopped = not (job.run / UNTIL_STOPPED).exists()
-            if left == 0 or stopped or not isinstance(error.controller_failure, RayError):
+            if left == 0 or stopped or not is_lost_start(error):
                 raise
             left -= 1
             lost = f"a worker was lost before it began ({type(error.controller_failure).__name__}): all start anew"
             RunLog(job.run / "train.log").line(lost)
+
+
+def is_lost_start(error: Exception) -> bool:
+    """Whether Ray Train's controller has ended because a worker died as it was handed the training function."""
+    from ray.exceptions import RayError
+    from ray.train import ControllerError
+
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, RayError)
 
 
 def _in_a_session(job: Job) -> Outcome:

@@ -259,12 +259,11 @@ def _fig3(results: Results) -> list[Shown]:
 
 
 def _sweep_needs(recipe: Recipe) -> list[str]:
-    import yaml
-
     from tuning.config import PRESETS
+    from tuning.values import read_file
 
     name = recipe.preset.name if (PRESETS / f"{recipe.preset.name}.yaml").is_file() else "flan-t5-large"
-    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) | recipe.preset.sweep
+    values = read_file(name, PRESETS) | recipe.preset.sweep
     values["overrides"] = values.get("overrides", {}) | recipe.asked_changes(URG) | {"data.shards": recipe.shards()}
     values |= {"name": "sweep", "storage": str(recipe.root), "base": recipe.trained_by(URG)}
     return list(recipe.add("sweep", "tuning.sweep", values, recipe.prepare(), alone=True))

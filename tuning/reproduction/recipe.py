@@ -14,6 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.ray_session import on_cluster
 from tuning.reproduction.config import Preset, ReproduceConfig
 from tuning.reproduction.steps import Step, options
+from urg.train import absolute_if_folder
 
 URG = "urg"
 BASELINES = ("simcls", "summareranker", "pair_ranker", "gen_fuser")
@@ -140,10 +141,10 @@ class Recipe:
         """Those of them that the user asks for, among them the model of BERTScore."""
         changes = dict(self.given)
         if base := self.config.bases.get(system):
-            changes["model.base"] = _here(base)
+            changes["model.base"] = absolute_if_folder(base)
         model = self.config.bertscore_model  # the preset's is in its trainings' own files
         if model and self._trained_with(system).get("eval", {}).get("bertscore_model"):
-            changes.setdefault("eval.bertscore_model", _here(model))
+            changes.setdefault("eval.bertscore_model", absolute_if_folder(model))
         return changes
 
     def evaluated(self, variant: str) -> list[str]:
@@ -227,7 +228,7 @@ class Recipe:
         """The models of metrics: the user's, else the preset's."""
         names = ("bertscore_model", "bartscore_model", "bleurt_model")
         chosen = {name: getattr(self.config, name) or self.preset.models.get(name) for name in names}
-        return {name: _here(str(model)) for name, model in chosen.items() if model is not None}
+        return {name: str(absolute_if_folder(str(model))) for name, model in chosen.items() if model is not None}
 
     def variant(self, name: str) -> tuple[str, dict[str, Any]]:
         """(system, changed keys) of a variant."""
@@ -261,9 +262,3 @@ class Recipe:
         """Add a step, or find it there; its name. how: alone, gpu, after of `Step`."""
         self.steps.setdefault(name, Step(name, (module, *options(values)), needs, **how))
         return (name,)
-
-
-def _here(name: str) -> str:
-    """A model's folder as an absolute path where it is one, a hub id as it is."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name

@@ -14,11 +14,11 @@ from data_pipeline.errors import UserError
 from tuning.reproduction.recipe import URG, Recipe
 from tuning.reproduction.steps import Ending
 from urg.evaluation.sheet import NONE
+from urg.evaluation.text_metrics import MODEL_METRICS
 from urg.training.evaluations import read_evaluations
 
 TEXT_METRICS = ("bertscore", "bartscore", "bleurt", "rouge1", "rouge2", "rougeL", "bleu", "rougeLsum")
 """Table 2's columns, and ROUGE-L."""
-NEED_A_MODEL = ("bertscore", "bartscore", "bleurt")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Results:
     def without_model(self, metrics: Sequence[str]) -> list[str]:
         """Those of these metrics that need a model and were given none."""
         return [
-            metric for metric in metrics if metric in NEED_A_MODEL and f"{metric}_model" not in self.recipe.models()
+            metric for metric in metrics if metric in MODEL_METRICS and f"{metric}_model" not in self.recipe.models()
         ]
 
     @cached_property
