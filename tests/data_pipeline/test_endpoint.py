@@ -186,7 +186,10 @@ def test_an_endpoint_that_is_down_is_given_up_early(server: ChatServer):
     assert results.count("ok") == 3
     assert {result.reason for result in results if isinstance(result, Failure)} == {"connection", "not_asked"}
     assert len(server.requests) < 30
-    assert "given up after 4 failures in a row (give_up_after): no connection to m" in results[-1].message
+    # Of two requests that are out at once the slower may end last of all, as a failure of its own.
+    not_asked = [each.message for each in results if isinstance(each, Failure) and each.reason == "not_asked"]
+    given_up = "given up after 4 failures in a row (give_up_after): no connection to m"
+    assert all(given_up in message for message in not_asked)
 
 
 @pytest.mark.parametrize("first", [0, 1])
