@@ -218,12 +218,8 @@ def _values(given: Any) -> tuple[Any, ...]:
 
 
 def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
-    """Conditions first. Raises UserError for a condition on a key that is not searched over, and for a circle."""
-    keys = {dimension.key for dimension in dimensions}
-    for dimension in dimensions:
-        for other, _ in dimension.when:
-            if other not in keys:
-                raise UserError(f"space {dimension.name}: its condition names {other}, which the space does not have.")
+    """Conditions first. Raises UserError for a condition that can never hold, and for a circle."""
+    _require_reachable(dimensions)
     ordered: list[Dimension] = []
     waiting = list(dimensions)
     while waiting:
@@ -237,6 +233,17 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
         waiting = [dimension for dimension in waiting if dimension not in ready]
     _require_exclusive(ordered)
     return ordered
+
+
+def _require_reachable(dimensions: Sequence[Dimension]) -> None:
+    """Raise UserError for a condition on a key that is not searched over, or on a value that it cannot take."""
+    for dimension in dimensions:
+        for other, values in dimension.when:
+            named = [one for one in dimensions if one.key == other]
+            if not named:
+                raise UserError(f"space {dimension.name}: its condition names {other}, which the space does not have.")
+            if lost := [value for value in values if not any(one.contains(value) for one in named)]:
+                raise UserError(f"space {dimension.name}: {other} never is {lost[0]!r}, which its condition asks for.")
 
 
 def _require_exclusive(dimensions: Sequence[Dimension]) -> None:

@@ -95,6 +95,10 @@ def test_a_base_outside_of_the_space_is_refused() -> None:
         ({"loss.rank_loss": {"choices": [["a"]]}}, "plain values"),
         ({"loss.tau": {"low": 1, "high": 2, "when": {"model.k": 1}}}, "which the space does not have"),
         (
+            {"loss.tau": {"low": 1, "high": 2, "when": {"model.k": [2, 5]}}, "model.k": {"low": 1, "high": 3}},
+            r"space loss\.tau.*: model\.k never is 5",
+        ),
+        (
             {
                 "loss.tau": {"low": 1, "high": 2, "when": {"model.k": 1}},
                 "model.k": {"low": 1, "high": 2, "when": {"loss.tau": 1}},

@@ -80,7 +80,7 @@ def test_recomputing_activations_and_logits_changes_no_gradient(
     found = []
     for recomputed in (False, True):
         if recomputed:
-            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.network.activation_checkpointing_enable()
             monkeypatch.setattr("urg.model.LOGITS_AT_ONCE", 6 * model.backbone.vocab_size)
         model.zero_grad()
         torch.manual_seed(5)

@@ -56,7 +56,7 @@ def test_gradients_are_those_of_each_candidate_alone(
     expected = {name: p.grad.clone() for name, p in stack.named_parameters() if p.grad is not None}
     stack.zero_grad()
     if checkpointing:
-        model.t5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.t5.activation_checkpointing_enable()
     stack.train()
     assert stack.gradient_checkpointing is checkpointing
     (encode_packed(stack, tokens_S, layout.candidate_lengths, 20) * weight_SD).sum().backward()

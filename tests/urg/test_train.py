@@ -279,7 +279,14 @@ def test_an_unknown_key_ends_with_code_2_and_one_line() -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-GLOBAL_BATCHES = {"sample": 16, "scratch": 8, "flan-t5-large": 128, "flan-t5-xl": 32, "gen-fuser": 120}
+GLOBAL_BATCHES = {
+    "sample": 16,
+    "sample-paper": 16,
+    "scratch": 8,
+    "flan-t5-large": 128,
+    "flan-t5-xl": 32,
+    "gen-fuser": 120,
+}
 GLOBAL_BATCHES |= dict.fromkeys(("pair-ranker", "simcls", "summareranker"), 64)
 GLOBAL_BATCHES |= {f"sample-{name}": 16 for name in ("pair-ranker", "simcls", "summareranker", "gen-fuser")}
 

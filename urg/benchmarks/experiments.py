@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,12 +37,18 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
         wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name in ("profile", "faults")))
-    parts = {name: _EXPERIMENTS[name](config, device) for name in wanted}
+    parts, took = {}, {}
+    for number, name in enumerate(wanted, 1):
+        print(f"measuring {name} ({number} of {len(wanted)})", flush=True)
+        started = time.perf_counter()
+        parts[name] = _EXPERIMENTS[name](config, device)
+        took[name] = time.perf_counter() - started
     found, missing = ratios(parts)
     return {
         "commit": commit,
         "machine": machine,
         "config": asdict(config),
+        "took_seconds": took,
         "ratios": found,
         "missing": missing,
         **parts,

@@ -49,7 +49,7 @@ def training_step(
         own.train()
         set_dropout(own, 0.0)
         if name == "ours_checkpointed":
-            own.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            own.network.activation_checkpointing_enable()
         rows_P = batch.target_P // batch.target_BT.shape[1]
         counts = Counts.of(
             rows_P.bincount(minlength=rows).cpu().numpy(),

@@ -109,7 +109,7 @@ def make_ready(module: nn.Module, backbone: Any, config: TrainConfig) -> None:
     """Dropout, activation checkpointing and training mode as configured. backbone: the Hugging Face model in it."""
     set_dropout(module, config.model.dropout)
     if config.engine.activation_checkpointing:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.activation_checkpointing_enable()
     module.train()
 
 

@@ -15,7 +15,7 @@ from tuning import config as sweep_config
 from tuning.reproduce import asked, plan, reproduce, wanted
 from tuning.reproduction.config import ReproduceConfig, load_preset
 from tuning.reproduction.experiments import ALSO, EXPERIMENTS, ON_REQUEST
-from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, PAPERS_RANKING, URG
+from tuning.reproduction.recipe import ABLATIONS, ALL_CANDIDATES, ALL_ROWS, BASELINES, PAPERS_RANKING, URG
 from tuning.reproduction.steps import Ending, Step
 from urg import benchmark
 from urg import config as train_config
@@ -34,10 +34,13 @@ COMMANDS: dict[str, tuple[Any, Path | None]] = {
 }
 
 
-@pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
-def test_every_step_is_a_command_that_parses(preset: Any, tmp_path: Path):
-    recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=ALL))
-    assert needs.keys() == EXPERIMENTS.keys()
+@pytest.mark.parametrize(
+    ("preset", "only"),
+    [("sample", ALL), ("flan-t5-large", ALL), ("flan-t5-xl", ALL), ("encoder", "recipes,beyond")],
+)
+def test_every_step_is_a_command_that_parses(preset: Any, only: str, tmp_path: Path):
+    recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=only))
+    assert ",".join(needs) == only
     assert wanted(recipe, needs) == recipe.steps
     for step in recipe.steps.values():
         config_class, presets = COMMANDS[step.command[0]]
@@ -146,18 +149,28 @@ def test_a_training_with_an_override_is_no_longer_the_papers(key: str, value: An
         assert changed.ranking(papers) == f"{PAPERS_RANKING}, {key} {value}"
 
 
-@pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl"])
+@pytest.mark.parametrize("preset", ["sample", "flan-t5-large", "flan-t5-xl", "encoder"])
 def test_a_recipe_beyond_the_paper_changes_what_it_says_and_nothing_else(preset: Any, tmp_path: Path):
     """Each as the trainer reads it, against the preset's own."""
     given = ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only="beyond")
     recipe, needs = plan(given)
     own = _trained(recipe.steps[f"train-{URG}-s0"])
-    assert recipe.preset.beyond.keys() >= {"response_tokens", "last_layer", "teacher_without_dropout", "k_by_gap"}
+    assert recipe.preset.beyond.keys() >= {"response_tokens", "last_layer"}
     for name, changed in recipe.preset.beyond.items():
         other = _trained(recipe.steps[f"train-{name}-s0"])
         assert {"name"} < {key for key in own if own[key] != other[key]} <= {"name", *changed}
         assert {key: other[key] for key in changed} == changed
         assert f"evaluate-{name}-s0" in needs["beyond"]
+
+
+def test_the_miniature_keeps_the_papers_k_and_one_rate_whatever_the_samples_preset_has(tmp_path: Path):
+    steps = planned(storage=str(tmp_path), only="table2,beyond")
+    for name in (URG, *BASELINES):
+        own = _trained(steps[f"train-{name}-s0"])
+        assert (own["model.k"], own["optim.lr"]) == (3, 1.5e-3)
+    preset = parse_config(train_config.TrainConfig, presets=train_config.PRESETS, argv=["--config", "sample"])
+    best = _trained(steps["train-learning_rate_k6-s0"])
+    assert (best["model.k"], best["optim.lr"]) == (preset.model.k, preset.optim.lr)
 
 
 def test_what_several_experiments_need_is_trained_once_a_seed(tmp_path: Path):

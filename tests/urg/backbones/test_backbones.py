@@ -302,7 +302,7 @@ def test_checkpointing_activations_changes_no_gradient(
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.network.activation_checkpointing_enable()
         model.zero_grad()
         output = model(*pack(queries), targets)
         (logits(output)[1].logsumexp(-1).sum() + output.scores_BN.square().sum()).backward()
