@@ -121,7 +121,9 @@ class URG(nn.Module):
         self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         if self.network.device.type == "cpu":
-            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
+            done = [self.backbone.encoder] if self.frozen_encoder is not None else []
+            done += [self.backbone.decoder] if self.backbone.freeze_decoder() else []
+            freeze_linears(self.network, but=done)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:

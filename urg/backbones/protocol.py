@@ -42,6 +42,7 @@ class Backbone(ABC):
     def __init__(self, network: Any) -> None:
         """network: a ...ForConditionalGeneration, or an EncoderDecoderModel."""
         self.network = network
+        self.beams_share = False
 
     @classmethod
     def load(cls, name: str) -> tuple[Any, set[str]]:
@@ -137,6 +138,11 @@ class Backbone(ABC):
         """A faster encoder for inference alone, of the weights as they are; None where there is none."""
         return None
 
+    def freeze_decoder(self) -> bool:
+        """Put a faster decoder for `generate` in the place of the stack's `forward`, of the weights as they are, whose
+        beams share a row's candidates. False where there is none."""
+        return False
+
     @property
     @abstractmethod
     def layers(self) -> Sequence[nn.Module]:
@@ -225,7 +231,8 @@ class Backbone(ABC):
                 past_key_values=EncoderDecoderCache(DynamicCache(), candidates),
                 use_cache=True,
             )
-            candidates.batch_repeat_interleave(beams)
+            if not self.beams_share:
+                candidates.batch_repeat_interleave(beams)
         return EncoderDecoderCache(DynamicCache(), candidates)
 
     def require_room(self, lengths: Iterable[tuple[str, int]]) -> None:

@@ -17,6 +17,7 @@ from urg.backbones.one_token import cross_attention, linear
 from urg.backbones.protocol import Backbone
 from urg.decoder import decode_packed
 from urg.encoder import encode_packed
+from urg.frozen_decoder import FrozenDecoder
 from urg.frozen_encoder import FrozenEncoder
 from urg.layout import Layout
 from urg.products import is_partitioned, product
@@ -58,6 +59,13 @@ class T5(Backbone):
     def frozen_encoder(self, budget: int) -> Callable[[Tensor, list[int]], Tensor] | None:
         """On a CPU, weights folded together and laid out for the machine."""
         return FrozenEncoder(self.network.encoder, budget) if self.packs(self.network.device) else None
+
+    def freeze_decoder(self) -> bool:
+        """On a CPU, as the encoder."""
+        self.beams_share = self.packs(self.network.device)
+        if self.beams_share:
+            self.network.decoder.forward = FrozenDecoder(self.network.decoder)
+        return self.beams_share
 
     def teacher_force(
         self,
