@@ -5,7 +5,6 @@ Letters as in encoder.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,51 +53,29 @@ class _FrozenBlock:
     """One layer, its weights folded and laid out."""
 
     def __init__(self, block: Any) -> None:
-        attention = block.layer[0]
-        own = attention.SelfAttention
+        attention, feed_forward = block.layer[0], block.layer[-1]
+        own, dense = attention.SelfAttention, feed_forward.DenseReluDense
         self._heads, self._epsilon, self._dtype = own.n_heads, attention.layer_norm.variance_epsilon, own.q.weight.dtype
-        qkv = torch.cat([folded(layer, attention.layer_norm) for layer in (own.q, own.k, own.v)])
+        qkv = torch.cat([_folded(layer, attention.layer_norm) for layer in (own.q, own.k, own.v)])
         self._qkv, self._out = FrozenProduct(qkv, self._dtype), FrozenProduct(own.o.weight, self._dtype)
-        self._feed_forward = FrozenFeedForward(block.layer[-1])
+        gated = hasattr(dense, "wi_0")
+        first = _folded(dense.wi_0 if gated else dense.wi, feed_forward.layer_norm)
+        self._inner = FrozenProduct(first, self._dtype, dense.act)
+        self._gate = FrozenProduct(_folded(dense.wi_1, feed_forward.layer_norm), self._dtype) if gated else None
+        self._wo = FrozenProduct(dense.wo.weight, self._dtype)
 
     def __call__(self, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Tensor:
         """x: fp32 [S, D] → the same after the layer."""
-        qkv_SX = self._qkv(normed(x_SD, self._epsilon, self._dtype))
-        q_SHE, k_SHE, v_SHE = qkv_SX.unflatten(-1, (3, self._heads, -1)).unbind(1)
+        q_SHE, k_SHE, v_SHE = self._qkv(self._normed(x_SD)).unflatten(-1, (3, self._heads, -1)).unbind(1)
         x_SD = self._out.plus(x_SD, attend(q_SHE, k_SHE, v_SHE, runs, bias_HLL).flatten(1))
-        return self._feed_forward(x_SD)
-
-
-class FrozenFeedForward:
-    """A layer's last part, gated or plain, with its norm and the residual sum; of encoder and decoder."""
-
-    def __init__(self, part: Any) -> None:
-        """part: the T5LayerFF."""
-        dense, norm = part.DenseReluDense, part.layer_norm
-        self._epsilon, self._dtype = norm.variance_epsilon, dense.wo.weight.dtype
-        is_gated = hasattr(dense, "wi_0")
-        first = folded(dense.wi_0 if is_gated else dense.wi, norm)
-        self._inner = FrozenProduct(first, self._dtype, dense.act)
-        self._gate = FrozenProduct(folded(dense.wi_1, norm), self._dtype) if is_gated else None
-        self._wo = FrozenProduct(dense.wo.weight, self._dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: fp32 [..., D] → the same after it."""
-        normed_x = normed(x, self._epsilon, self._dtype)
-        inner = self._inner(normed_x)
+        normed_SD = self._normed(x_SD)
+        inner_SF = self._inner(normed_SD)
         if self._gate is not None:
-            inner = self._gate.times(inner, normed_x)
-        return self._wo.plus(x, inner)
+            inner_SF = self._gate.times(inner_SF, normed_SD)
+        return self._wo.plus(x_SD, inner_SF)
 
-
-def normed(x: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """T5's RMS norm in fp32 without its weight, which is folded into the products that follow."""
-    return F.rms_norm(x, x.shape[-1:], None, epsilon).to(dtype)
-
-
-def folded(layer: Any, norm: Any) -> Tensor:
-    """The layer's weight [out, D] with that of the RMS norm before it multiplied in."""
-    return layer.weight.detach().float() * norm.weight.detach().float()
+    def _normed(self, x_SD: Tensor) -> Tensor:
+        return F.rms_norm(x_SD, x_SD.shape[-1:], None, self._epsilon).to(self._dtype)
 
 
 class FrozenProduct:
@@ -139,12 +116,12 @@ class FrozenProduct:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
 
 
-def freeze_linears(module: nn.Module, but: Sequence[nn.Module] = ()) -> None:
+def freeze_linears(module: nn.Module, but: nn.Module | None = None) -> None:
     """For inference on a CPU: every linear layer below the module multiplies by a weight that is laid out once.
 
-    but: parts that stay as they are. Changes to the weights after this call are not seen.
+    but: a part that stays as it is. Changes to the weights after this call are not seen.
     """
-    left = {each for part in but for each in part.modules()}
+    left = set() if but is None else set(but.modules())
     for parent in [each for each in module.modules() if each not in left]:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
@@ -173,6 +150,11 @@ def _laid_out(weight: Tensor) -> Tensor | None:
     except (RuntimeError, AttributeError, TypeError):
         return None
     return laid_out
+
+
+def _folded(layer: Any, norm: Any) -> Tensor:
+    """The layer's weight [out, D] with that of the RMS norm before it multiplied in."""
+    return layer.weight.detach().float() * norm.weight.detach().float()
 
 
 def _is_tanh_gelu(activation: Any) -> bool:

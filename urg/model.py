@@ -120,10 +120,9 @@ class URG(nn.Module):
         self.eval().requires_grad_(False)
         self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
+        self.backbone.speed_up_generate()
         if self.network.device.type == "cpu":
-            done = [self.backbone.encoder] if self.frozen_encoder is not None else []
-            done += [self.backbone.decoder] if self.backbone.freeze_decoder() else []
-            freeze_linears(self.network, but=done)
+            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:

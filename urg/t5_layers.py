@@ -36,18 +36,23 @@ def feed_forward(part: Any, x_SD: Tensor) -> Tensor:
     inner = normed_products(layers, part.layer_norm, x_SD)
     rate = dense.dropout.p if dense.training else 0.0
     kept_SF = [torch.empty_like(inner[0], dtype=torch.bool).bernoulli_(1 - rate)] if rate else []
-    activated = functools.partial(_activated, dense.act, len(layers), 1 - rate, dense.wo.weight.dtype)
-    return x_SD + part.dropout(products([dense.wo], activated, *inner, *kept_SF)[0])
+    before = functools.partial(_activated_and_dropped, dense.act, len(layers), 1 - rate, dense.wo.weight.dtype)
+    return x_SD + part.dropout(products([dense.wo], before, *inner, *kept_SF)[0])
 
 
-def _activated(act: Any, gates: int, share: float, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
-    """The activation of the first product, times the second if there is one, under dropout's mask if there is one."""
-    first, *others = inputs
-    # The library's GELU takes eight steps for what PyTorch's takes one.
-    x_SF = F.gelu(first, approximate="tanh") if isinstance(act, NewGELUActivation) else act(first)
-    for other in others:
-        x_SF = x_SF * other
+def _activated_and_dropped(act: Any, gates: int, share: float, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
+    """`activated`, under dropout's mask if there is one: the last input."""
+    x_SF = activated(act, *inputs)
     return (x_SF / share if len(inputs) > gates else x_SF).to(dtype)
+
+
+def activated(act: Any, first: Tensor, *others: Tensor) -> Tensor:
+    """The activation of the first product, times the second if there is one."""
+    # The library's GELU takes eight steps for what PyTorch's takes one.
+    x = F.gelu(first, approximate="tanh") if isinstance(act, NewGELUActivation) else act(first)
+    for other in others:
+        x = x * other
+    return x
 
 
 def normed_products(layers: list[Any], norm_layer: Any, x_SD: Tensor) -> tuple[Tensor, ...]:

@@ -25,6 +25,6 @@ def test_frozen_linear_layers_give_the_same_by_the_same_parameters() -> None:
 
 def test_a_part_is_left_as_it_is() -> None:
     whole = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4)))
-    freeze_linears(whole, but=[whole[1]])
+    freeze_linears(whole, but=whole[1])
     assert type(whole[0]) is not nn.Linear
     assert type(whole[1][0]) is nn.Linear

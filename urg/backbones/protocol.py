@@ -138,10 +138,9 @@ class Backbone(ABC):
         """A faster encoder for inference alone, of the weights as they are; None where there is none."""
         return None
 
-    def freeze_decoder(self) -> bool:
-        """Put a faster decoder for `generate` in the place of the stack's `forward`, of the weights as they are, whose
-        beams share a row's candidates. False where there is none."""
-        return False
+    def speed_up_generate(self) -> None:
+        """Put a faster decoder for `generate` in the place of the stack's `forward`, where there is one."""
+        self.beams_share = False
 
     @property
     @abstractmethod

@@ -156,7 +156,7 @@ class EncoderRanker(nn.Module):
             self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS if is_packed else PADDED_TOKENS)
             if is_packed:
                 self.frozen_encoder = FrozenEncoder(self.pretrained_model, self.chunk_tokens)
-            freeze_linears(self, but=[] if self.frozen_encoder is None else [self.pretrained_model])
+            freeze_linears(self, but=None if self.frozen_encoder is None else self.pretrained_model)
         return self
 
     def states(self, sequences: Sequences) -> Tensor:

@@ -1,4 +1,4 @@
-"""The frozen decoder writes what the library's does, from one copy of a row's keys and values."""
+"""The cached decoder writes what the library's does, from one copy of a row's keys and values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
-from urg import frozen_encoder
-from urg.frozen_decoder import FrozenDecoder
+from urg.cached_decoder import CachedDecoder
 from urg.layout import Layout
 from urg.model import URG
 
@@ -37,19 +36,14 @@ def _read(model: URG, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BT, states_BLD, torch.arange(LENGTH) < torch.tensor([[LENGTH], [2], [4]])
 
 
-@pytest.mark.parametrize("operators", ["oneDNN's", "public ones"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_states_are_the_librarys_one_token_at_a_time_or_several(
-    family: str, operators: str, build: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if operators == "public ones":
-        monkeypatch.setattr(frozen_encoder, "_laid_out", lambda weight: None)
+def test_states_are_the_librarys_one_token_at_a_time_or_several(family: str, build: Any) -> None:
     model = build(family)
     plain, read = model.t5.decoder, _read(model)
     expected_BTD = _decoded(plain, *read, at_once=1)
     for at_once in (1, 2, TOKENS):
-        found_BTD = _decoded(FrozenDecoder(plain), *read, at_once=at_once)
+        found_BTD = _decoded(CachedDecoder(plain), *read, at_once=at_once)
         torch.testing.assert_close(found_BTD, expected_BTD, rtol=1e-5, atol=1e-5)
 
 
@@ -60,9 +54,9 @@ def test_in_bf16_it_is_nearer_to_fp32_than_the_library(build: Any) -> None:
     ids_BT, states_BLD, mask_BL = _read(model)
     exact_BTD = _decoded(model.t5.decoder, ids_BT, states_BLD, mask_BL, at_once=1)
     stack, coarse_BLD = model.bfloat16().t5.decoder, states_BLD.bfloat16()
-    both = (_decoded(one, ids_BT, coarse_BLD, mask_BL, at_once=1).float() for one in (stack, FrozenDecoder(stack)))
-    coarse, frozen = both
-    assert (frozen - exact_BTD).norm() < (coarse - exact_BTD).norm()
+    both = (_decoded(one, ids_BT, coarse_BLD, mask_BL, at_once=1).float() for one in (stack, CachedDecoder(stack)))
+    coarse, cached = both
+    assert (cached - exact_BTD).norm() < (coarse - exact_BTD).norm()
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -87,10 +81,10 @@ def test_beams_share_their_rows_keys_and_values(build: Any, monkeypatch: pytest.
     model = build().freeze()
     _, states_BLD, mask_BL = _read(model)
     seen = []
-    frozen = model.t5.decoder.forward
+    own = model.t5.decoder.forward
 
     def watched(**given: Any) -> Any:
-        output = frozen(**given)
+        output = own(**given)
         cross = given["past_key_values"].cross_attention_cache.layers[0].keys
         seen.append((len(given["input_ids"]), len(cross)))
         return output
