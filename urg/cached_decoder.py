@@ -98,7 +98,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """[B, H, T, E] of each → [B, T, X]. By plain products: for so few queries PyTorch's own attention takes half as much
-    time again in fp32, and two to six times as much in bf16."""
+    """[B, H, T, E] of each → [B, T, X]. By plain products: for so few queries PyTorch's own attention takes half as
+    much time again in fp32, and two to six times as much in bf16."""
     weights = ((q @ k.transpose(2, 3)).float() + bias).softmax(-1)
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
