@@ -42,12 +42,12 @@ def main(config: BenchmarkConfig) -> None:
 QUICK: dict[str, Any] = {
     "rank_shape": "t5-small",
     "train_shape": "t5-small",
-    "ranker_shape": "tiny",
-    "batches": (4,),
+    "ranker_shape": "t5-small",
+    "batches": (2,),
     "train_rows": 2,
     "repeats": 3,
     "new_tokens": 16,
-    "stack_steps": 48,
+    "stack_steps": 32,
 }
 """What `--quick` makes small."""
 
