@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[Any, Path | None]] = {
 )
 def test_every_step_is_a_command_that_parses(preset: Any, only: str, tmp_path: Path):
     recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=only))
-    assert ",".join(needs) == only
+    assert needs.keys() >= set(only.split(","))
     assert wanted(recipe, needs) == recipe.steps
     for step in recipe.steps.values():
         config_class, presets = COMMANDS[step.command[0]]
