@@ -41,7 +41,8 @@ COMMANDS: dict[str, tuple[Any, Path | None]] = {
 def test_every_step_is_a_command_that_parses(preset: Any, only: str, tmp_path: Path):
     recipe, needs = plan(ReproduceConfig(preset=preset, shards=str(tmp_path / "set"), storage=str(tmp_path), only=only))
     assert needs.keys() >= set(only.split(","))
-    assert wanted(recipe, needs) == recipe.steps
+    if only == ALL:
+        assert wanted(recipe, needs) == recipe.steps
     for step in recipe.steps.values():
         config_class, presets = COMMANDS[step.command[0]]
         parse_config(config_class, presets=presets, argv=step.command[1:])  # exits where it is wrong
