@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import EnsembleConfig, is_gap
+from urg.checks import is_gap
+from urg.config import EnsembleConfig
 from urg.read_ahead import read_ahead
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from urg.backbones.protocol import Backbone
-from urg.config import LossConfig
 from urg.layout import Layout
+from urg.loss_config import LossConfig
 from urg.model import select
 from urg.objective import token_losses
 from urg.training.task import set_dropout

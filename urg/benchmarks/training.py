@@ -12,7 +12,7 @@ import torch
 from urg.benchmarks.clock import held_bytes, in_own_process, in_turn, peak_bytes
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
-from urg.config import LossConfig
+from urg.loss_config import LossConfig
 from urg.model import URG
 from urg.objective import Counts, loss_terms, needs_teacher, total_loss
 from urg.training.task import set_dropout
