@@ -256,11 +256,11 @@ class Ensemble:
         import torch
 
         from urg.batching import pack
-        from urg.layout import moved
+        from urg.devices import moved
 
         device = next(self.model.parameters()).device
         tokens_S, layout = pack([ids for ids, *_ in encoded], [question for _, question, _ in encoded])
-        layout = layout.to(device)
+        layout = moved(layout, device)
         with torch.inference_mode():
             hidden_SD = self.model.encode(moved(tokens_S, device), layout)
             scores_BN = self.model.rank(hidden_SD, layout)

@@ -63,6 +63,7 @@ def main(config: PretrainConfig) -> None:
     from data_pipeline.sample.pretraining import pretraining_examples, ranking_examples
     from data_pipeline.tokenization import Template, load_tokenizer
     from data_pipeline.train_tokenizer import save_tokenizer
+    from urg.devices import moved
     from urg.model import URG, Settings
 
     try:
@@ -85,8 +86,8 @@ def main(config: PretrainConfig) -> None:
     started, running = time.perf_counter(), torch.zeros((), device=device)
     for step in range(1, config.steps + 1):
         optimizer.param_groups[0]["lr"] = config.lr * _schedule(step, config.steps)
-        batch = _collate(list(islice(examples, config.batch)), tokenizer, template, config.rank).to(device)
-        loss = _loss(model, batch, config.rank)
+        batch = _collate(list(islice(examples, config.batch)), tokenizer, template, config.rank)
+        loss = _loss(model, moved(batch, device), config.rank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
