@@ -289,11 +289,12 @@ class Ensemble:
         from data_pipeline.tokenization import decode_texts
 
         rankings, hidden_SD, layout, scores_BN = self._rank(encoded)
-        ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, k_gap, **options)
+        selected_BN, _ = self.model.choose(scores_BN, layout, k, k_gap)
+        ids_BT = self.model.fuse(hidden_SD, layout, selected_BN, **options)
         with self._tokenizing:  # older tokenizers cannot encode in another thread meanwhile
             texts = decode_texts(ids_BT, self.tokenizer)
-        chosen = self.model.choose(scores_BN, layout, k, k_gap)[0].sum(1).tolist()
-        return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, chosen, strict=True)]
+        counts = selected_BN.sum(1).tolist()
+        return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, counts, strict=True)]
 
 
 def main(config: EnsembleConfig) -> None:

@@ -196,13 +196,13 @@ class URG(nn.Module):
         self,
         hidden_SD: Tensor,
         layout: Layout,
-        scores_BN: Tensor,
-        k: int | None = None,
-        k_gap: float | None = None,
+        selected_BN: Tensor,
         **generation: Any,
     ) -> Tensor:
-        """Token ids [B, T] written from the candidates that `choose` takes. generation: options of `generate`."""
-        selected_BN, _ = self.choose(scores_BN, layout, k, k_gap)
+        """Token ids [B, T] written from the selected candidates, bool [B, N]: `choose` says which.
+
+        generation: options of `generate`.
+        """
         width = round_up(int((layout.tokens_BN * selected_BN).sum(1).max()))  # of what was chosen: writing waits anyway
         states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, width)
         return self.backbone.generate(

@@ -155,7 +155,8 @@ def test_a_frozen_model_does_not_see_changes_and_fuses_in_its_own_dtype(
     before_SD = model.encode(tokens_S, layout)
     model.t5.encoder.block[0].layer[0].SelfAttention.q.weight.data.zero_()
     assert torch.equal(model.encode(tokens_S, layout), before_SD)
-    ids_BT = model.fuse(before_SD, layout, model.rank(before_SD, layout), max_new_tokens=3)
+    selected_BN, _ = model.choose(model.rank(before_SD, layout), layout)
+    ids_BT = model.fuse(before_SD, layout, selected_BN, max_new_tokens=3)
     assert ids_BT.shape[0] == len(queries)
 
 

@@ -73,12 +73,13 @@ def fusings(model: URG, rows: list[Row], device: torch.device) -> dict[str, Call
 
     @torch.inference_mode()
     def ours(**options: Any) -> Tensor:
-        return model.fuse(hidden_SD, batch.layout, scores_BN, K, **options)
+        return model.fuse(hidden_SD, batch.layout, selected_BN, **options)
 
     @torch.inference_mode()
     def whole(**options: Any) -> Tensor:
         states_SD = model.encode(batch.tokens_S, batch.layout)
-        return model.fuse(states_SD, batch.layout, model.rank(states_SD, batch.layout), K, **options)
+        chosen_BN, _ = model.choose(model.rank(states_SD, batch.layout), batch.layout, K)
+        return model.fuse(states_SD, batch.layout, chosen_BN, **options)
 
     @torch.inference_mode()
     def encoded_anew(texts: list[list[np.ndarray]], **options: Any) -> Tensor:
@@ -86,7 +87,7 @@ def fusings(model: URG, rows: list[Row], device: torch.device) -> dict[str, Call
         tokens_S, layout = pack(texts)
         layout = moved(layout, device)
         states_SD = model.encode(moved(tokens_S, device), layout)
-        return model.fuse(states_SD, layout, layout.tokens_BN.float(), K, **options)
+        return model.fuse(states_SD, layout, layout.mask_BN, **options)
 
     def fid(**options: Any) -> Tensor:
         ids = [[row.candidates()[i] for i in own] for row, own in zip(rows, chosen, strict=True)]

@@ -99,10 +99,11 @@ class UrgTask:
         scores = [s[: len(row.models)] for s, row in zip(scores_BN.double().cpu().numpy(), examples, strict=True)]
         if not self.config.loss.generation:
             return [Judged(s, row.texts[int(np.argmax(s))]) for s, row in zip(scores, examples, strict=True)]
+        selected_BN, _ = self.module.choose(scores_BN, batch.layout)
         ids_BT = self.module.fuse(
             hidden_SD,
             batch.layout,
-            scores_BN,
+            selected_BN,
             num_beams=self.config.eval.num_beams,
             max_new_tokens=self.config.eval.max_new_tokens,
             synced_gpus=self.config.engine.zero_stage == 3,

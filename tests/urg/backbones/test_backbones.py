@@ -42,8 +42,8 @@ def scores_of(model: URG, packed: tuple[Tensor, Layout]) -> Tensor:
 
 def fused(model: URG, packed: tuple[Tensor, Layout], **options: Any) -> Tensor:
     hidden_SD = model.encode(*packed)
-    scores_BN = model.rank(hidden_SD, packed[1])
-    return model.fuse(hidden_SD, packed[1], scores_BN, **({"max_new_tokens": STEPS} | options))
+    selected_BN, _ = model.choose(model.rank(hidden_SD, packed[1]), packed[1])
+    return model.fuse(hidden_SD, packed[1], selected_BN, **({"max_new_tokens": STEPS} | options))
 
 
 @ALL
