@@ -133,9 +133,15 @@ def resolve_dtype(name: str) -> torch.dtype:
 class Ensemble:
     """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of
     candidates, but for rounding: in fp32 scores differ by less than 1e-6, so that candidates as near as that may change
-    places."""
+    places.
+
+    Memory: of a query the encoder's states of all its candidates are held, N·L·D numbers (3 kB a token of T5-base in
+    fp32), for ranking and fusing read them; while its text is written also keys and values of the K that are fused, of
+    every layer and beam. All else is bounded, for any number of candidates and queries.
+    """
 
     def __init__(self, model: URG, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
+        """model: is frozen by this, and cannot be saved afterwards (`URG.freeze`)."""
         from data_pipeline.tokenization import Template
 
         _require_whole_numbers(batch_size=batch_size)

@@ -106,22 +106,29 @@ class URG(nn.Module):
         return self.network
 
     def encode(self, tokens_S: Tensor, layout: Layout) -> Tensor:
-        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D]."""
+        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D].
+
+        Without a gradient only these states grow with the candidates and the queries: what else is held at once is of
+        `chunk_tokens` at most, here and in `rank`, but for a few bytes a token (indices, attention).
+        """
         lengths = layout.candidate_lengths
         if self.frozen_encoder is not None:
             return self.frozen_encoder(tokens_S, lengths)
         return self.backbone.encode(tokens_S, lengths, self.chunk_tokens)
 
     def freeze(self) -> URG:
-        """For inference alone from here on: no dropout, and on a CPU weights that are laid out for the machine.
+        """For ranking and fusing alone from here on: no dropout, on a CPU weights that are laid out for the machine.
 
-        Changes to the weights after this call are not seen.
+        There they are held in that layout only (a tied embedding beside it), so that the model can no longer be saved:
+        `state_dict` and `save_pretrained` raise UserError. Changes to the weights after this call are not seen.
         """
+        if self.is_frozen:
+            return self
         self.eval().requires_grad_(False)
         self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         if self.network.device.type == "cpu":
-            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
+            freeze_linears(self.network, vacates=True)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
@@ -147,6 +154,8 @@ class URG(nn.Module):
         with_last=False leaves q out. target_P: where the real target tokens, the first ones of each row, stand in the
         flat [B·T]; None: all are real. with_teacher: decode given the K selected once more, as p is without dropout.
         """
+        if self.is_frozen:
+            raise RuntimeError("a frozen model ranks and fuses alone: load its folder again to train it.")
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
         if target_BT is None:
@@ -247,10 +256,9 @@ class URG(nn.Module):
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a Hugging Face folder (safetensors) with urg.json and SHA256SUMS. state_dict: weights to write instead
-        of the module's own; buffers are the module's."""
-        weights = None
+        of the module's own; buffers are the module's. Raises UserError for a frozen model."""
+        kept, weights = self.network.state_dict().keys(), None  # which a frozen model refuses
         if state_dict:
-            kept = self.network.state_dict().keys()
             weights = {name: tensor for name, tensor in self.network.named_buffers() if name in kept}
             weights |= {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}
         self.network.save_pretrained(str(folder), state_dict=weights)

@@ -130,10 +130,10 @@ class T5(Backbone):
         x_BD = x_BD + own.dropout(linear(own.SelfAttention.o, value_BD))
         attention = cross.EncDecAttention
         q_BHE = linear(attention.q, _norm(cross.layer_norm, x_BD)).unflatten(-1, (attention.n_heads, -1))
-        weights_BHL, context_BX = cross_attention(q_BHE, attention.k, attention.v, states_BLD, mask_BL)
+        mean_BL, context_BX = cross_attention(q_BHE, attention.k, attention.v, states_BLD, mask_BL)
         x_BD = x_BD + cross.dropout(linear(attention.o, context_BX))
         inner_BD = _feed_forward(feed_forward.DenseReluDense, _norm(feed_forward.layer_norm, x_BD))
-        return x_BD + feed_forward.dropout(inner_BD), weights_BHL.mean(1)
+        return x_BD + feed_forward.dropout(inner_BD), mean_BL
 
 
 def _feed_forward(layer: Any, x_BD: Tensor) -> Tensor:

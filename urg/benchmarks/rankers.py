@@ -162,11 +162,12 @@ def frozen_rankers(
 ) -> dict[str, EncoderRanker]:
     """Rankers on `device` for inference alone. encoder: the configuration of the one that they share."""
     torch.manual_seed(0)
-    made: dict[type[EncoderRanker], EncoderRanker] = {}
     shared = encoder_of(copy.deepcopy(encoder))  # the library writes into it
-    for system in systems:
-        kind = _kind(system)
-        made[kind] = made[kind] if kind in made else _ranker(kind, shared).to(device, dtype).freeze()
+    made = {kind: _ranker(kind, shared).to(device, dtype) for kind in dict.fromkeys(map(_kind, systems))}
+    frozen_encoder = None
+    for ranker in made.values():
+        ranker.frozen_encoder = frozen_encoder
+        frozen_encoder = ranker.freeze().frozen_encoder
     return {system: made[_kind(system)] for system in systems}
 
 

@@ -138,16 +138,17 @@ class EncoderRanker(nn.Module):
         """For inference alone from here on, as `URG.freeze`: no dropout, SDPA, and on a CPU weights that are laid out
         for the machine and chunks that stay in its caches.
 
-        Changes to the weights after this call are not seen.
+        Changes to the weights after this call are not seen. A ranker that shares the encoder of a frozen one is given
+        its `frozen_encoder` before.
         """
         self.eval().requires_grad_(False)
         use_sdpa(self)
         if self.device.type == "cpu":
             is_packed = self._is_packed(self.device)
             self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS if is_packed else PADDED_TOKENS)
-            if is_packed:
+            if is_packed and self.frozen_encoder is None:
                 self.frozen_encoder = FrozenEncoder(self.pretrained_model, self.chunk_tokens)
-            freeze_linears(self, but=None if self.frozen_encoder is None else self.pretrained_model)
+            freeze_linears(self)
         return self
 
     def states(self, sequences: Sequences) -> Tensor:
