@@ -6,6 +6,7 @@ Letters as in encoder.py.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -110,9 +111,9 @@ class FrozenProduct:
             y = F.linear(x, self._weight, self._bias)
         return y if self._activation is None else self._activation(y)
 
-    def fp32_weight(self) -> Tensor:
-        """W as it was, [out, in], in fp32."""
-        return self._weight.to_dense(torch.float32) if self._is_laid_out else self._weight.float()
+    def plain_weight(self) -> Tensor:
+        """W as it was, [out, in]."""
+        return self._weight.to_dense() if self._is_laid_out else self._weight
 
     def times(self, other: Tensor, x: Tensor) -> Tensor:
         """other · (x Wᵀ + b), element by element."""
@@ -127,12 +128,12 @@ class FrozenProduct:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
 
 
-def freeze_linears(module: nn.Module, vacates: bool = False) -> None:
+def freeze_linears(module: nn.Module, gives_up: Collection[nn.Module] = ()) -> None:
     """For inference on a CPU: every linear layer below the module multiplies by a weight that is laid out once. Changes
     to the weights after this call are not seen.
 
-    vacates: the weights are held in that layout alone, but where another part has the same one, as a tied embedding
-    does. For modules whose code reads no weight of a linear layer but by `FrozenLinear.fp32_weight`.
+    gives_up: layers whose weight is then held in that layout alone, but where another part has the same one, as a tied
+    embedding does. No code may read the weights of these but by `FrozenLinear.plain_weight`.
     """
     owners = Counter(id(own) for part in module.modules() for own in part.parameters(recurse=False))
     for parent in list(module.modules()):
@@ -140,7 +141,7 @@ def freeze_linears(module: nn.Module, vacates: bool = False) -> None:
             if type(child) is nn.Linear and not child.weight.is_meta:
                 frozen = FrozenLinear(child)
                 setattr(parent, name, frozen)
-                if vacates and owners[id(child.weight)] == 1:
+                if child in gives_up and owners[id(child.weight)] == 1:
                     _vacate(frozen)
 
 
@@ -157,9 +158,9 @@ class FrozenLinear(nn.Linear):
         """x Wᵀ + b."""
         return self._product(x)
 
-    def fp32_weight(self) -> Tensor:
-        """The weight as it was, [out, in], in fp32."""
-        return self._product.fp32_weight()
+    def plain_weight(self) -> Tensor:
+        """The weight as it was, [out, in]."""
+        return self._product.plain_weight() if self.weight.is_meta else self.weight
 
 
 def _vacate(layer: nn.Linear) -> None:

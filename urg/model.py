@@ -119,8 +119,9 @@ class URG(nn.Module):
     def freeze(self) -> URG:
         """For ranking and fusing alone from here on: no dropout, on a CPU weights that are laid out for the machine.
 
-        There they are held in that layout only (a tied embedding beside it), so that the model can no longer be saved:
-        `state_dict` and `save_pretrained` raise UserError. Changes to the weights after this call are not seen.
+        There they are held in that layout alone, but for a tied embedding and, in bf16, the decoder's layers, whose
+        weights the ranking step reads as they are. So the model can no longer be saved: `state_dict` and
+        `save_pretrained` raise UserError. Changes to the weights after this call are not seen.
         """
         if self.is_frozen:
             return self
@@ -128,7 +129,10 @@ class URG(nn.Module):
         self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         if self.network.device.type == "cpu":
-            freeze_linears(self.network, vacates=True)
+            gives_up = set(self.network.modules())
+            if self.network.dtype != torch.float32:  # laid out they would have to be converted at each ranking step
+                gives_up -= {part for layer in self.backbone.layers for part in layer.modules()}
+            freeze_linears(self.network, gives_up)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:

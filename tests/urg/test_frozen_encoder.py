@@ -37,10 +37,11 @@ def test_the_weight_can_be_had_as_it_was(
     if operators == "public ones":
         monkeypatch.setattr(frozen_encoder, "_laid_out", lambda weight: None)
     layer = nn.Linear(*shape).to(dtype)
-    expected = layer.weight.detach().float()
+    expected = layer.weight.detach().clone()
     whole = nn.Sequential(layer)
-    freeze_linears(whole, vacates=True)
-    assert torch.equal(whole[0].fp32_weight(), expected)
+    freeze_linears(whole, {layer})
+    assert whole[0].weight.is_meta
+    assert torch.equal(whole[0].plain_weight(), expected)
 
 
 def tied() -> nn.ModuleDict:
@@ -54,7 +55,7 @@ def tied() -> nn.ModuleDict:
 
 def test_only_a_weight_that_nothing_else_has_is_given_up() -> None:
     parts = tied()
-    freeze_linears(parts, vacates=True)
+    freeze_linears(parts, set(parts.modules()))
     assert parts["head"].weight is parts["embedding"].weight
     assert not parts["head"].weight.is_meta
     assert parts["own"].weight.is_meta
@@ -64,15 +65,15 @@ def test_only_a_weight_that_nothing_else_has_is_given_up() -> None:
 
 def test_what_has_given_its_weight_up_is_not_frozen_again() -> None:
     parts = tied()
-    freeze_linears(parts, vacates=True)
+    freeze_linears(parts, set(parts.modules()))
     before = dict(parts.items())
-    freeze_linears(parts, vacates=True)
+    freeze_linears(parts, set(parts.modules()))
     assert all(parts[name] is part for name, part in before.items())
 
 
 def test_weights_that_were_given_up_are_neither_saved_nor_loaded() -> None:
     parts, weights = tied(), tied().state_dict()
-    freeze_linears(parts, vacates=True)
+    freeze_linears(parts, set(parts.modules()))
     assert parts["head"].state_dict().keys() == {"weight"}
     for refused in (parts.state_dict, lambda: parts.load_state_dict(weights)):
         with pytest.raises(UserError, match=r"neither saved nor loaded into.*: load its folder again"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,16 +56,22 @@ def held_bytes(root: object) -> int:
 def test_a_frozen_model_holds_each_weight_once(
     name: str, dtype: torch.dtype, operators: str, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that is the embedding is held in both layouts; the last norm's weight in fp32 too."""
+    """But for a head that is the embedding, and in bf16 the decoder's layers; the encoder's last norm in fp32 too."""
     if operators == "public ones":
         monkeypatch.setattr(frozen_encoder, "_laid_out", lambda weight: None)
     model = build(name) if name in FAMILIES else URG(NETWORKS[name](), Settings()).eval()
     model.to(dtype)
     before, parameters = held_bytes(model), sum(own.numel() for own in model.parameters())
     model.freeze()
-    head = model.network.get_output_embeddings().weight
-    twice = head.nbytes if not head.is_meta and operators == "oneDNN's" else 0
+    linears = [part for part in model.network.modules() if isinstance(part, nn.Linear)]
+    laid_out = operators == "oneDNN's"
+    twice = sum(part.weight.nbytes for part in linears if laid_out and not part.weight.is_meta)
     assert held_bytes(model) <= before + twice + 4 * model.backbone.width
+    decoding = {part for layer in model.backbone.layers for part in layer.modules()}
+    embeddings = {id(part.weight) for part in model.network.modules() if isinstance(part, nn.Embedding)}
+    for part in linears:
+        kept = id(part.weight) in embeddings or (part in decoding and dtype == torch.bfloat16)
+        assert part.weight.is_meta != kept
     assert sum(own.numel() for own in model.parameters()) == parameters, "shapes stay"
 
 

@@ -112,7 +112,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
 
 def _weight(layer: Any) -> Tensor:
     """A linear layer's, [out, in], in fp32."""
-    return layer.fp32_weight() if isinstance(layer, FrozenLinear) else layer.weight.float()
+    return (layer.plain_weight() if isinstance(layer, FrozenLinear) else layer.weight).float()
 
 
 def layer_norm(layer: Any, x_BD: Tensor) -> Tensor:
