@@ -6,14 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from urg.checks import require
 from urg.config import DEV_METRICS
 
 PRESETS = Path(__file__).parent / "configs"
-
-
-def _require(holds: bool, key: str, value: object, mend: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={value!r}: {mend}")
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,8 @@ class SchedulerConfig:
     """η: each rung is so many times later than the one before, and keeps one in so many trials."""
 
     def __post_init__(self) -> None:
-        _require(self.grace is None or self.grace >= 1, "scheduler.grace", self.grace, "must be at least 1 step.")
-        _require(self.reduction >= 2, "scheduler.reduction", self.reduction, "must be at least 2.")
+        require(self.grace is None or self.grace >= 1, "scheduler.grace", self.grace, "must be at least 1 step.")
+        require(self.reduction >= 2, "scheduler.reduction", self.reduction, "must be at least 2.")
 
 
 @dataclass(frozen=True)
@@ -96,23 +92,23 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         valid = self.name and self.name == Path(self.name).name and self.name not in (".", "..")
-        _require(bool(valid), "name", self.name, "must be a plain folder name.")
-        _require(bool(self.space), "space", self.space, "name at least one key to search over.")
-        _require(bool(self.objective), "objective", self.objective, "name at least one dev metric.")
+        require(bool(valid), "name", self.name, "must be a plain folder name.")
+        require(bool(self.space), "space", self.space, "name at least one key to search over.")
+        require(bool(self.objective), "objective", self.objective, "name at least one dev metric.")
         for metric in self.objective:
-            _require(metric in DEV_METRICS, "objective", metric, f"is never reported; there are {_listed()}.")
-        _require(len(set(self.objective)) == len(self.objective), "objective", self.objective, "names one twice.")
+            require(metric in DEV_METRICS, "objective", metric, f"is never reported; there are {_listed()}.")
+        require(len(set(self.objective)) == len(self.objective), "objective", self.objective, "names one twice.")
         for key in ("trials", "concurrency"):
             value = getattr(self, key)
-            _require(value is None or value >= 1, key, value, "must be at least 1.")
-        _require(self.hours is None or self.hours > 0, "hours", self.hours, "must be positive, or null for no limit.")
-        _require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be at least 2, or null.")
+            require(value is None or value >= 1, key, value, "must be at least 1.")
+        require(self.hours is None or self.hours > 0, "hours", self.hours, "must be positive, or null for no limit.")
+        require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be at least 2, or null.")
         enough = self.retries is None or self.retries >= 0
-        _require(enough, "retries", self.retries, "must be 0 or more, or null.")
-        _require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
+        require(enough, "retries", self.retries, "must be 0 or more, or null.")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more.")
         if self.scheduler.kind == "asha":
-            _require(len(self.objective) == 1, "scheduler.kind", "asha", "compares one objective: give one, or none.")
-            _require(self.folds is None, "scheduler.kind", "asha", "cannot end the folds of a point early: use none.")
+            require(len(self.objective) == 1, "scheduler.kind", "asha", "compares one objective: give one, or none.")
+            require(self.folds is None, "scheduler.kind", "asha", "cannot end the folds of a point early: use none.")
 
 
 def _listed() -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from data_pipeline.shards import TokenizedExample
 from data_pipeline.tokenization import Template
-from urg.layout import Layout, moved, round_up
+from urg.layout import Layout, round_up
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,6 @@ class Batch:
     def real_targets(self) -> Tensor:
         """int64 [P]: the real target tokens."""
         return self.target_BT.flatten()[self.target_P]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        there: dict[str, Any] = {k: moved(v, device) if isinstance(v, Tensor) else v.to(device) for k, v in own.items()}
-        return Batch(**there)
 
 
 def candidate_tokens(examples: Sequence[TokenizedExample], template: Template) -> list[list[np.ndarray]]:

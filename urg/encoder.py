@@ -24,12 +24,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from urg.devices import moved
 from urg.layout import plan_chunks, round_up
 from urg.t5_layers import Runs, feed_forward, filled_up, norm, self_attention
 
 ROWS = 256
 """The rows of a chunk's matrix are a multiple of this: few distinct shapes, for each of which oneDNN compiles a kernel.
 """
+
+Chunks = Iterator[tuple[Tensor, Tensor]]
+"""Of each chunk: where its tokens stand among all, [S'], on the CPU; their states [S', D]."""
 
 
 def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Tensor:
@@ -38,7 +42,10 @@ def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int)
     stack: a T5Stack that encodes (t5, mT5, ByT5). budget: real tokens that are encoded at once; bounds memory, changes
     no result. Source: URG, eq. 1.
     """
-    places, states = [], []
+    return in_order(_packed_chunks(stack, tokens_S, lengths, budget), len(tokens_S))
+
+
+def _packed_chunks(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int) -> Chunks:
     bias_HLL = position_bias(stack, max(lengths))
     for place_S, runs in chunks(lengths, budget):
         x_SD = stack.dropout(stack.embed_tokens(tokens_S[filled_up(place_S, ROWS)]))
@@ -48,9 +55,7 @@ def encode_packed(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int)
             else:
                 x_SD = _layer(block, x_SD, runs, bias_HLL)
         x_SD = stack.dropout(norm(stack.final_layer_norm, x_SD))
-        places.append(place_S)
-        states.append(x_SD[: len(place_S)])
-    return torch.cat(states)[torch.cat(places).argsort()]
+        yield place_S, x_SD[: len(place_S)]
 
 
 def encode_padded(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int, longest: int = sys.maxsize) -> Tensor:
@@ -58,25 +63,42 @@ def encode_padded(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int,
 
     longest: the tokens that the encoder has positions for, beyond which nothing is padded.
     """
+    return in_order(_padded_chunks(stack, tokens_S, lengths, budget, longest), len(tokens_S))
+
+
+def _padded_chunks(stack: Any, tokens_S: Tensor, lengths: list[int], budget: int, longest: int) -> Chunks:
     starts = torch.tensor([0, *lengths]).cumsum(0)
-    states, places = [], []
     for padded_length, members in plan_chunks(lengths, budget):
         length_C = torch.tensor([lengths[i] for i in members])
         position_L = torch.arange(min(padded_length, longest))
         mask_CL = position_L < length_C[:, None]
         place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
-        places.append(place_CL[mask_CL])
-        states.append(_encode_chunk(stack, tokens_S, place_CL, mask_CL))
-    return torch.cat(states)[torch.cat(places).argsort().to(tokens_S.device)]
+        yield place_CL[mask_CL], _encode_chunk(stack, tokens_S, place_CL, mask_CL)
 
 
 def _encode_chunk(stack: Any, tokens_S: Tensor, place_CL: Tensor, mask_CL: Tensor) -> Tensor:
     """Padded candidates [C, L] → the states of their real tokens, in the order of `mask_CL`."""
     device, padded = tokens_S.device, not bool(mask_CL.all())
-    mask = mask_CL.to(device) if padded else None
-    states_SD = stack(input_ids=tokens_S[place_CL.to(device)], attention_mask=mask).last_hidden_state.flatten(0, 1)
+    mask = moved(mask_CL, device) if padded else None
+    states_SD = stack(input_ids=tokens_S[moved(place_CL, device)], attention_mask=mask).last_hidden_state.flatten(0, 1)
     # The indices are found on the CPU: a boolean index would make an accelerator report its size.
-    return states_SD[mask_CL.flatten().nonzero().squeeze(1).to(device)] if padded else states_SD
+    return states_SD[moved(mask_CL.flatten().nonzero().squeeze(1), device)] if padded else states_SD
+
+
+def in_order(parts: Chunks, size: int) -> Tensor:
+    """All states [S, D] of chunks in the packed order. size: S.
+
+    Without a gradient each chunk's go to their places as soon as they are there, so that none is held twice.
+    """
+    if torch.is_grad_enabled():
+        places, states = zip(*parts, strict=True)
+        return torch.cat(states)[moved(torch.cat(places).argsort(), states[0].device)]
+    whole_SD = torch.empty(0)
+    for place_S, states_SD in parts:
+        if not len(whole_SD):
+            whole_SD = states_SD.new_empty(size, states_SD.shape[1])
+        whole_SD[moved(place_S, states_SD.device)] = states_SD
+    return whole_SD
 
 
 def computed_tokens(lengths: list[int], budget: int, packed: bool) -> int:

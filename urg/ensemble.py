@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import EnsembleConfig, is_gap
+from urg.checks import is_gap
+from urg.config import EnsembleConfig
 from urg.read_ahead import read_ahead
 
 if TYPE_CHECKING:
@@ -132,9 +133,15 @@ def resolve_dtype(name: str) -> torch.dtype:
 class Ensemble:
     """A trained URG with its tokenizer. Results do not depend on how queries are batched, nor on the order of
     candidates, but for rounding: in fp32 scores differ by less than 1e-6, so that candidates as near as that may change
-    places."""
+    places.
+
+    Memory: of a query the encoder's states of all its candidates are held, N·L·D numbers (3 kB a token of T5-base in
+    fp32), for ranking and fusing read them; while its text is written also keys and values of the K that are fused, of
+    every layer and beam. All else is bounded, for any number of candidates and queries.
+    """
 
     def __init__(self, model: URG, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
+        """model: is frozen by this, and cannot be saved afterwards (`URG.freeze`)."""
         from data_pipeline.tokenization import Template
 
         _require_whole_numbers(batch_size=batch_size)
@@ -255,11 +262,11 @@ class Ensemble:
         import torch
 
         from urg.batching import pack
-        from urg.layout import moved
+        from urg.devices import moved
 
         device = next(self.model.parameters()).device
         tokens_S, layout = pack([ids for ids, *_ in encoded], [question for _, question, _ in encoded])
-        layout = layout.to(device)
+        layout = moved(layout, device)
         with torch.inference_mode():
             hidden_SD = self.model.encode(moved(tokens_S, device), layout)
             scores_BN = self.model.rank(hidden_SD, layout)
@@ -288,11 +295,12 @@ class Ensemble:
         from data_pipeline.tokenization import decode_texts
 
         rankings, hidden_SD, layout, scores_BN = self._rank(encoded)
-        ids_BT = self.model.fuse(hidden_SD, layout, scores_BN, k, k_gap, **options)
+        selected_BN, _ = self.model.choose(scores_BN, layout, k, k_gap)
+        ids_BT = self.model.fuse(hidden_SD, layout, selected_BN, **options)
         with self._tokenizing:  # older tokenizers cannot encode in another thread meanwhile
             texts = decode_texts(ids_BT, self.tokenizer)
-        chosen = self.model.choose(scores_BN, layout, k, k_gap)[0].sum(1).tolist()
-        return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, chosen, strict=True)]
+        counts = selected_BN.sum(1).tolist()
+        return [Fused(text, r, r.order[:count]) for text, r, count in zip(texts, rankings, counts, strict=True)]
 
 
 def main(config: EnsembleConfig) -> None:

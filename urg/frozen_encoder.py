@@ -5,12 +5,15 @@ Letters as in encoder.py.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipeline.errors import UserError
 from urg.encoder import ROWS, chunks, position_bias
 from urg.t5_layers import Runs, attend, filled_up
 
@@ -20,18 +23,23 @@ each product's result is new memory from the system."""
 
 
 class FrozenEncoder:
-    """A frozen copy of a T5 encoder stack (gated or plain feed-forward), for inference on a CPU.
+    """A T5 encoder stack (gated or plain feed-forward), frozen for inference on a CPU. It takes the linear layers'
+    weights over: the stack itself keeps what is not laid out, and can neither encode nor be saved any more.
 
     What the stack does between its products is folded into them: the weight of each RMS norm into the products that
     follow it, query, key and value into one, gate and residual into the product before them (oneDNN's post-operations).
-    Products are in the weights' dtype; norms and the residual stream are in fp32. Changes to the stack after
-    construction are not seen.
+    Products are in the weights' dtype; norms and the residual stream are in fp32.
     """
 
     def __init__(self, stack: Any, budget: int) -> None:
         """budget: real tokens that are encoded at once; bounds memory, changes no result."""
         self._stack, self._budget = stack, min(budget, CHUNK_TOKENS)
-        self._blocks = [_FrozenBlock(block) for block in stack.block]
+        self._blocks = []
+        for block in stack.block:
+            self._blocks.append(_FrozenBlock(block))
+            for part in block.modules():
+                if isinstance(part, nn.Linear):
+                    _vacate(part)
         self._last_weight = stack.final_layer_norm.weight.detach().float()
         self._epsilon = stack.final_layer_norm.variance_epsilon
 
@@ -103,6 +111,10 @@ class FrozenProduct:
             y = F.linear(x, self._weight, self._bias)
         return y if self._activation is None else self._activation(y)
 
+    def plain_weight(self) -> Tensor:
+        """W as it was, [out, in]."""
+        return self._weight.to_dense() if self._is_laid_out else self._weight
+
     def times(self, other: Tensor, x: Tensor) -> Tensor:
         """other · (x Wᵀ + b), element by element."""
         if not self._is_laid_out:
@@ -116,20 +128,25 @@ class FrozenProduct:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
 
 
-def freeze_linears(module: nn.Module, but: nn.Module | None = None) -> None:
-    """For inference on a CPU: every linear layer below the module multiplies by a weight that is laid out once.
+def freeze_linears(module: nn.Module, gives_up: Collection[nn.Module] = ()) -> None:
+    """For inference on a CPU: every linear layer below the module multiplies by a weight that is laid out once. Changes
+    to the weights after this call are not seen.
 
-    but: a part that stays as it is. Changes to the weights after this call are not seen.
+    gives_up: layers whose weight is then held in that layout alone, but where another part has the same one, as a tied
+    embedding does. No code may read the weights of these but by `FrozenLinear.plain_weight`.
     """
-    left = set() if but is None else set(but.modules())
-    for parent in [each for each in module.modules() if each not in left]:
+    owners = Counter(id(own) for part in module.modules() for own in part.parameters(recurse=False))
+    for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, _FrozenLinear(child))
+            if type(child) is nn.Linear and not child.weight.is_meta:
+                frozen = FrozenLinear(child)
+                setattr(parent, name, frozen)
+                if child in gives_up and owners[id(child.weight)] == 1:
+                    _vacate(frozen)
 
 
-class _FrozenLinear(nn.Linear):
-    """The same layer, of the same parameters."""
+class FrozenLinear(nn.Linear):
+    """The same layer, by a product that is laid out for the machine."""
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -138,7 +155,27 @@ class _FrozenLinear(nn.Linear):
         self._product = FrozenProduct(layer.weight, layer.weight.dtype, bias=layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x Wᵀ + b."""
         return self._product(x)
+
+    def plain_weight(self) -> Tensor:
+        """The weight as it was, [out, in]."""
+        return self._product.plain_weight() if self.weight.is_meta else self.weight
+
+
+def _vacate(layer: nn.Linear) -> None:
+    """Give the weight up, for it is held in another layout: its shape stays, on `meta`, and whoever would save it is
+    told."""
+    layer.weight = nn.Parameter(layer.weight.detach().to("meta"), requires_grad=False)
+    layer.register_state_dict_pre_hook(_refuse)
+    layer.register_load_state_dict_pre_hook(_refuse)
+
+
+def _refuse(*_: Any) -> None:
+    raise UserError(
+        "a frozen model can be neither saved nor loaded into, for its weights are laid out for this machine: "
+        "load its folder again."
+    )
 
 
 def _laid_out(weight: Tensor) -> Tensor | None:

@@ -57,11 +57,6 @@ class Layout:
         arrays = (torch.from_numpy(array) for array in (token, mask, owner, tokens, response))
         return cls(tuple(tuple(int(length) for length in row) for row in lengths), *arrays)
 
-    def to(self, device: torch.device) -> Layout:
-        """The same layout with its indices on `device`."""
-        indices = (self.token_BL, self.mask_BL, self.owner_BL, self.tokens_BN, self.response_BL)
-        return Layout(self.lengths, *(moved(index, device) for index in indices))
-
     def rows(self, rows: list[int]) -> Layout:
         """Some of the queries, in this order; the indices are still those of all packed tokens, and N stays."""
         lengths = tuple(self.lengths[b] for b in rows)
@@ -100,13 +95,6 @@ def gather(
     mask_BL = wanted_BL.gather(1, place_BL)
     inner_BL = inner_BN.gather(1, layout.owner_BL.gather(1, place_BL)) & mask_BL
     return hidden_SD[layout.token_BL.gather(1, place_BL)], mask_BL, inner_BL
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same on `device`. To a GPU it goes from pinned memory, so that nothing waits until it is there."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def plan_chunks(lengths: list[int], budget: int) -> list[tuple[int, list[int]]]:

@@ -106,23 +106,34 @@ class URG(nn.Module):
         return self.network
 
     def encode(self, tokens_S: Tensor, layout: Layout) -> Tensor:
-        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D]."""
+        """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D].
+
+        Without a gradient only these states grow with the candidates and the queries: what else is held at once is of
+        `chunk_tokens` at most, here and in `rank`, but for a few bytes a token (indices, attention).
+        """
         lengths = layout.candidate_lengths
         if self.frozen_encoder is not None:
             return self.frozen_encoder(tokens_S, lengths)
         return self.backbone.encode(tokens_S, lengths, self.chunk_tokens)
 
     def freeze(self) -> URG:
-        """For inference alone from here on: no dropout, and on a CPU weights that are laid out for the machine.
+        """For ranking and fusing alone from here on: no dropout, on a CPU weights that are laid out for the machine.
 
-        Changes to the weights after this call are not seen.
+        There they are held in that layout alone, but for a tied embedding and, in bf16, the decoder's layers, whose
+        weights the ranking step reads as they are. So the model can no longer be saved: `state_dict` and
+        `save_pretrained` raise UserError. Changes to the weights after this call are not seen.
         """
+        if self.is_frozen:
+            return self
         self.eval().requires_grad_(False)
         self.is_frozen = True
         self.frozen_encoder = self.backbone.frozen_encoder(self.chunk_tokens)
         self.backbone.speed_up_generate()
         if self.network.device.type == "cpu":
-            freeze_linears(self.network, but=None if self.frozen_encoder is None else self.backbone.encoder)
+            gives_up = set(self.network.modules())
+            if self.network.dtype != torch.float32:  # laid out they would have to be converted at each ranking step
+                gives_up -= {part for layer in self.backbone.layers for part in layer.modules()}
+            freeze_linears(self.network, gives_up)
         return self
 
     def rank(self, hidden_SD: Tensor, layout: Layout) -> Tensor:
@@ -148,6 +159,8 @@ class URG(nn.Module):
         with_last=False leaves q out. target_P: where the real target tokens, the first ones of each row, stand in the
         flat [B·T]; None: all are real. with_teacher: decode given the K selected once more, as p is without dropout.
         """
+        if self.is_frozen:
+            raise RuntimeError("a frozen model ranks and fuses alone: load its folder again to train it.")
         hidden_SD = self.encode(tokens_S, layout)
         scores_BN = self.rank(hidden_SD, layout)
         if target_BT is None:
@@ -197,13 +210,13 @@ class URG(nn.Module):
         self,
         hidden_SD: Tensor,
         layout: Layout,
-        scores_BN: Tensor,
-        k: int | None = None,
-        k_gap: float | None = None,
+        selected_BN: Tensor,
         **generation: Any,
     ) -> Tensor:
-        """Token ids [B, T] written from the candidates that `choose` takes. generation: options of `generate`."""
-        selected_BN, _ = self.choose(scores_BN, layout, k, k_gap)
+        """Token ids [B, T] written from the selected candidates, bool [B, N]: `choose` says which.
+
+        generation: options of `generate`.
+        """
         width = round_up(int((layout.tokens_BN * selected_BN).sum(1).max()))  # of what was chosen: writing waits anyway
         states_BLD, mask_BL, _ = gather(hidden_SD, layout, selected_BN, selected_BN, width)
         return self.backbone.generate(
@@ -248,10 +261,9 @@ class URG(nn.Module):
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a Hugging Face folder (safetensors) with urg.json and SHA256SUMS. state_dict: weights to write instead
-        of the module's own; buffers are the module's."""
-        weights = None
+        of the module's own; buffers are the module's. Raises UserError for a frozen model."""
+        kept, weights = self.network.state_dict().keys(), None  # which a frozen model refuses
         if state_dict:
-            kept = self.network.state_dict().keys()
             weights = {name: tensor for name, tensor in self.network.named_buffers() if name in kept}
             weights |= {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}
         self.network.save_pretrained(str(folder), state_dict=weights)

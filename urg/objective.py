@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from urg.batching import Batch
-from urg.config import LossConfig
+from urg.loss_config import LossConfig
 from urg.losses import rank_loss, token_cross_entropy, top_m_kl
 from urg.model import Output
 

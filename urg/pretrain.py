@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import PretrainConfig
+from urg.config import ScratchConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,34 @@ if TYPE_CHECKING:
     from urg.model import URG
 
 
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to make the base model."""
+
+    output: Path
+    """Folder for model and tokenizer."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch: int = 96
+    """Generated examples a step."""
+    lr: float = 3e-3
+    """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
+    vocab_size: int = 1280
+    """Pieces of the tokenizer."""
+    seed: int = 0
+    """Seeds text and weights."""
+    threads: int = 1
+    """Torch threads."""
+    log_every: int = 50
+    """Steps between two lines of progress."""
+    start: Path | None = None
+    """A folder that this command made, to go on from; null: random weights and a new tokenizer."""
+    rank: bool = False
+    """Also learn to rank copies of a text by how much they are damaged (ROUGE-L against the clean text)."""
+    shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
+    """The model's shape."""
+
+
 def main(config: PretrainConfig) -> None:
     """Pre-train a small T5 on generated text by copying and restoring damaged sentences."""
     import torch
@@ -34,6 +63,7 @@ def main(config: PretrainConfig) -> None:
     from data_pipeline.sample.pretraining import pretraining_examples, ranking_examples
     from data_pipeline.tokenization import Template, load_tokenizer
     from data_pipeline.train_tokenizer import save_tokenizer
+    from urg.devices import moved
     from urg.model import URG, Settings
 
     try:
@@ -56,8 +86,8 @@ def main(config: PretrainConfig) -> None:
     started, running = time.perf_counter(), torch.zeros((), device=device)
     for step in range(1, config.steps + 1):
         optimizer.param_groups[0]["lr"] = config.lr * _schedule(step, config.steps)
-        batch = _collate(list(islice(examples, config.batch)), tokenizer, template, config.rank).to(device)
-        loss = _loss(model, batch, config.rank)
+        batch = _collate(list(islice(examples, config.batch)), tokenizer, template, config.rank)
+        loss = _loss(model, moved(batch, device), config.rank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

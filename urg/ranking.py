@@ -13,11 +13,14 @@ Letters as in layout.py, and D model width.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from urg.backbones.protocol import Backbone
+from urg.devices import moved
 from urg.layout import Layout, plan_chunks
 from urg.products import is_partitioned
 
@@ -30,9 +33,14 @@ def ranking_scores(
     hidden: the encoder's output for the packed tokens. layers: whose attention counts, `all` or `last`. tokens: those
     on which it counts, `all` or `response`.
     """
-    states_BLD = hidden_SD[layout.token_BL].float()
-    x_BD = backbone.start(torch.full((states_BLD.shape[0],), backbone.start_id, device=hidden_SD.device))
-    attention_BL = states_BLD.new_zeros(states_BLD.shape[:2])
+    return _scores(backbone, hidden_SD[layout.token_BL].float(), layout, layers, tokens)
+
+
+def _scores(backbone: Backbone, states_BLD: Tensor, layout: Layout, layers: str, tokens: str) -> Tensor:
+    """The scores of the queries whose states these are."""
+    rows, width, device = *states_BLD.shape[:2], states_BLD.device
+    x_BD = backbone.start(torch.full((rows,), backbone.start_id, device=device))
+    attention_BL = torch.zeros(rows, width, device=device)
     for layer in backbone.layers:
         x_BD, mean_BL = _checkpointed(backbone, layer, x_BD, states_BLD, layout.mask_BL)
         attention_BL = mean_BL if layers == "last" else attention_BL + mean_BL
@@ -48,12 +56,23 @@ def ranking_scores(
 def ranking_scores_by_groups(
     backbone: Backbone, hidden_SD: Tensor, layout: Layout, layers: str, tokens: str, budget: int
 ) -> Tensor:
-    """`ranking_scores`, a group of queries of like length after the other. budget: tokens of a group at most, padding
-    counted, but for a query that has more by itself; bounds memory, changes no result."""
-    groups = [rows for _, rows in plan_chunks([sum(row) for row in layout.lengths], budget)]
-    parts = [ranking_scores(backbone, hidden_SD, layout.rows(rows), layers, tokens) for rows in groups]
-    order_B = torch.tensor([b for rows in groups for b in rows]).argsort()
-    return torch.cat(parts)[order_B.to(hidden_SD.device)]
+    """`ranking_scores`, a group of queries of like length after the other, for use without a gradient.
+
+    budget: tokens of a group at most, padding counted, but for a query that has more by itself: that one's states are
+    read where they stand, and attended to in parts. Bounds memory, changes no result.
+    """
+    sizes = [sum(row) for row in layout.lengths]
+    starts = [0, *itertools.accumulate(sizes)]
+    parts, order = [], []
+    for _, rows in plan_chunks(sizes, budget):
+        own, first = layout.rows(rows), rows[0]
+        if len(rows) == 1:
+            states_BLD = hidden_SD[starts[first] : starts[first + 1]].unsqueeze(0)
+        else:
+            states_BLD = hidden_SD[own.token_BL].float()
+        parts.append(_scores(backbone, states_BLD, own, layers, tokens))
+        order += rows
+    return torch.cat(parts)[moved(torch.tensor(order).argsort(), hidden_SD.device)]
 
 
 def _checkpointed(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from urg.checks import require
+
 SystemName = Literal["urg", "pair_ranker", "simcls", "summareranker", "gen_fuser"]
 
 
@@ -36,10 +38,9 @@ class RankerConfig:
 
     def __post_init__(self) -> None:
         for key, least in (("source_tokens", 4), ("candidate_tokens", 4), ("pairs", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"ranker.{key}={getattr(self, key)}: must be at least {least}.")
-        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
-            raise ValueError(f"ranker.tasks={self.tasks}: name one or more different scores, or null for data.label.")
+            require(getattr(self, key) >= least, f"ranker.{key}", getattr(self, key), f"must be at least {least}.")
+        distinct = self.tasks is None or 0 < len(self.tasks) == len(set(self.tasks))
+        require(distinct, "ranker.tasks", self.tasks, "name one or more different scores, or null for data.label.")
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,4 @@ class FuserConfig:
 
     def __post_init__(self) -> None:
         for key, least in (("source_tokens", 32), ("candidate_tokens", 1), ("target_tokens", 2)):
-            if getattr(self, key) < least:
-                raise ValueError(f"fuser.{key}={getattr(self, key)}: must be at least {least}.")
+            require(getattr(self, key) >= least, f"fuser.{key}", getattr(self, key), f"must be at least {least}.")

@@ -12,11 +12,11 @@ from urg.config import (
     EngineConfig,
     EnsembleConfig,
     EvalConfig,
-    LossConfig,
     ModelConfig,
     TrackingConfig,
     TrainConfig,
 )
+from urg.loss_config import LossConfig
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,6 @@ def test_the_mass_of_a_response_alone_is_no_scale(scale: Any) -> None:
     with pytest.raises(ValueError, match=rf"loss\.rank_scale='{scale}': is the attention on all tokens"):
         TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale=scale))
     assert TrainConfig(eval=evaluation, model=model, loss=LossConfig(rank_scale="log")).model.score_layers == "all"
-
-
-def test_a_teacher_without_dropout_is_detached() -> None:
-    with pytest.raises(ValueError, match=r"loss\.teacher_dropout=False: no gradient passes: needs loss\.kl_teacher"):
-        LossConfig(teacher_dropout=False, kl_teacher="joint")
-    assert not LossConfig(teacher_dropout=False).teacher_dropout
 
 
 @pytest.mark.parametrize("gap", [-0.1, float("nan"), float("inf")])

@@ -1,4 +1,5 @@
-"""The packed decoder is the padded one: same states, same gradients; and recomputing replays dropout."""
+"""Packed, or with both passes in one row, the decoder is the library's of one pass after the other: same states, same
+gradients. Keys and values are projected once; recomputing replays dropout."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from urg.backbones.protocol import Backbone
-from urg.config import LossConfig
+from urg.decoder import ROWS
 from urg.layout import Layout
+from urg.loss_config import LossConfig
 from urg.model import select
 from urg.objective import token_losses
 from urg.training.task import set_dropout
@@ -21,16 +23,25 @@ LENGTHS = [4, 0, 2, 1, 3]  # real target tokens of each query
 TARGET_P = torch.cat([torch.arange(4 * b, 4 * b + length) for b, length in enumerate(LENGTHS)])
 
 
+@pytest.mark.parametrize("packs", [True, False], ids=["packed, as on a CPU", "in one row, as on a GPU"])
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", ["t5", "flan", "mt5", "byt5"])
-def test_packed_states_and_their_gradients_are_the_padded_ones(
-    family: str, passes: int, build: Any, pack: Pack, queries: list[list[Tensor]], targets: Tensor
+def test_states_and_their_gradients_are_those_of_passes_apart(
+    family: str,
+    passes: int,
+    packs: bool,
+    build: Any,
+    pack: Pack,
+    queries: list[list[Tensor]],
+    targets: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build(family)
     tokens_S, layout = pack(queries)
     scores_BN = torch.rand(layout.tokens_BN.shape)
     selected_BN, last_BN = select(scores_BN, layout.mask_BN, 2)
     choices_BN = [selected_BN, selected_BN | last_BN][:passes]
+    monkeypatch.setattr(model.backbone, "packs", lambda device: packs)
     found = []
     for teacher_force in (type(model.backbone).teacher_force, Backbone.teacher_force):
         model.zero_grad()
@@ -44,6 +55,34 @@ def test_packed_states_and_their_gradients_are_the_padded_ones(
     for name, gradient in found[0][1].items():
         expected = found[1][1][name]
         torch.testing.assert_close(gradient / expected.norm(), expected / expected.norm(), rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed, as on a CPU", "in one row, as on a GPU"])
+def test_both_passes_project_keys_and_values_once(
+    packs: bool,
+    checkpointing: bool,
+    build: Any,
+    pack: Pack,
+    queries: list[list[Tensor]],
+    targets: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each layer's projections are asked for no more tokens than the rows have, padding counted."""
+    model = build().train()
+    monkeypatch.setattr(model.backbone, "packs", lambda device: packs)
+    if checkpointing:
+        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    projected: list[int] = []
+    for block in model.t5.decoder.block:
+        own = block.layer[1].EncDecAttention
+        own.v.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0][..., 0].numel()))
+    monkeypatch.setattr("urg.decoder.product", lambda layer, x: layer(x))
+    tokens_S, layout = pack(queries)
+    model(tokens_S, layout, targets)
+    assert len(projected) == len(model.t5.decoder.block)
+    padded = len(queries) * layout.longest(model.settings.k + 1)
+    assert max(projected) <= -(-padded // ROWS) * ROWS
 
 
 def test_rows_without_a_target_leave_no_weight_out(

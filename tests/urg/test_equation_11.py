@@ -15,8 +15,8 @@ from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from urg.batching import Batch
-from urg.config import LossConfig
 from urg.layout import Layout
+from urg.loss_config import LossConfig
 from urg.objective import Counts, loss_terms, total_loss
 
 Queries = list[list[Tensor]]

@@ -41,7 +41,6 @@ def test_a_response_is_what_follows_the_question(lengths: list[list[int]], data:
         assert layout.response_BL[b, : len(expected)].tolist() == expected
         assert not layout.response_BL[b, len(expected) :].any()
     assert torch.equal(Layout.of(lengths).response_BL, layout.mask_BL)
-    assert torch.equal(layout.to(torch.device("cpu")).response_BL, layout.response_BL)
 
 
 @given(lengths=LENGTHS, data=st.data())
@@ -86,16 +85,6 @@ def test_longest_is_what_the_k_longest_candidates_of_a_query_need(lengths: list[
 def test_a_query_without_candidates_or_a_candidate_without_tokens_is_an_error(lengths: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="at least one real token"):
         Layout.of(lengths)
-
-
-def test_layout_moves_as_a_whole() -> None:
-    layout = Layout.of([[2, 3], [4]])
-    moved = layout.to(torch.device("cpu"))
-    assert moved.lengths == layout.lengths == ((2, 3), (4,))
-    for name in ("token_BL", "mask_BL", "owner_BL", "tokens_BN"):
-        assert torch.equal(getattr(moved, name), getattr(layout, name))
-    elsewhere = layout.to(torch.device("meta"))
-    assert {elsewhere.token_BL.device.type, elsewhere.tokens_BN.device.type} == {"meta"}
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), budget=st.integers(1, 100))

@@ -278,10 +278,11 @@ def test_selection_passes_no_gradient_and_gold_quality_none_either(
 STEPS = 7
 
 
-def fused(model: Any, packed: tuple[Tensor, Layout], **options: Any) -> Tensor:
+def fused(model: Any, packed: tuple[Tensor, Layout], k: int | None = None, **options: Any) -> Tensor:
     tokens_S, layout = packed
     hidden_SD = model.encode(tokens_S, layout)
-    return model.fuse(hidden_SD, layout, model.rank(hidden_SD, layout), **({"max_new_tokens": STEPS} | options))
+    selected_BN, _ = model.choose(model.rank(hidden_SD, layout), layout, k)
+    return model.fuse(hidden_SD, layout, selected_BN, **({"max_new_tokens": STEPS} | options))
 
 
 def assert_writes(model: Any, slow: Any, queries: Queries, ids_BT: Tensor, k: int) -> None:
@@ -330,8 +331,8 @@ def test_fusing_reads_only_the_selected(build: Any, pack: Pack, queries: Queries
     selected_BN, _ = select(scores_BN, layout.mask_BN, 2)
     unread_S = ~selected_BN[layout.mask_BN].repeat_interleave(torch.tensor(layout.candidate_lengths))
     spoilt_SD = hidden_SD.masked_fill(unread_S.unsqueeze(1), 1e3)
-    expected = model.fuse(hidden_SD, layout, scores_BN, max_new_tokens=STEPS)
-    assert torch.equal(model.fuse(spoilt_SD, layout, scores_BN, max_new_tokens=STEPS), expected)
+    expected = model.fuse(hidden_SD, layout, selected_BN, max_new_tokens=STEPS)
+    assert torch.equal(model.fuse(spoilt_SD, layout, selected_BN, max_new_tokens=STEPS), expected)
 
 
 def test_fusing_reads_no_wider_than_what_was_chosen(
@@ -340,10 +341,10 @@ def test_fusing_reads_no_wider_than_what_was_chosen(
     """However long the candidates that were not chosen."""
     model = build(k=1)
     tokens_S, layout = pack([[*query, torch.full((200,), 7)] for query in queries])
-    scores_BN = -layout.tokens_BN.float()  # the shortest, of up to 3 tokens
+    shortest_BN, _ = model.choose(-layout.tokens_BN.float(), layout)  # of up to 3 tokens
     read: list[Tensor] = []
     monkeypatch.setattr(model.backbone, "generate", lambda *given, **_: read.extend(given))
-    model.fuse(model.encode(tokens_S, layout), layout, scores_BN)
+    model.fuse(model.encode(tokens_S, layout), layout, shortest_BN)
     assert layout.longest(1) >= 200
     assert read[0].shape[:2] == read[1].shape == (5, 8)
 
@@ -352,7 +353,7 @@ def test_the_settings_limit_the_text(build: Any, pack: Pack, queries: Queries) -
     model = build()
     model.settings = replace(model.settings, target_tokens=3)
     hidden_SD, layout = model.encode(*pack(queries)), pack(queries)[1]
-    assert model.fuse(hidden_SD, layout, model.rank(hidden_SD, layout)).shape == (5, 1 + 3)
+    assert model.fuse(hidden_SD, layout, layout.mask_BN).shape == (5, 1 + 3)
 
 
 @pytest.mark.parametrize("depths", [(3, 1), (1, 3)])

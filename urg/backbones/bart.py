@@ -58,11 +58,11 @@ class Bart(Backbone):
         value_BD = linear(own.v_proj, x_BD)  # one token attends to itself with weight 1
         x_BD = layer_norm(layer.self_attn_layer_norm, x_BD + dropped(linear(own.out_proj, value_BD)))
         q_BHE = linear(cross.q_proj, x_BD).unflatten(-1, (cross.num_heads, -1)) * cross.scaling
-        weights_BHL, context_BD = cross_attention(q_BHE, cross.k_proj, cross.v_proj, states_BLD, mask_BL)
+        mean_BL, context_BD = cross_attention(q_BHE, cross.k_proj, cross.v_proj, states_BLD, mask_BL)
         x_BD = layer_norm(layer.encoder_attn_layer_norm, x_BD + dropped(linear(cross.out_proj, context_BD)))
         inner_BF = dropped(layer.activation_fn(linear(layer.fc1, x_BD)), layer.activation_dropout)
         x_BD = layer_norm(layer.final_layer_norm, x_BD + dropped(linear(layer.fc2, inner_BF)))
-        return x_BD, weights_BHL.mean(1)
+        return x_BD, mean_BL
 
 
 def _embedded(layer: Any, ids_B: Tensor) -> Tensor:

@@ -107,10 +107,10 @@ class EncoderDecoder(Backbone):
         x_BD = _closed(layer.attention.output, value_BD, x_BD)
         cross = layer.crossattention.self
         q_BHE = linear(cross.query, x_BD).unflatten(-1, (cross.num_attention_heads, -1)) * cross.scaling
-        weights_BHL, context_BD = cross_attention(q_BHE, cross.key, cross.value, states_BLD, mask_BL)
+        mean_BL, context_BD = cross_attention(q_BHE, cross.key, cross.value, states_BLD, mask_BL)
         x_BD = _closed(layer.crossattention.output, context_BD, x_BD)
         inner_BF = layer.intermediate.intermediate_act_fn(linear(layer.intermediate.dense, x_BD))
-        return _closed(layer.output, inner_BF, x_BD), weights_BHL.mean(1)
+        return _closed(layer.output, inner_BF, x_BD), mean_BL
 
 
 class WarmStart(EncoderDecoder):

@@ -135,7 +135,8 @@ class Backbone(ABC):
         return encode_padded(self.encoder, tokens_S, lengths, budget, self.longest)
 
     def frozen_encoder(self, budget: int) -> Callable[[Tensor, list[int]], Tensor] | None:
-        """A faster encoder for inference alone, of the weights as they are; None where there is none."""
+        """A faster encoder for inference alone, which takes its weights over from the network; None where there is
+        none."""
         return None
 
     def speed_up_generate(self) -> None:

@@ -19,7 +19,7 @@ from urg.cached_decoder import CachedDecoder
 from urg.decoder import decode_packed
 from urg.encoder import encode_packed
 from urg.frozen_encoder import FrozenEncoder
-from urg.layout import Layout
+from urg.layout import Layout, gather
 from urg.products import is_partitioned, product
 
 
@@ -75,13 +75,43 @@ class T5(Backbone):
         target_BT: Tensor,
         target_P: Tensor,
     ) -> list[Tensor]:
-        """Without padding on a CPU; as others do elsewhere."""
-        if not self.packs(hidden_SD.device):
+        """Without padding on a CPU; elsewhere two passes are one row, so that keys and values are projected once."""
+        if self.packs(hidden_SD.device):
+            rows, width = target_BT.shape
+            lengths = torch.bincount(target_P // width, minlength=rows).tolist()
+            inputs_BT = self.shifted(target_BT)
+            return decode_packed(self.network.decoder, hidden_SD, layout, choices_BN, inputs_BT, lengths)
+        if len(choices_BN) == 1:
             return super().teacher_force(hidden_SD, layout, choices_BN, k, target_BT, target_P)
-        rows, width = target_BT.shape
-        lengths = torch.bincount(target_P // width, minlength=rows).tolist()
-        inputs_BT = self.shifted(target_BT)
-        return decode_packed(self.network.decoder, hidden_SD, layout, choices_BN, inputs_BT, lengths)
+        return self._in_one_row(hidden_SD, layout, choices_BN, k, target_BT, target_P)
+
+    def _in_one_row(
+        self,
+        hidden_SD: Tensor,
+        layout: Layout,
+        choices_BN: Sequence[Tensor],
+        k: int,
+        target_BT: Tensor,
+        target_P: Tensor,
+    ) -> list[Tensor]:
+        """`teacher_force` by the library's decoder, the second pass of a row behind its first.
+
+        Neither attends to the other, and T5's positions are distances, so that each is as if it stood alone. Both read
+        the same tokens, but for the last candidate, which only the second one sees.
+        """
+        states_BLD, mask_BL, inner_BL = gather(hidden_SD, layout, choices_BN[1], choices_BN[0], layout.longest(k + 1))
+        length = target_BT.shape[1]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=target_BT.device).tril()
+        own_UU = torch.block_diag(causal_TT, causal_TT)  # U: the tokens of both passes
+        reads_BUL = torch.stack([inner_BL, mask_BL], dim=1).repeat_interleave(length, dim=1)
+        states_BUD = self.decoder(
+            input_ids=self.shifted(target_BT).repeat(1, 2),
+            attention_mask=_added(own_UU[None, None], states_BLD.dtype),
+            encoder_hidden_states=states_BLD,
+            encoder_attention_mask=_added(reads_BUL[:, None], states_BLD.dtype),
+            use_cache=False,
+        ).last_hidden_state
+        return [states_BTD.flatten(0, 1)[target_P] for states_BTD in states_BUD.chunk(2, dim=1)]
 
     def head(self, states_PD: Tensor) -> Tensor:
         """The output layer; where it is the embedding, over states that are scaled."""
@@ -107,10 +137,10 @@ class T5(Backbone):
         x_BD = x_BD + own.dropout(linear(own.SelfAttention.o, value_BD))
         attention = cross.EncDecAttention
         q_BHE = linear(attention.q, _norm(cross.layer_norm, x_BD)).unflatten(-1, (attention.n_heads, -1))
-        weights_BHL, context_BX = cross_attention(q_BHE, attention.k, attention.v, states_BLD, mask_BL)
+        mean_BL, context_BX = cross_attention(q_BHE, attention.k, attention.v, states_BLD, mask_BL)
         x_BD = x_BD + cross.dropout(linear(attention.o, context_BX))
         inner_BD = _feed_forward(feed_forward.DenseReluDense, _norm(feed_forward.layer_norm, x_BD))
-        return x_BD + feed_forward.dropout(inner_BD), weights_BHL.mean(1)
+        return x_BD + feed_forward.dropout(inner_BD), mean_BL
 
 
 def _feed_forward(layer: Any, x_BD: Tensor) -> Tensor:
@@ -127,3 +157,8 @@ def _norm(layer: Any, x_BD: Tensor) -> Tensor:
     if is_partitioned(layer):
         return layer(x_BD).float()  # type: ignore[no-any-return]
     return F.rms_norm(x_BD, x_BD.shape[-1:], layer.weight.float(), layer.variance_epsilon)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to attention's logits: every implementation takes it so."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -70,10 +70,10 @@ class T5Gemma(Backbone):
         x_BD = x_BD + layer.dropout(_norm(layer.post_self_attn_layernorm, linear(own.o_proj, value_BX)))
         q_BX = linear(cross.q_proj, _norm(layer.pre_cross_attn_layernorm, x_BD)) * cross.scaling
         q_BHE, cap = q_BX.unflatten(-1, (-1, cross.head_dim)), cross.attn_logit_softcapping
-        weights_BHL, context_BX = cross_attention(q_BHE, cross.k_proj, cross.v_proj, states_BLD, mask_BL, cap)
+        mean_BL, context_BX = cross_attention(q_BHE, cross.k_proj, cross.v_proj, states_BLD, mask_BL, cap)
         x_BD = x_BD + layer.dropout(_norm(layer.post_cross_attn_layernorm, linear(cross.o_proj, context_BX)))
         inner_BD = _feed_forward(layer.mlp, _norm(layer.pre_feedforward_layernorm, x_BD))
-        return x_BD + layer.dropout(_norm(layer.post_feedforward_layernorm, inner_BD)), weights_BHL.mean(1)
+        return x_BD + layer.dropout(_norm(layer.post_feedforward_layernorm, inner_BD)), mean_BL
 
 
 def _feed_forward(layer: Any, x_BD: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from urg.batching import pack
 from urg.benchmarks.clock import in_turn
 from urg.benchmarks.ranking import DTYPES
 from urg.benchmarks.workload import Row, batch_of, draw_rows
+from urg.devices import moved
 from urg.model import URG, select
 
 K = 3
@@ -64,7 +65,7 @@ def _run(calls: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.
 def fusings(model: URG, rows: list[Row], device: torch.device) -> dict[str, Callable[..., Tensor]]:
     """Each way as a function of options of `generate` that returns token ids [B, T]. model: in eval mode; is frozen."""
     model.freeze()
-    batch = batch_of(rows).to(device)
+    batch = moved(batch_of(rows), device)
     hidden_SD = model.encode(batch.tokens_S, batch.layout)
     scores_BN = model.rank(hidden_SD, batch.layout)
     selected_BN, _ = select(scores_BN, batch.layout.mask_BN, K)
@@ -72,20 +73,21 @@ def fusings(model: URG, rows: list[Row], device: torch.device) -> dict[str, Call
 
     @torch.inference_mode()
     def ours(**options: Any) -> Tensor:
-        return model.fuse(hidden_SD, batch.layout, scores_BN, K, **options)
+        return model.fuse(hidden_SD, batch.layout, selected_BN, **options)
 
     @torch.inference_mode()
     def whole(**options: Any) -> Tensor:
         states_SD = model.encode(batch.tokens_S, batch.layout)
-        return model.fuse(states_SD, batch.layout, model.rank(states_SD, batch.layout), K, **options)
+        chosen_BN, _ = model.choose(model.rank(states_SD, batch.layout), batch.layout, K)
+        return model.fuse(states_SD, batch.layout, chosen_BN, **options)
 
     @torch.inference_mode()
     def encoded_anew(texts: list[list[np.ndarray]], **options: Any) -> Tensor:
         """texts: of each row, all to be fused."""
         tokens_S, layout = pack(texts)
-        layout = layout.to(device)
-        states_SD = model.encode(tokens_S.to(device), layout)
-        return model.fuse(states_SD, layout, layout.tokens_BN.float(), K, **options)
+        layout = moved(layout, device)
+        states_SD = model.encode(moved(tokens_S, device), layout)
+        return model.fuse(states_SD, layout, layout.mask_BN, **options)
 
     def fid(**options: Any) -> Tensor:
         ids = [[row.candidates()[i] for i in own] for row, own in zip(rows, chosen, strict=True)]

@@ -14,6 +14,7 @@ from urg.benchmarks.clock import Timing, in_turn
 from urg.benchmarks.flops import encoder_flops, ranked_lengths
 from urg.benchmarks.rankers import RANKINGS, frozen_rankers, pair_lengths
 from urg.benchmarks.workload import Row, batch_of, draw_rows
+from urg.devices import moved
 from urg.model import URG
 
 COUNTS = (4, 8, 16, 32, 48)
@@ -92,7 +93,7 @@ def _lengths(rows: list[Row]) -> list[int]:
 
 
 def _ranking(model: URG, rows: list[Row], device: torch.device) -> Callable[[], object]:
-    batch = batch_of(rows).to(device)
+    batch = moved(batch_of(rows), device)
 
     @torch.inference_mode()
     def rank() -> object:

@@ -20,6 +20,7 @@ from urg.benchmarks.clock import Timing, in_turn
 from urg.benchmarks.config import SAME_ENCODER
 from urg.benchmarks.ranking import DTYPES, packed_ranker
 from urg.benchmarks.workload import Row, draw_rows
+from urg.devices import moved
 from urg.model import URG
 from urg.systems.backbone import encoder_of
 from urg.systems.comparison import bubble_scores, full_matrices
@@ -161,11 +162,12 @@ def frozen_rankers(
 ) -> dict[str, EncoderRanker]:
     """Rankers on `device` for inference alone. encoder: the configuration of the one that they share."""
     torch.manual_seed(0)
-    made: dict[type[EncoderRanker], EncoderRanker] = {}
     shared = encoder_of(copy.deepcopy(encoder))  # the library writes into it
-    for system in systems:
-        kind = _kind(system)
-        made[kind] = made[kind] if kind in made else _ranker(kind, shared).to(device, dtype).freeze()
+    made = {kind: _ranker(kind, shared).to(device, dtype) for kind in dict.fromkeys(map(_kind, systems))}
+    frozen_encoder = None
+    for ranker in made.values():
+        ranker.frozen_encoder = frozen_encoder
+        frozen_encoder = ranker.freeze().frozen_encoder
     return {system: made[_kind(system)] for system in systems}
 
 
@@ -211,7 +213,7 @@ def _text(prefix: int, ids: np.ndarray) -> np.ndarray:
 def _simcls(model: SimCLS, rows: Sequence[Row]) -> list[torch.Tensor]:
     """Cosines: each question and each candidate are encoded once."""
     ids = [ids for row in rows for ids in (_text(_SOURCE, row.question), *(_text(_LEFT, r) for r in row.responses))]
-    vectors_CD = model(Sequences.of(ids, [[0]] * len(ids)).to(model.device))
+    vectors_CD = model(moved(Sequences.of(ids, [[0]] * len(ids)), model.device))
     return [part[1:] @ part[0] for part in vectors_CD.split([1 + len(row.responses) for row in rows])]
 
 
@@ -219,7 +221,7 @@ def _simcls(model: SimCLS, rows: Sequence[Row]) -> list[torch.Tensor]:
 def _summareranker(model: SummaReranker, rows: Sequence[Row]) -> torch.Tensor:
     """Logits: each candidate is encoded with its question."""
     ids = [np.concatenate([_text(_SOURCE, row.question), _text(_LEFT, r)[1:]]) for row in rows for r in row.responses]
-    return model(Sequences.of(ids, [[0]] * len(ids)).to(model.device))[0]
+    return model(moved(Sequences.of(ids, [[0]] * len(ids)), model.device))[0]
 
 
 def _row_ids(row: Row) -> RowIds:
@@ -236,7 +238,7 @@ def _compared(rank: Callable[..., Any], model: PairRanker, rows: Sequence[Row]) 
     ids = [_row_ids(row) for row in rows]
 
     def compare(pairs: Sequence[Any]) -> np.ndarray:
-        logits: np.ndarray = model(joined(ids, pairs).to(model.device)).mean(dim=1).double().cpu().numpy()
+        logits: np.ndarray = model(moved(joined(ids, pairs), model.device)).mean(dim=1).double().cpu().numpy()
         return logits
 
     return rank([len(row.responses) for row in rows], compare)

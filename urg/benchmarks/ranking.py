@@ -13,6 +13,7 @@ from urg.benchmarks.clock import Timing, in_turn, matmul_peak
 from urg.benchmarks.flops import encoder_flops
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import Row, batch_of, draw_rows, padded
+from urg.devices import moved
 from urg.model import URG
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +59,7 @@ def ranker(kind: str, model: URG) -> Callable[[list[Row], torch.device], Tensor]
 
         def rank_padded(rows: list[Row], device: torch.device) -> Tensor:
             ids_BNL, mask_BNL = padded(rows)
-            return obvious.rank(ids_BNL.to(device), mask_BNL.to(device))
+            return obvious.rank(moved(ids_BNL, device), moved(mask_BNL, device))
 
         return rank_padded
     return packed_ranker(model)
@@ -70,7 +71,7 @@ def packed_ranker(model: URG) -> Callable[[list[Row], torch.device], Tensor]:
 
     @torch.inference_mode()
     def rank(rows: list[Row], device: torch.device) -> Tensor:
-        batch = batch_of(rows).to(device)
+        batch = moved(batch_of(rows), device)
         return model.rank(model.encode(batch.tokens_S, batch.layout), batch.layout)
 
     return rank
@@ -127,7 +128,7 @@ def _agreement(
 def _step_share(model: URG, rows: list[Row], repeats: int, device: torch.device) -> dict[str, float]:
     """The one decoder step's share of the whole ranking time, median of the repeats, and its spread."""
     own = model.freeze()
-    batch = batch_of(rows).to(device)
+    batch = moved(batch_of(rows), device)
     hidden_SD = own.encode(batch.tokens_S, batch.layout)
     parts = {
         "encode": lambda: own.encode(batch.tokens_S, batch.layout),

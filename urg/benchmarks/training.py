@@ -12,7 +12,8 @@ import torch
 from urg.benchmarks.clock import held_bytes, in_own_process, in_turn, peak_bytes
 from urg.benchmarks.obvious import ObviousURG
 from urg.benchmarks.workload import batch_of, draw_rows, padded
-from urg.config import LossConfig
+from urg.devices import moved
+from urg.loss_config import LossConfig
 from urg.model import URG
 from urg.objective import Counts, loss_terms, needs_teacher, total_loss
 from urg.training.task import set_dropout
@@ -44,7 +45,7 @@ def training_step(
     """A function that does one step of a variant, without the optimizer, and returns the gradients by name."""
     own = copy.deepcopy(model)
     drawn = draw_rows(rows, n, int(own.t5.config.vocab_size), seed=rows)
-    batch = batch_of(drawn).to(device)
+    batch = moved(batch_of(drawn), device)
     if name not in OBVIOUS:
         own.train()
         set_dropout(own, 0.0)
@@ -60,7 +61,7 @@ def training_step(
         config = LossConfig(teacher_dropout=name != "ours_own_teacher")
         return lambda: _our_step(own, batch, config, counts)
     obvious = ObviousURG(own)
-    ids_BNL, mask_BNL = (tensor.to(device) for tensor in padded(drawn))
+    ids_BNL, mask_BNL = (moved(tensor, device) for tensor in padded(drawn))
     encodes = int(name.rsplit("_", 1)[1])
 
     def step() -> dict[str, torch.Tensor]:

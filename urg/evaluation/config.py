@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from urg.config import TrackingConfig, require
+from urg.checks import require
+from urg.config import TrackingConfig
 
 FOLD = "{fold}"
 """What stands for a part's number in the names of models."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from urg.devices import moved
 from urg.encoder import computed_tokens, encode_packed
 from urg.frozen_encoder import CHUNK_TOKENS, FrozenEncoder, freeze_linears
 from urg.layout import plan_chunks
@@ -89,12 +90,6 @@ class Sequences:
         packed = torch.from_numpy(np.concatenate(ids).astype(np.int64))
         return cls(packed, tuple(len(row) for row in ids), torch.tensor(marks, dtype=torch.int64))
 
-    def to(self, device: torch.device) -> Sequences:
-        """The same on `device`."""
-        return Sequences(
-            self.ids_S.to(device, non_blocking=True), self.lengths, self.marks_CP.to(device, non_blocking=True)
-        )
-
 
 class RankerBatch(Protocol):
     """Sequences to encode, and what a ranker's losses need beside their states."""
@@ -102,10 +97,6 @@ class RankerBatch(Protocol):
     @property
     def sequences(self) -> Sequences:
         """What goes through the module."""
-        ...
-
-    def to(self, device: torch.device) -> RankerBatch:
-        """The same batch on `device`."""
         ...
 
 
@@ -147,16 +138,17 @@ class EncoderRanker(nn.Module):
         """For inference alone from here on, as `URG.freeze`: no dropout, SDPA, and on a CPU weights that are laid out
         for the machine and chunks that stay in its caches.
 
-        Changes to the weights after this call are not seen.
+        Changes to the weights after this call are not seen. A ranker that shares the encoder of a frozen one is given
+        its `frozen_encoder` before.
         """
         self.eval().requires_grad_(False)
         use_sdpa(self)
         if self.device.type == "cpu":
             is_packed = self._is_packed(self.device)
             self.chunk_tokens = min(self.chunk_tokens, CHUNK_TOKENS if is_packed else PADDED_TOKENS)
-            if is_packed:
+            if is_packed and self.frozen_encoder is None:
                 self.frozen_encoder = FrozenEncoder(self.pretrained_model, self.chunk_tokens)
-            freeze_linears(self, but=None if self.frozen_encoder is None else self.pretrained_model)
+            freeze_linears(self)
         return self
 
     def states(self, sequences: Sequences) -> Tensor:
@@ -172,7 +164,7 @@ class EncoderRanker(nn.Module):
             place_CL = (starts[torch.tensor(members)][:, None] + position_L).masked_fill(~mask_CL, 0)
             chunks.append(self._chunk(sequences, place_CL, mask_CL, members))
             order += members
-        return torch.cat(chunks)[torch.tensor(order).argsort().to(sequences.ids_S.device)]
+        return torch.cat(chunks)[moved(torch.tensor(order).argsort(), sequences.ids_S.device)]
 
     def _packed_states(self, sequences: Sequences, starts: Tensor) -> Tensor:
         lengths = list(sequences.lengths)
@@ -187,7 +179,7 @@ class EncoderRanker(nn.Module):
 
     def _chunk(self, sequences: Sequences, place_CL: Tensor, mask_CL: Tensor, members: list[int]) -> Tensor:
         device = sequences.ids_S.device
-        padded, mask_CL, place_CL = not bool(mask_CL.all()), mask_CL.to(device), place_CL.to(device)
+        padded, mask_CL, place_CL = not bool(mask_CL.all()), moved(mask_CL, device), moved(place_CL, device)
         # The pad id, and not just a mask: RoBERTa counts positions by it.
         ids_CL = sequences.ids_S[place_CL].masked_fill(~mask_CL, self.texts.pad_id)
         mask = mask_CL.long() if padded else None
@@ -196,7 +188,7 @@ class EncoderRanker(nn.Module):
             real_CL1 = mask_CL.unsqueeze(2)
             mean_C1D = (states_CLD.float() * real_CL1).sum(1, keepdim=True) / real_CL1.sum(1, keepdim=True)
             return mean_C1D.to(states_CLD.dtype)
-        marks_CP = sequences.marks_CP[torch.tensor(members, device=device)]
+        marks_CP = sequences.marks_CP[moved(torch.tensor(members), device)]
         return states_CLD[torch.arange(len(members), device=device)[:, None], marks_CP]
 
     def training_batch(self, rows: Sequence[TokenizedExample], draws: Sequence[Generator], fillers: int) -> RankerBatch:

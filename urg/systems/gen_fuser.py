@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenization import decode_texts
+from urg.devices import moved
 from urg.model import URG
 from urg.model_folder import require_unaltered, seal
 from urg.systems.backbone import load_plain_tokenizer
@@ -122,7 +123,7 @@ class GenFuser(nn.Module):
         device = next(self.parameters()).device
         ids_BL, mask_BL = pad(sources, int(self.texts.tokenizer.pad_token_id))
         options = {"max_new_tokens": self.settings.target_tokens, "do_sample": False} | generation
-        written = self.t5.generate(ids_BL.to(device), attention_mask=mask_BL.to(device), **options)
+        written = self.t5.generate(moved(ids_BL, device), attention_mask=moved(mask_BL, device), **options)
         return decode_texts(written, self.texts.tokenizer)
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor], steps: int) -> None:

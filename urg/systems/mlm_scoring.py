@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from urg.devices import moved
 from urg.layout import plan_chunks
 from urg.systems.backbone import load_model, load_plain_tokenizer
 from urg.systems.encoder import position_limit
@@ -80,10 +81,10 @@ class MaskedScorer:
         copy_C = torch.arange(len(copies))
         token_C = ids_CL[copy_C, place_C]
         ids_CL[copy_C, place_C] = int(self.tokenizer.mask_token_id)
-        with _head_only_at(self.model, place_C.to(device)):
-            logits_C1V = self.model(input_ids=ids_CL.to(device), attention_mask=mask_CL.to(device)).logits
+        with _head_only_at(self.model, moved(place_C, device)):
+            logits_C1V = self.model(input_ids=moved(ids_CL, device), attention_mask=moved(mask_CL, device)).logits
         log_p_CV = logits_C1V[:, 0].float().log_softmax(dim=-1)
-        return log_p_CV.gather(1, token_C.to(device)[:, None])[:, 0].double().cpu().numpy()  # type: ignore[no-any-return]
+        return log_p_CV.gather(1, moved(token_C, device)[:, None])[:, 0].double().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _without_blanks(row: TokenizedExample, pll_N: Scores) -> Scores:

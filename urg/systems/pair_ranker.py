@@ -6,7 +6,7 @@ The folder has the layout of `llm-blender/PairRM-hf` (`pretrained_model.*`, `hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenization import question_text
+from urg.devices import moved
 from urg.systems.comparison import AGGREGATIONS, Pair, bubble_scores, full_matrices
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.folder import SYSTEM_FILE, named_folder
@@ -42,10 +43,6 @@ class Pairs:
     """fp32 [C, T]: 1 where the left is better by a task's score, -1 where the right is, 0 where neither or unknown."""
     weight_CT: Tensor
     """fp32 [C, T]: so that the sum over a row's pairs is their mean; 0 where the sign is."""
-
-    def to(self, device: torch.device) -> Pairs:
-        """The same on `device`."""
-        return Pairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class PairRanker(EncoderRanker):
         ids = [self._row_ids(row) for row in rows]
 
         def compare(pairs: Sequence[Pair]) -> np.ndarray:
-            sequences = joined(ids, pairs).to(self.device)
+            sequences = moved(joined(ids, pairs), self.device)
             return self(sequences).mean(dim=1).double().cpu().numpy()  # type: ignore[no-any-return]
 
         return compare

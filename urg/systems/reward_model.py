@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenization import question_text
+from urg.devices import moved
 from urg.layout import plan_chunks
 from urg.systems.backbone import load_model, load_plain_tokenizer
 from urg.systems.encoder import position_limit
@@ -63,8 +64,9 @@ class RewardScorer:
         return dict(self.tokenizer(question, text, **options))
 
     def _chunk(self, encoded: Sequence[dict[str, list[int]]]) -> torch.Tensor:
-        padded = self.tokenizer.pad(list(encoded), return_tensors="pt").to(next(self.model.parameters()).device)
-        logits = self.model(**padded).logits.double().cpu()
+        device = next(self.model.parameters()).device
+        padded = self.tokenizer.pad(list(encoded), return_tensors="pt")
+        logits = self.model(**{name: moved(ids_CL, device) for name, ids_CL in padded.items()}).logits.double().cpu()
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
 

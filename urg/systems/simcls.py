@@ -4,7 +4,7 @@ with LLM-Blender's margins: gold against every candidate with margin 0, every pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.tokenization import question_text
+from urg.devices import moved
 from urg.systems.encoder import EncoderRanker, Sequences
 from urg.systems.prefixed import CANDIDATE, SOURCE, Ids
 from urg.systems.protocol import FusedBy, Ranked, Scores, Setup
@@ -39,10 +40,6 @@ class Margins:
     weight_P: Tensor
     gold_P: Tensor
     """bool [P]: the better one is the reference."""
-
-    def to(self, device: torch.device) -> Margins:
-        """The same on `device`."""
-        return Margins(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class SimCLS(EncoderRanker):
@@ -85,7 +82,7 @@ class SimCLS(EncoderRanker):
     def scores(self, rows: Sequence[TokenizedExample]) -> list[Scores]:
         """The cosine of each candidate and the input."""
         ids = [row_ids for row in rows for row_ids in self._row_ids(row, "")]
-        vectors_CD = self(Sequences.of(ids, [[0]] * len(ids)).to(self.device))
+        vectors_CD = self(moved(Sequences.of(ids, [[0]] * len(ids)), self.device))
         parts = vectors_CD.split([1 + len(row.texts) for row in rows])
         return [(part[1:] @ part[0]).double().cpu().numpy() for part in parts]
 

@@ -9,7 +9,7 @@ experts: with two and the best one taken, the gate would get no gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.tokenization import question_text
+from urg.devices import moved
 from urg.systems.encoder import EncoderRanker, RankerSettings, Sequences
 from urg.systems.prefixed import CANDIDATE, SOURCE
 from urg.systems.protocol import FusedBy, Ranked, Scores, Setup
@@ -45,10 +46,6 @@ class Verdicts:
     """fp32 [C, T]: so that the sum over a row is its mean; 0 without a label."""
     weight_B: Tensor
     """fp32 [B]: 0 for a filler row, else 1."""
-
-    def to(self, device: torch.device) -> Verdicts:
-        """The same on `device`."""
-        return Verdicts(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class MixtureHead(nn.Module):
@@ -126,7 +123,7 @@ class SummaReranker(EncoderRanker):
 
     def scores(self, rows: Sequence[TokenizedExample]) -> list[Scores]:
         """The mean logit over the tasks."""
-        logits_CT, _ = self(self._sequences(rows).to(self.device))
+        logits_CT, _ = self(moved(self._sequences(rows), self.device))
         parts = logits_CT.mean(dim=1).split([len(row.texts) for row in rows])
         return [part.double().cpu().numpy() for part in parts]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from urg.config import TrainConfig
-from urg.layout import moved
+from urg.devices import moved
 from urg.losses import token_cross_entropy
 from urg.model import URG, Settings
 from urg.model_card import system_card
@@ -63,13 +63,7 @@ class FuserTask:
         )
         target_mask_BT[len(targets) - share.fillers :] = False
         real = sum(map(len, sources)) + int(target_mask_BT.sum())
-        return FuserBatch(
-            moved(source_BL, device),
-            moved(source_mask_BL, device),
-            moved(target_BT, device),
-            moved(target_mask_BT, device),
-            real,
-        )
+        return moved(FuserBatch(source_BL, source_mask_BL, target_BT, target_mask_BT, real), device)
 
     def terms(self, forward: Callable[..., Any], batch: FuserBatch, counts: int) -> dict[str, Tensor]:
         """Cross-entropy, mean over the target tokens of the global batch."""

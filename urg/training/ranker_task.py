@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from urg.config import TrainConfig
+from urg.devices import moved
 from urg.model_card import system_card
 from urg.systems.backbone import load_encoder, load_plain_tokenizer, random_encoder
 from urg.systems.encoder import EncoderRanker, RankerBatch, RankerSettings
@@ -45,7 +46,7 @@ class RankerTask:
     def batch(self, share: Share, device: torch.device) -> RankerBatch:
         """Sequences and labels; random choices are keyed by (seed, step, row)."""
         draws = [np.random.default_rng((self.config.seed, share.step, int(row))) for row in share.rows]
-        return self.module.training_batch(share.examples, draws, share.fillers).to(device)
+        return moved(self.module.training_batch(share.examples, draws, share.fillers), device)
 
     def terms(self, forward: Callable[..., Any], batch: RankerBatch, counts: int) -> dict[str, Tensor]:
         """The ranker's losses."""

@@ -19,8 +19,9 @@ from data_pipeline.tokenization import Template, decode_texts
 from urg.batching import Batch, collate
 from urg.config import TrainConfig
 from urg.decoder import ROWS
+from urg.devices import moved
 from urg.encoder import computed_tokens
-from urg.layout import moved, round_up
+from urg.layout import round_up
 from urg.model import URG, Settings
 from urg.model_card import model_card
 from urg.objective import Counts, guide, loss_terms, needs_last, needs_teacher, term_weights
@@ -60,7 +61,7 @@ class UrgTask:
         label, loss = self.config.data.label, self.config.loss
         batch = collate(share.examples, self.shards.template, label, share.fillers)
         guide_BN = guide(batch, loss, self.config.seed, share.step, share.rows)
-        return Guided(batch.to(device), None if guide_BN is None else moved(guide_BN, device))
+        return moved(Guided(batch, guide_BN), device)
 
     def terms(self, forward: Callable[..., Any], batch: Guided, counts: Counts) -> dict[str, Tensor]:
         """The terms of equation 11."""
@@ -92,16 +93,17 @@ class UrgTask:
 
     def judge(self, examples: Sequence[TokenizedExample], device: torch.device) -> list[Judged]:
         """Rank and fuse; the answer of a model that does not write is its top candidate."""
-        batch = collate(examples, self.shards.template, self.config.data.label).to(device)
+        batch = moved(collate(examples, self.shards.template, self.config.data.label), device)
         hidden_SD = self.module.encode(batch.tokens_S, batch.layout)
         scores_BN = self.module.rank(hidden_SD, batch.layout)
         scores = [s[: len(row.models)] for s, row in zip(scores_BN.double().cpu().numpy(), examples, strict=True)]
         if not self.config.loss.generation:
             return [Judged(s, row.texts[int(np.argmax(s))]) for s, row in zip(scores, examples, strict=True)]
+        selected_BN, _ = self.module.choose(scores_BN, batch.layout)
         ids_BT = self.module.fuse(
             hidden_SD,
             batch.layout,
-            scores_BN,
+            selected_BN,
             num_beams=self.config.eval.num_beams,
             max_new_tokens=self.config.eval.max_new_tokens,
             synced_gpus=self.config.engine.zero_stage == 3,

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from data_pipeline.errors import UserError
 from tests.urg.backbones.tiny import NETWORKS, VOCAB, bart, bert
 from tests.urg.made_up import logits
-from urg.backbones import BACKBONES
+from urg.backbones import BACKBONES, one_token
 from urg.layout import Layout
 from urg.model import URG, Settings
 from urg.training.task import set_dropout
@@ -42,8 +42,8 @@ def scores_of(model: URG, packed: tuple[Tensor, Layout]) -> Tensor:
 
 def fused(model: URG, packed: tuple[Tensor, Layout], **options: Any) -> Tensor:
     hidden_SD = model.encode(*packed)
-    scores_BN = model.rank(hidden_SD, packed[1])
-    return model.fuse(hidden_SD, packed[1], scores_BN, **({"max_new_tokens": STEPS} | options))
+    selected_BN, _ = model.choose(model.rank(hidden_SD, packed[1]), packed[1])
+    return model.fuse(hidden_SD, packed[1], selected_BN, **({"max_new_tokens": STEPS} | options))
 
 
 @ALL
@@ -312,11 +312,29 @@ def test_checkpointing_activations_changes_no_gradient(
 
 
 @ALL
-def test_a_frozen_model_gives_the_same_scores(name: str, build: Any, pack: Pack, queries: Queries) -> None:
-    model = build(name)
-    expected = scores_of(model, pack(queries))
-    torch.testing.assert_close(scores_of(model.freeze(), pack(queries)), expected, rtol=1e-5, atol=0)
+def test_a_frozen_model_gives_the_same_scores_and_texts(name: str, build: Any, pack: Pack, queries: Queries) -> None:
+    model, packed = build(name), pack(queries)
+    expected_BN, texts = scores_of(model, packed), [fused(model, packed, num_beams=beams) for beams in (1, 3)]
+    model.freeze()
+    torch.testing.assert_close(scores_of(model, packed), expected_BN, rtol=1e-5, atol=0)
+    assert all(
+        torch.equal(fused(model, packed, num_beams=beams), own) for beams, own in zip((1, 3), texts, strict=True)
+    )
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@ALL
+@torch.inference_mode()
+def test_a_query_that_is_attended_to_in_parts_has_the_same_scores(
+    name: str, build: Any, pack: Pack, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, packed = build(name), pack(queries)
+    expected_BN = scores_of(model, packed)
+    model.chunk_tokens = 20
+    model.freeze()
+    for tokens in (1, 7, 16):
+        monkeypatch.setattr(one_token, "TOKENS_AT_ONCE", tokens)
+        torch.testing.assert_close(scores_of(model, packed), expected_BN, rtol=1e-5, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

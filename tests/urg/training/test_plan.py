@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.folds import fold_of
 from urg.batching import Cursor
-from urg.config import BatchConfig, DataConfig, EngineConfig, EvalConfig, LossConfig, OptimConfig, TrainConfig
+from urg.config import BatchConfig, DataConfig, EngineConfig, EvalConfig, OptimConfig, TrainConfig
 from urg.training.plan import Plan, rows_to_train_on, training_and_dev
 from urg.training.state import TrainState
 
@@ -51,11 +51,6 @@ def test_the_state_survives_json() -> None:
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: LossConfig(gamma=-1), "loss.gamma=-1"),
-        (lambda: LossConfig(tau=0), "loss.tau=0"),
-        (lambda: LossConfig(m=0), "loss.m=0"),
-        (lambda: LossConfig(temperature=0), "loss.temperature=0"),
-        (lambda: LossConfig(temperature=float("inf")), "loss.temperature=inf"),
         (lambda: OptimConfig(lr=0), "optim.lr=0"),
         (lambda: EvalConfig(metric="loss"), "eval.metric='loss'"),
         (lambda: TrainConfig(), "eval.bertscore_model"),
