@@ -69,9 +69,9 @@ def test_a_frozen_model_writes_the_same_texts(
     frozen = copy.deepcopy(model).freeze()
     tokens_S, layout = pack(queries)
     hidden_SD = model.encode(tokens_S, layout)
-    scores_BN = model.rank(hidden_SD, layout)
+    selected_BN, _ = model.choose(model.rank(hidden_SD, layout), layout)
     options = {"num_beams": beams, "max_new_tokens": 9}
-    texts = [one.fuse(hidden_SD, layout, scores_BN, **options) for one in (model, frozen)]
+    texts = [one.fuse(hidden_SD, layout, selected_BN, **options) for one in (model, frozen)]
     assert torch.equal(*texts)
     assert len(set(map(tuple, texts[0].tolist()))) > 1, "all texts are one, whatever the candidates"
 

@@ -3,8 +3,9 @@ Source: Jiang et al. 2023 (LLM-Blender). Which candidates are the best, a ranker
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenization import decode_texts
+from urg.batching import pack
 from urg.devices import moved
-from urg.model import URG
+from urg.model import URG, Settings
 from urg.model_folder import require_unaltered, seal
 from urg.systems.backbone import load_plain_tokenizer
 from urg.systems.folder import SYSTEM_FILE, named_folder, read_system, write_system
@@ -111,6 +113,12 @@ class GenFuser(nn.Module):
         self.t5 = t5
         self.texts = FuserTexts(tokenizer, settings)
         self.settings = settings
+        self._generate: Callable[..., Tensor] = self._by_the_library
+
+    def freeze(self) -> GenFuser:
+        """For writing alone from here on, by URG's own encoder and decoder of a frozen T5 (`URG.freeze`)."""
+        self._generate = functools.partial(_by_urg, URG(self.t5, Settings()).freeze())
+        return self.eval()
 
     def forward(self, source_BL: Tensor, mask_BL: Tensor, target_BT: Tensor) -> Tensor:
         """Teacher-forced logits [B, T, V]."""
@@ -120,11 +128,14 @@ class GenFuser(nn.Module):
     @torch.inference_mode()
     def write(self, sources: Sequence[np.ndarray], **generation: Any) -> list[str]:
         """A text for each input. generation: options of `generate`."""
-        device = next(self.parameters()).device
-        ids_BL, mask_BL = pad(sources, int(self.texts.tokenizer.pad_token_id))
         options = {"max_new_tokens": self.settings.target_tokens, "do_sample": False} | generation
-        written = self.t5.generate(moved(ids_BL, device), attention_mask=moved(mask_BL, device), **options)
-        return decode_texts(written, self.texts.tokenizer)
+        return decode_texts(self._generate(sources, **options), self.texts.tokenizer)
+
+    def _by_the_library(self, sources: Sequence[np.ndarray], **options: Any) -> Tensor:
+        device = self.t5.device
+        ids_BL, mask_BL = pad(sources, int(self.texts.tokenizer.pad_token_id))
+        written: Tensor = self.t5.generate(moved(ids_BL, device), attention_mask=moved(mask_BL, device), **options)
+        return written
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor], steps: int) -> None:
         """Write a Hugging Face folder (safetensors) with tokenizer, system.json and SHA256SUMS."""
@@ -144,6 +155,12 @@ class GenFuser(nn.Module):
             raise UserError(f"{path} was written by another version ({error}): train it again.") from error
         require_unaltered(path)
         return cls(URG.from_pretrained(path).t5, load_plain_tokenizer(path), settings).eval()
+
+
+def _by_urg(model: URG, sources: Sequence[np.ndarray], **options: Any) -> Tensor:
+    """Each text as the only candidate of a query, without a question before it."""
+    tokens_S, layout = (moved(one, model.network.device) for one in pack([[ids] for ids in sources]))
+    return model.fuse(model.encode(tokens_S, layout), layout, layout.mask_BN, **options)
 
 
 def pad(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -120,12 +120,15 @@ def on_device(model: Any, setup: Setup) -> Any:
     """The model where the setup wants it, in its precision; on a CPU with weights laid out for it, as URG's own."""
     from urg.ensemble import resolve_device, resolve_dtype
     from urg.frozen_encoder import freeze_linears
+    from urg.systems.gen_fuser import GenFuser
 
     device = resolve_device(setup.device)
     model = model.to(device=device, dtype=resolve_dtype(setup.dtype)).requires_grad_(False)
     if isinstance(model, EncoderRanker):
         return model.freeze()
     use_sdpa(model)
+    if isinstance(model, GenFuser):
+        return model.freeze()
     if device.type == "cpu":
         freeze_linears(model)
     return model

@@ -78,6 +78,7 @@ def test_a_saved_fuser_writes_the_same_texts(tokenizer: PreTrainedTokenizerBase,
     rows, scores = [MADE, row("2", ["a"])], [np.array([0.1, 0.3, 0.2]), np.array([1.0])]
     fused = FusesBest(model, silent, num_beams=2).fuse(rows, scores)
     assert fused == FusesBest(again, silent, num_beams=2).fuse(rows, scores)
+    assert fused == FusesBest(GenFuser.from_pretrained(tmp_path).freeze(), silent, num_beams=2).fuse(rows, scores)
     assert [one.used for one in fused] == [(1, 2), (0,)]
     alone = FusesBest(again, silent, num_beams=2).fuse(rows[:1], scores[:1])
     assert alone == fused[:1]  # padding changes nothing
