@@ -63,7 +63,7 @@ class HumanConfig:
     """The human comparison of two systems (`--experiment human`)."""
 
     first: str = "llm_blender"
-    """One of the two systems: ours, a model among the candidates, or `reference`."""
+    """One of the two systems: ours, a model among the candidates, imported predictions, or `reference`."""
     second: str = "urg"
     """The other."""
     pairs: int = 200
@@ -106,6 +106,9 @@ class EvaluateConfig:
     folders: dict[str, str] = field(default_factory=dict)
     """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
     {pair_ranker: runs/pairs/model}."""
+    imported: dict[str, str] = field(default_factory=dict)
+    """Predictions that you bring (JSON lines with id and text), by a name of yours: a row of the tables each, such as
+    {chatgpt: gpt.jsonl, people: people.jsonl}. `folders.imported` takes one file, under the name imported."""
     systems: str = "all"
     """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model, `oracles` for
     the ceiling of selection on each metric."""
