@@ -177,7 +177,7 @@ def _answer_rows(
     here = [name for name in pending if name not in far]
     unavailable: dict[str, str] = {}
     setup = make_setup(config, work.label, work.models, here, work.load, work.progress, work.ids)
-    for name in [name for name in kept if name in ASKED_AGAIN]:
+    for name in [name for name, found in kept.items() if name in ASKED_AGAIN and None in found.answers]:
         kept[name] = _completed(kept[name], rows, setup)
         store.save(kept[name])
     for name in here:
@@ -201,8 +201,6 @@ def _answer_rows(
 def _completed(kept: Answered, rows: Sequence[TokenizedExample], setup: Setup) -> Answered:
     """Kept answers, the rows without one asked about again; those that fail again stay without."""
     holes = [index for index, answer in enumerate(kept.answers) if answer is None]
-    if not holes:
-        return kept
     try:
         found = SYSTEMS[kept.name](setup).answer([rows[index] for index in holes])
     except UserError as error:  # not one of them got an answer
