@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> Comparison:
     output = writable(config)
     subject = open_subject(config)
     comparison = compare_systems(subject, output, load)
-    provenance = subject.provenance.with_notes(comparison.judged)
+    provenance = subject.provenance.with_notes(comparison)
     stats = statistics(comparison, config.statistics, config.seed)
     _write(output, comparison, provenance, stats, config)
     _show(output, comparison, provenance, stats, config)

@@ -45,9 +45,11 @@ Ensemble.from_pretrained("<this folder>").{use}(instruction, candidates)
 def system_card(config: TrainConfig, manifest: Mapping[str, Any], step: int, dev: Mapping[str, float]) -> str:
     """The card of a system that URG is compared with. Arguments as for `model_card`."""
     base = config.model.base or "random weights"
+    fuses = config.system == "gen_fuser"
+    chosen = f"- In training it fused {config.model.k} candidates chosen by: {config.fuser.choose}.\n" if fuses else ""
     return f"""---
 library_name: urg
-tags: [ensembling, {"text2text-generation" if config.system == "gen_fuser" else "reranking"}]
+tags: [ensembling, {"text2text-generation" if fuses else "reranking"}]
 ---
 # {config.name}
 
@@ -55,7 +57,7 @@ A `{config.system}`, trained as a baseline of URG by the same trainer. Started f
 {config.global_batch} rows. Evaluate it beside the others with `python -m urg.evaluate`.
 
 {_data(config, manifest)}
-- It says nothing of whether an answer is true: it prefers what the label prefers.
+{chosen}- It says nothing of whether an answer is true: it prefers what the label prefers.
 
 {_dev(config, step, dev)}"""
 

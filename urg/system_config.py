@@ -8,6 +8,8 @@ from typing import Literal
 from urg.checks import require
 
 SystemName = Literal["urg", "pair_ranker", "simcls", "summareranker", "gen_fuser"]
+BY_LABEL, RANDOM = "label", "random"
+"""What may be asked of `fuser.choose` but a system."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,17 @@ class FuserConfig:
     """Tokens kept of one candidate."""
     target_tokens: int = 128
     """Tokens kept of the reference, its end counted; the longest fused text by default."""
+    choose: str = BY_LABEL
+    """Which K candidates it reads in training and on the dev split. `label`: the best by `data.label`; in use, where a
+    ranker chooses, it meets others. `random`: drawn by row, the same in every epoch. Else a system that has scores in
+    `predictions`, such as pair_ranker: the best by these, as in use."""
+    predictions: list[str] | None = None
+    """Files predictions.parquet of `urg.evaluate`, which together hold every row that the run reads: of `--split train`
+    and of `--split dev`. A ranker is surer of rows that it was trained on than in use: evaluate those by `--folds`."""
 
     def __post_init__(self) -> None:
         for key, least in (("source_tokens", 32), ("candidate_tokens", 1), ("target_tokens", 2)):
             require(getattr(self, key) >= least, f"fuser.{key}", getattr(self, key), f"must be at least {least}.")
+        if bool(self.predictions) == (self.choose in (BY_LABEL, RANDOM)):
+            mend = "name files with a system's scores, and the system by fuser.choose; or neither."
+            raise ValueError(f"fuser.predictions={self.predictions} with fuser.choose={self.choose!r}: {mend}")

@@ -78,6 +78,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     Raises UserError for what the user can mend, and Stopped where the run was told to stop.
     """
     from data_pipeline.commit import locked
+    from urg.training.fuser_choice import require_predictions
     from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
 
     config = with_absolute_paths(config)
@@ -85,6 +86,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     # Pinned: a later `prepare` under the same root must not change the data of a run.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=str(shards.folder)))
     require_base(config)
+    require_predictions(config, shards)
     plan = Plan.of(config, training_rows(config, training_and_dev(config, shards)[0]))
     run = Path(config.storage) / config.name
     identity = {"config": _flat(config), "data": shards.manifest["key"]}
@@ -113,8 +115,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         else str(Path(config.resume).expanduser().absolute()),
         data=dataclasses.replace(config.data, shards=str(Path(config.data.shards).expanduser().absolute())),
         model=dataclasses.replace(config.model, base=absolute_if_folder(config.model.base)),
+        fuser=dataclasses.replace(config.fuser, predictions=_absolute(config.fuser.predictions)),
         eval=dataclasses.replace(config.eval, bertscore_model=absolute_if_folder(config.eval.bertscore_model)),
     )
+
+
+def _absolute(files: list[str] | None) -> list[str] | None:
+    return None if files is None else [str(Path(file).expanduser().absolute()) for file in files]
 
 
 def absolute_if_folder(name: str | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,18 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from tests.faults.training import ROOT, Run
+from data_pipeline.shards import ShardSet
+from tests.data_pipeline.chat_server import Reply, Request, chat_server, hang, say
+from tests.faults.training import ROOT
+from tests.urg.systems.tiny import T5_SHAPE, bert_tokenizer, config, make_ranker, save, save_fuser
+from urg.evaluation.answering import INSTANT, ON_REQUEST
+from urg.model import URG, Settings
+from urg.systems import FOLDERS, SYSTEMS
+from urg.systems.pair_ranker import PairRanker
+from urg.systems.simcls import SimCLS
+from urg.systems.summareranker import SummaReranker
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(600)]
 
@@ -49,26 +60,82 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_an_evaluation_is_killed_after_each_of_its_first_systems(calm: Run, shards: Path, tmp_path: Path) -> None:
-    def command(output: Path) -> list[str]:
-        options = ["--num_beams", "1", "--max_new_tokens", "4", "--statistics.resamples", "0", "--track", "false"]
-        named = ["--model", str(calm.folder / "model"), "--shards", str(shards), "--output", str(output)]
-        return ["urg.evaluate", *named, *options]
-
+def test_an_evaluation_of_all_systems_is_killed_and_repeats_no_finished_one(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of its systems, twice: where the judge is asked to rank, and where it is asked to fuse, which it
+    does not answer as long as the command lives."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     undisturbed, hurt = tmp_path / "undisturbed", tmp_path / "hurt"
-    _finish(command(undisturbed))
-    answered = len(list((undisturbed / "answers").iterdir()))
-    assert answered >= 3
-    for done in range(1, 4):
-        process = _start(command(hurt))
-        while not (hurt / "answers").is_dir() or len(list((hurt / "answers").glob("*.parquet"))) < done:
-            assert process.poll() is None, process.communicate()[0][-3000:]
-            time.sleep(0.01)
-        _kill(process)
-    assert "kept from an earlier run" in _finish(command(hurt))
+    kept: dict[str, tuple[int, int]] = {}
+    systems = [name for name in SYSTEMS if name not in ON_REQUEST]
+    with chat_server() as server:
+        options = _every_system(tmp_path, shards, server.url)
+
+        def command(output: Path) -> list[str]:
+            return ["urg.evaluate", "--systems", "all", "--output", str(output), *options]
+
+        server.reply = _judge
+        _finish(command(undisturbed))
+        for stop, request in (("judge_rank", "numbered answers"), ("judge_fuse", "single best answer")):
+            server.requests.clear()
+            server.reply = lambda asked, request=request: hang if request in asked.question else _judge(asked)
+            process = _start(command(hurt))
+            while not any(request in question for question in server.questions):
+                assert process.poll() is None, process.communicate()[0][-3000:]
+                time.sleep(0.02)
+            _kill(process)
+            left = _stamps(hurt / "answers")
+            assert list(left) == systems[: systems.index(stop)]
+            assert kept.items() <= left.items(), "written again"
+            kept = left
+        server.requests.clear()
+        server.reply = _judge
+        said = _finish(command(hurt))
+    assert f"kept from an earlier run: {', '.join(name for name in kept if name not in INSTANT)}\n" in said
+    assert kept.items() <= _stamps(hurt / "answers").items(), "written again"
+    assert all("single best answer" in question for question in server.questions), "the ranks were there"
+    assert not set(systems) & set(json.loads((hurt / "metrics.json").read_text())["missing"])
     for name in ("metrics.json", "predictions.parquet", "tables.md"):
         written = (hurt / name).read_bytes().replace(str(hurt).encode(), str(undisturbed).encode())
         assert written == (undisturbed / name).read_bytes(), name
+
+
+def _judge(request: Request) -> Reply:
+    """An order of the answers, or a text."""
+    count = re.search(r"(\d+) numbered answers", request.question)
+    return say(", ".join(map(str, range(1, int(count[1]) + 1))) if count else f"{len(request.question)} characters")
+
+
+def _stamps(answers: Path) -> dict[str, tuple[int, int]]:
+    """System → what tells whether its file was written again, in the order of SYSTEMS."""
+    found = {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in answers.glob("*.parquet")}
+    return {name: found[name] for name in SYSTEMS if name in found}
+
+
+def _every_system(folder: Path, shards: Path, judge: str) -> list[str]:
+    """Options of `urg.evaluate` that name a tiny model for each system, on a few rows of a prepared set."""
+    prepared, tokenizer = ShardSet.open(shards), bert_tokenizer()
+    urg = URG.from_scratch(len(prepared.tokenizer()), Settings(label="rougeL"), **T5_SHAPE)
+    urg.save_pretrained(folder / "urg")
+    prepared.tokenizer().save_pretrained(folder / "urg")
+    for cls in (PairRanker, SimCLS, SummaReranker):
+        ranker = make_ranker(cls)
+        ranker.save_pretrained(folder / cls.system, {name: p.detach() for name, p in ranker.named_parameters()})
+    save_fuser(folder / "gen_fuser")
+    for name, auto, changes in (
+        ("mlm_scoring", AutoModelForMaskedLM, {}),
+        ("reward_model", AutoModelForSequenceClassification, {"num_labels": 1}),
+    ):
+        save(folder / name, auto.from_config(config("bert", len(tokenizer), **changes)), tokenizer)
+    (folder / "judge").write_text(f"name: gpt\nbase_url: {judge}\nmodel: gpt\n")
+    (folder / "imported").write_text(
+        "".join(json.dumps({"id": row_id, "text": row_id}) + "\n" for row_id in prepared.split("test").ids)
+    )
+    options = {f"folders.{name}": folder / name for name in FOLDERS}
+    options |= {"model": folder / "urg", "shards": shards, "track": "false", "device": "cpu", "num_beams": 1}
+    options |= {"max_new_tokens": 4, "statistics.resamples": 100, "statistics.trials": 100}
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
 def test_labelling_is_killed_at_random_moments(tmp_path: Path) -> None:

@@ -394,6 +394,29 @@ def test_a_folder_or_file_that_does_not_fit_is_refused_before_the_first_answer(r
         assert "imported" in run(rows, folders={"imported": str(few)}, **part)["systems"]
 
 
+def test_predictions_that_are_brought_stand_under_names_of_their_own(run: Run) -> None:
+    rows, files = random_rows(6), {}
+    for name in ("gpt", "people"):
+        files[name] = str(run.folder / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(json.dumps({"id": made.id, "text": name}) + "\n" for made in rows))
+    written = run(rows, imported=files)
+    assert {name for name, kind in written["kinds"].items() if kind == "closed"} == {"gpt", "people"}
+    assert {line["text"] for line in run.predictions() if line["system"] == "people"} == {"people"}
+    assert "imported" not in written["missing"]
+    assert ("urg", "gpt") in {(test["first"], test["second"]) for test in written["tests"]["rougeL"]}
+    assert set(run(rows, imported=files, systems="random,gpt")["systems"]) == {"random", "gpt"}
+    assert set(run(rows, imported=files, systems="imported")["systems"]) == {"gpt", "people"}
+    with pytest.raises(UserError, match=r"there is no system claude; choose from .* gpt, people"):
+        run(rows, imported=files, systems="claude")
+    for name in ("random", "model-1", "all"):
+        with pytest.raises(UserError, match=rf"imported\.{name}: is the name of another system"):
+            run(rows, imported={name: files["gpt"]})
+    calls = len(run.stub.calls)
+    with pytest.raises(UserError, match=r"gpt\.jsonl has 3 ids that are not in the split"):
+        run(rows[:3], imported=files, fresh=True)
+    assert len(run.stub.calls) == calls, "before the first answer"
+
+
 def test_all_parts_are_one_evaluation_and_one_alone_is_a_part_of_it(run: Run) -> None:
     rows = random_rows(12)
     for fold in range(2):

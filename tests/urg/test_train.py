@@ -324,6 +324,9 @@ def test_every_preset_is_tested() -> None:
         (["--ranker.pairs=0"], "ranker.pairs=0"),
         (["--ranker.tasks=[a,a]"], "ranker.tasks"),
         (["--fuser.source_tokens=3"], "fuser.source_tokens=3"),
+        (["--fuser.choose=pair_ranker"], "fuser.predictions=None with fuser.choose='pair_ranker'"),
+        (["--fuser.predictions=[x.parquet]"], "with fuser.choose='label'"),
+        (["--fuser.choose=random", "--fuser.predictions=[x.parquet]"], "with fuser.choose='random'"),
         (["--system=pair_ranker", "--ranker.inference=bubble", "--engine.zero_stage=3"], "ranker.inference='bubble'"),
     ],
 )

@@ -28,8 +28,9 @@ ONE_SEED = "one seed, and no paired test"
 RULE = (
     "Over several seeds a difference counts where each has its sign and its mean is larger than its spread; over "
     "three seeds that is t > 1.73 in a paired t-test, one-sided p < 0.12: a lead, no proof. Of one seed it counts "
-    f"where the paired test over the rows has p < {SURE:g} after Holm's correction, which knows nothing of another "
-    f"training. About half: noise costs URG less, and at most {ABOUT_HALF:g} of what the other fuser loses. Flattens: "
+    f"where the paired test over the rows has p < {SURE:g} after Holm's correction over the pairs that Table 2 names, "
+    "which knows nothing of another training. About half: noise costs URG less, and at most "
+    f"{ABOUT_HALF:g} of what the other fuser loses. Flattens: "
     "what is gained up to K=3 counts, and no K beyond gains more than half of it."
 )
 

@@ -10,7 +10,8 @@ from urg.evaluation.sheet import NONE, Group, Line, Sheet
 RANKERS = ("simcls", "summareranker", "pair_ranker", "pair_ranker_bubble")
 FUSERS = ("llm_blender", "simcls_gen", "summareranker_gen")
 SURE = 0.05
-"""p, after Holm's correction over all pairs, below which a difference is sure."""
+"""p, after Holm's correction over the pairs that were tested, below which a difference is sure. Which these are, the
+evaluation says (`statistics` in metrics.json): by default those of URG's two systems."""
 
 
 def all_rows(document: Mapping[str, Any], metrics: Sequence[str]) -> list[Sheet]:
@@ -48,7 +49,8 @@ def _differences(document: Mapping[str, Any], rows: int) -> Sheet:
         lines += [_difference(metric, pair, *found[pair]) for pair in pairs if pair in found]
     head = ("metric", "system", "against", "difference", "p (Holm)", "here")
     title = f"What is sure of the first seed on all {rows:,} rows"
-    return Sheet(title, head, (Group("", tuple(lines)),), notes=(f"above, below: p < {SURE:g}.",))
+    note = f"above, below: p < {SURE:g}, corrected over the pairs of a metric that the table above names."
+    return Sheet(title, head, (Group("", tuple(lines)),), notes=(note,))
 
 
 def tested(document: Mapping[str, Any], metric: str) -> dict[tuple[str, str], tuple[float, float]]:

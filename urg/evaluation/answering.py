@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from urg.evaluation.answer_store import Answered, AnswerStore
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import SYSTEMS, Setup, System, SystemUnavailable
 from urg.systems.folder import require_known
+from urg.systems.imported import imported_files
 from urg.systems.needs import require_usable
 from urg.systems.protocol import Answer, Kind, Progress, silent
 from urg.systems.single import single_models
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
     from urg.ensemble import Ensemble
 
-ALL, MODELS, ORACLES = "all", "models", oracles.GROUP
+ALL, MODELS, ORACLES, IMPORTED = "all", "models", oracles.GROUP, "imported"
 INSTANT = frozenset({"random", "longest", "oracle"})  # not worth a process of their own
 ASKED_AGAIN = frozenset({"judge_rank", "judge_fuse"})  # a call that failed may succeed the next time
 ON_REQUEST = frozenset({"urg_random_k"})  # what an ablation asks for; no part of `all`
@@ -74,18 +75,21 @@ def make_setup(
     )
 
 
-def asked_systems(asked: str, singles: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(single models, other systems) that `asked` names, in table order. UserError for a name that is neither."""
+def asked_systems(asked: str, singles: Sequence[str], imported: Collection[str]) -> tuple[list[str], list[str]]:
+    """(single models and imported predictions, other systems) that `asked` names, in table order; the name `imported`
+    stands for all of these predictions too. UserError for a name of nothing."""
     if asked.strip() == ALL:
-        return list(singles), [name for name in SYSTEMS if name not in ON_REQUEST]
+        return [*singles, *imported], [name for name in SYSTEMS if name not in ON_REQUEST]
     names = [name.strip() for name in asked.split(",") if name.strip()]
     if not names:
         raise UserError("--systems names no system; write all, or names by commas (see --list)")
+    known = (MODELS, ORACLES, *SYSTEMS, *imported, *singles)
     for name in names:
-        if name not in (MODELS, ORACLES, *SYSTEMS, *singles):
-            known = ", ".join([ALL, MODELS, ORACLES, *SYSTEMS, *singles])
-            raise UserError(f"there is no system {name}; choose from {known}")
-    return [n for n in singles if n in names or MODELS in names], [name for name in SYSTEMS if name in names]
+        if name not in known:
+            raise UserError(f"there is no system {name}; choose from {', '.join((ALL, *known))}")
+    chosen = [name for name in singles if name in names or MODELS in names]
+    chosen += [name for name in imported if name in names or IMPORTED in names]
+    return chosen, [name for name in SYSTEMS if name in names]
 
 
 def asks_oracles(asked: str) -> bool:
@@ -108,14 +112,18 @@ def answer(
     one does. ids: of all rows of the split; None: those of `rows`.
     """
     models = sorted({name for row in rows for name in row.models})
-    singles = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
-    asked_singles, names = asked_systems(config.systems, list(singles))
+    given = {system.name: system for system in single_models(Setup(label, tuple(models)), frozenset(SYSTEMS))}
+    chosen, names = asked_systems(config.systems, list(given), config.imported)
     work = _Work(label, models, [row.id for row in rows] if ids is None else ids, load, progress)
+    files = {name: file for name, file in config.imported.items() if name in chosen}
+    given |= imported_files(files, {ALL, MODELS, ORACLES, *SYSTEMS, *given}, [row.id for row in rows], work.ids)
     for part, places in _parts(rows, config):
         require_usable(part.folders, names, [rows[i].id for i in places], work.ids)
     run = _answer_rows if config.folds is None else _answer_parts
     answered, unavailable = run(rows, names, work, config, store)
-    return [*(singles[name] for name in asked_singles), *(answered[n] for n in names if n in answered)], unavailable
+    if config.imported:
+        unavailable.pop(IMPORTED, None)  # the files have names of their own
+    return [*(given[name] for name in chosen), *(answered[n] for n in names if n in answered)], unavailable
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def _answer_rows(
     here = [name for name in pending if name not in far]
     unavailable: dict[str, str] = {}
     setup = make_setup(config, work.label, work.models, here, work.load, work.progress, work.ids)
-    for name in [name for name in kept if name in ASKED_AGAIN]:
+    for name in [name for name, found in kept.items() if name in ASKED_AGAIN and None in found.answers]:
         kept[name] = _completed(kept[name], rows, setup)
         store.save(kept[name])
     for name in here:
@@ -193,8 +201,6 @@ def _answer_rows(
 def _completed(kept: Answered, rows: Sequence[TokenizedExample], setup: Setup) -> Answered:
     """Kept answers, the rows without one asked about again; those that fail again stay without."""
     holes = [index for index, answer in enumerate(kept.answers) if answer is None]
-    if not holes:
-        return kept
     try:
         found = SYSTEMS[kept.name](setup).answer([rows[index] for index in holes])
     except UserError as error:  # not one of them got an answer

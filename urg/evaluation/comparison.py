@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
 from urg.evaluation.config import JudgeConfig
 from urg.evaluation.judge import (
     JUDGE_METRICS,
@@ -112,7 +111,6 @@ def compare(
     for system in [*systems, *(oracles(rows, text_metrics, judged) if ceilings else ())]:
         answers = system.answer(rows)
         values = {"label": _label_values(answers, labels)}
-        _require_scores(system.name, rows, answers, labels)
         ranks, left_out = _rank_values(system.kind, answers, labels)
         verdicts, not_judged = judge_metrics(answers, rows, judged, judge, system.kind == "model")
         texts = [None if answer is None else answer.text for answer in answers]
@@ -145,22 +143,6 @@ def _label_values(answers: Sequence[Answer | None], labels: Sequence[Floats]) ->
     """The label of what was picked; NaN where nothing was, or nothing that has one."""
     picks = zip(answers, labels, strict=True)
     return np.array([np.nan if a is None or a.picked is None else labels_N[a.picked] for a, labels_N in picks])
-
-
-def _require_scores(
-    name: str, rows: Sequence[TokenizedExample], answers: Sequence[Answer | None], labels: Sequence[Floats]
-) -> None:
-    """Raise UserError where a ranking leaves out a candidate that has a label."""
-    for row, answer, labels_N in zip(rows, answers, labels, strict=True):
-        if (
-            answer is not None
-            and answer.scores is not None
-            and not np.isfinite(answer.scores[~np.isnan(labels_N)]).all()
-        ):
-            raise UserError(
-                f"{name} gave row {row.id} the scores {answer.scores.tolist()}: one is no number and its candidate has "
-                "a label, so the ranking cannot be judged; mend the ranker, or leave it out of --systems."
-            )
 
 
 def _rank_values(

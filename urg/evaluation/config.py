@@ -10,6 +10,8 @@ from urg.config import TrackingConfig
 
 FOLD = "{fold}"
 """What stands for a part's number in the names of models."""
+URGS_PAIRS, ALL_PAIRS = "urg", "all"
+"""What may be asked of `statistics.pairs` but pairs by name."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class StatisticsConfig:
     """Two-sided paired test: the signs of the rows' differences flipped at random, or the rows resampled."""
     trials: int = 100_000
     """Flips or resamples of the test, which bound its p-values from below by 1 / (trials + 1); 0 for no test."""
-    pairs: str | None = None
-    """Pairs of systems to test, such as urg:llm_blender,urg_rank:random; Holm's correction is over these. Null: all,
-    but for the oracles of single metrics."""
-    metrics: str = "label,bertscore,bartscore,bleurt,rougeL"
+    pairs: str = URGS_PAIRS
+    """Pairs of systems to test; Holm's correction is over those of one metric. `urg`: urg_rank with each other system
+    that picks a candidate and urg with each other system, or where neither answers, as `all`. `all`: every two systems.
+    In neither are the oracles of single metrics. Else pairs by name, such as urg:llm_blender,urg_rank:random."""
+    metrics: str = "label,hit@1,ndcg,spearman,bertscore,bartscore,bleurt,rougeL,bleu"
     """Metrics whose differences are tested, where they have values; each is corrected by itself."""
 
     def __post_init__(self) -> None:
@@ -51,8 +54,9 @@ class StatisticsConfig:
         require(enough, "statistics.resamples", self.resamples, "must be 0 (no intervals), or 100 or more.")
         require(self.trials >= 0, "statistics.trials", self.trials, "must be 0 (no test) or more.")
         require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "must be in (0, 1).")
-        for pair in self.pairs.split(",") if self.pairs is not None else ():
-            require(":" in pair.strip()[1:-1], "statistics.pairs", pair, "write a pair as SYSTEM:OTHER.")
+        for pair in self.pairs.split(",") if self.pairs not in (URGS_PAIRS, ALL_PAIRS) else ():
+            named = ":" in pair.strip()[1:-1]
+            require(named, "statistics.pairs", pair, "write urg, all, or pairs by commas, each as SYSTEM:OTHER.")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class HumanConfig:
     """The human comparison of two systems (`--experiment human`)."""
 
     first: str = "llm_blender"
-    """One of the two systems: ours, a model among the candidates, or `reference`."""
+    """One of the two systems: ours, a model among the candidates, imported predictions, or `reference`."""
     second: str = "urg"
     """The other."""
     pairs: int = 200
@@ -103,6 +107,9 @@ class EvaluateConfig:
     folders: dict[str, str] = field(default_factory=dict)
     """What other systems need, by system: the folder of a trained model, or a file of predictions, such as
     {pair_ranker: runs/pairs/model}."""
+    imported: dict[str, str] = field(default_factory=dict)
+    """Predictions that you bring (JSON lines with id and text), by a name of yours: a row of the tables each, such as
+    {chatgpt: gpt.jsonl, people: people.jsonl}. `folders.imported` takes one file, under the name imported."""
     systems: str = "all"
     """Systems to evaluate: all, or names by commas (see --list); `models` stands for every single model, `oracles` for
     the ceiling of selection on each metric."""

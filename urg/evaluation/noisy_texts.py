@@ -42,16 +42,18 @@ class NoisyTexts:
     store: AnswerStore
 
     def written(self) -> tuple[Texts, dict[str, str]]:
-        """The texts of each asked system that writes, each fuser once; and why other systems cannot run. What they need
+        """The texts of each asked system that writes, GenFuser's once; and why other systems cannot run. What they need
         is looked at before the first text."""
         models = sorted({name for row in self.rows for name in row.models})
-        names = [name for name in asked_systems(self.config.systems, models)[1] if _may_fuse(name)]
+        names = writers(asked_systems(self.config.systems, models, self.config.imported)[1])
         require_usable(self.config.folders, names, [row.id for row in self.rows], self.ids)
-        texts, missing = {name: self._kept(name) for name in names}, dict[str, str]()
-        if any(len(kept) < len(VARIANTS) for kept in texts.values()):
-            made, missing = (self._far if self.config.workers else self._here)(models, names, texts)
-            texts = made
-        texts = {name: own for name, own in texts.items() if own}
+        kept = {name: self._kept(name) for name in names}
+        pending = [name for name in names if len(kept[name]) < len(VARIANTS)]
+        made, missing = Texts(), dict[str, str]()
+        if pending:
+            made, missing = (self._far if self.config.workers else self._here)(models, pending, kept)
+        whole = {name: kept[name] for name in names if name not in pending} | made
+        texts = {name: whole[name] for name in names if name in whole}
         if not texts:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no fuser was asked for"
             raise UserError(f"none of the systems writes texts ({reasons}); name a model by --model")
@@ -70,10 +72,10 @@ class NoisyTexts:
     def _key(self, name: str, variant: str) -> str:
         return f"noise:{self.label}:{name}:{variant}"
 
-    def _here(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
+    def _here(self, models: Sequence[str], pending: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
         """By this process; each variant is in the store when the next one begins."""
-        setup = make_setup(self.config, self.label, models, names, self.load, self.progress, self.ids)
-        fusers, missing = _fusers(setup, names)
+        setup = make_setup(self.config, self.label, models, pending, self.load, self.progress, self.ids)
+        fusers, missing = _fusers(setup, pending)
         rows, texts = [row for row in self.rows if usable(row, self.label)], Texts()
         for name, fuser in fusers.items():
             texts[name] = own = dict(kept[name])
@@ -83,28 +85,22 @@ class NoisyTexts:
                     own[variant] = self._keep(name, variant, list(fused))
         return texts, missing
 
-    def _far(self, models: Sequence[str], names: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
-        """By the pool of actors."""
-        pending = tuple(name for name in names if len(kept[name]) < len(VARIANTS))
-        made = (self.label, tuple(models), tuple(names), self.config, self.load, tuple(self.ids), pending)
+    def _far(self, models: Sequence[str], pending: Sequence[str], kept: Texts) -> tuple[Texts, dict[str, str]]:
+        """By the pool of actors, each variant anew."""
+        made = (self.label, tuple(models), tuple(pending), self.config, self.load, tuple(self.ids))
         what = f"noise: {', '.join(pending)}"
         lines = lines_of_pool(_NoiseAnswerer, made, len(self.rows), self.config, self.progress, what)
         places = [i for i, row in enumerate(self.rows) if usable(row, self.label)]
-        texts = {name: kept[name] for name in names if name not in pending}
+        texts = Texts()
         for name in pending:
             if f"{name}:base" in lines:
                 own = {variant: [lines[f"{name}:{variant}"][i]["text"] for i in places] for variant in VARIANTS}
                 texts[name] = {variant: self._keep(name, variant, found) for variant, found in own.items()}
-        return texts, {name: own[0]["unavailable"] for name, own in lines.items() if name in names}
+        return texts, {name: own[0]["unavailable"] for name, own in lines.items() if name in pending}
 
 
 class _NoiseAnswerer(Answerer):
-    """An actor: the text of each fuser of `pending` of every variant of a row. All systems are built: several may share
-    a fuser, which then counts for the first of them."""
-
-    def __init__(self, *made: Any) -> None:
-        *whole, self._pending = made
-        super().__init__(*whole)
+    """An actor: the text of each fuser of every variant of a row."""
 
     def prepare(self, setup: Setup, names: Sequence[str]) -> None:
         """Load the fusers."""
@@ -116,33 +112,43 @@ class _NoiseAnswerer(Answerer):
         chosen = [rows[i] for i in places]
         found: dict[str, list[dict[str, Any]]] = {}
         found |= {name: [{"unavailable": reason}] * len(rows) for name, reason in self._missing.items()}
-        for name in [name for name in self._fusers if name in self._pending]:
+        for name, fuser in self._fusers.items():
             for variant in VARIANTS:
                 own: list[dict[str, Any]] = [{"text": None}] * len(rows)
                 noisy = with_noise(chosen, self._label, variant)
-                fused = fuse_all(name, self._fusers[name], noisy, self._config) if noisy else []
+                fused = fuse_all(name, fuser, noisy, self._config) if noisy else []
                 for place, text in zip(places, fused, strict=True):
                     own[place] = {"text": text}
                 found[f"{name}:{variant}"] = own
         return found
 
 
-def _may_fuse(name: str) -> bool:
-    """Whether a system writes texts as far as is known before it is built: one that is not in NEEDS may."""
-    return name not in NEEDS or set(FUSING) <= set(NEEDS[name].settings)
+def writers(names: Sequence[str]) -> list[str]:
+    """Those that write texts as far as is known before they are built: one that is not in NEEDS may. Of those that
+    differ only in who ranks for GenFuser, which has no part in this, one: LLM-Blender if it is there, the paper's."""
+    writing = [name for name in names if name not in NEEDS or set(FUSING) <= set(NEEDS[name].settings)]
+    alike = [name for name in writing if _by_gen_fuser(name)]
+    chosen = "llm_blender" if "llm_blender" in alike else next(iter(alike), None)
+    return [name for name in writing if name == chosen or name not in alike]
+
+
+def _by_gen_fuser(name: str) -> bool:
+    return name in NEEDS and "gen_fuser" in NEEDS[name].folders
 
 
 def _fusers(setup: Setup, names: Sequence[str]) -> tuple[dict[str, Fuser], dict[str, str]]:
-    """The fuser of each system that has one, each once; and why others cannot run."""
+    """The fuser of each system that has one, and why others cannot run. No ranker is loaded for GenFuser."""
+    from urg.systems.gen_fuser import shared_fuser
+
     found: dict[str, Fuser] = {}
     missing: dict[str, str] = {}
     for name in names:
         try:
-            fuser = getattr(SYSTEMS[name](setup), "fuser", None)
+            fuser = shared_fuser(setup) if _by_gen_fuser(name) else getattr(SYSTEMS[name](setup), "fuser", None)
         except SystemUnavailable as reason:
             missing[name] = str(reason)
             continue
-        if fuser is not None and not any(fuser is known for known in found.values()):
+        if fuser is not None:
             found[name] = fuser
     return found, missing
 

@@ -195,17 +195,19 @@ def _with_interval(
 
 
 def differences(comparison: Comparison, statistics: Statistics, metric: str) -> Sheet:
-    """The tested differences of one metric: row minus column, with stars by Holm-corrected p."""
+    """The tested differences of one metric: a column for each system that was held against others, a row for each of
+    these; column minus row, with stars by Holm-corrected p."""
     found = {(test.first, test.second): test for test in statistics.tests[metric]}
-    tested = [result for result in comparison.results if any(result.name in pair for pair in found)]
-    names = [result.name for result in sorted(tested, key=lambda result: INTEREST.index(result.kind))]
-    lines = []
-    for name in names:
-        cells = [_difference(metric, found.get((name, other)), found.get((other, name))) for other in names]
-        lines.append(Line((name, *cells)))
-    title = f"Differences in {heading(metric, comparison)}: row minus column"
-    stars = "* p < .05, ** p < .01, *** p < .001 after Holm's correction over the pairs of this table"
-    return Sheet(title, ("", *names), (Group("", tuple(lines)),), notes=(stars,))
+    ordered = [r.name for r in sorted(comparison.results, key=lambda result: INTEREST.index(result.kind))]
+    held, against = ([name for name in ordered if name in {pair[side] for pair in found}] for side in (0, 1))
+    lines = [
+        Line((other, *(_difference(metric, found.get((name, other)), found.get((other, name))) for name in held)))
+        for other in against
+    ]
+    title = f"Differences in {heading(metric, comparison)}: column minus row"
+    note = f"* p < .05, ** p < .01, *** p < .001 after Holm's correction over the {len(found)} pairs of this table"
+    note += "; lower is better" if metric in LOWER_IS_BETTER else ""
+    return Sheet(title, ("", *held), (Group("", tuple(lines)),), notes=(note,))
 
 
 def _difference(metric: str, forward: Difference | None, backward: Difference | None) -> str:

@@ -3,7 +3,8 @@
 Every function takes scores [N] and labels [N], both higher = better, and returns a float, or NaN where the row does not
 define the metric. Rules, the same for all:
 
-- A candidate whose label is missing (NaN) is left out of its row; a score is needed only for the others.
+- A candidate whose label is missing (NaN) is left out of its row; a score is needed only for the others, and where one
+  of these has none that is a number, the row has no order to judge: undefined.
 - With fewer than two labelled candidates, or all labels equal, there is nothing to rank: undefined.
 - With all scores equal, a correlation is undefined; hit@1, MRR and NDCG are not, for something is still picked.
 
@@ -25,6 +26,7 @@ FEW_LABELS = "fewer than 2 candidates have the label"
 EQUAL_LABELS = "all labels are equal"
 EQUAL_SCORES = "all scores are equal"
 NO_SCORES = "the system gave the row no scores"
+NO_NUMBER = "the system's score of a candidate with a label is no number"
 
 
 def hit_at_1(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -142,17 +144,26 @@ def why_undefined(scores: ArrayLike | None, labels: ArrayLike, metric: str) -> s
     """Why `metric` is undefined for a row, or None where it is defined."""
     if scores is None:
         return NO_SCORES
-    return _undefined(*_labelled(scores, labels), needs_spread=metric in CORRELATIONS)
+    scores_N, labels_N = _with_label(scores, labels)
+    if not np.isfinite(scores_N).all():
+        return NO_NUMBER
+    return _undefined(scores_N, labels_N, needs_spread=metric in CORRELATIONS)
 
 
 def _labelled(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     """Scores and labels of the candidates that have a label. ValueError where shapes differ or a score is missing."""
+    scores_N, labels_N = _with_label(scores, labels)
+    if not np.isfinite(scores_N).all():
+        raise ValueError(f"a labelled candidate has no finite score: {scores_N.tolist()}")
+    return scores_N, labels_N
+
+
+def _with_label(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
+    """Scores and labels of the candidates that have a label. ValueError where shapes differ."""
     scores_N, labels_N = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if scores_N.shape != labels_N.shape or scores_N.ndim != 1:
         raise ValueError(f"scores {scores_N.shape} and labels {labels_N.shape} must be two lists of one length")
     has_label = ~np.isnan(labels_N)
-    if not np.isfinite(scores_N[has_label]).all():
-        raise ValueError(f"a labelled candidate has no finite score: {scores_N.tolist()}")
     return scores_N[has_label], labels_N[has_label]
 
 

@@ -42,7 +42,7 @@ def scored_candidates(comparison: Comparison) -> Scored | None:
         return None
     columns: list[list[Any]] = [[] for _ in range(6)]
     for index, (row, answer) in enumerate(zip(comparison.rows, result.answers, strict=True)):
-        if answer is None or answer.scores is None:
+        if answer is None or answer.scores is None or not np.isfinite(answer.scores).all():
             continue
         labels = np.asarray(row.scores.get(comparison.label, np.full(len(row.texts), np.nan)), dtype=np.float64)
         shares = answer.scores / answer.scores.mean()

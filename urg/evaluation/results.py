@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urg.evaluation.comparison import METRICS, Comparison, Result, gaps
+from urg.evaluation.rank_metrics import NO_NUMBER
 from urg.evaluation.text_metrics import device_here
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from urg.evaluation.judge import Judged
     from urg.evaluation.sheet import Sheet
     from urg.evaluation.statistics import Statistics
 
@@ -50,11 +50,18 @@ class Provenance:
         parts = [f"{self.data['split']} split", f"{self.data['rows']} rows", f"label {self.data['label']}"]
         return ", ".join(parts) + "".join(f" — {warning}" for warning in self.warnings)
 
-    def with_notes(self, judged: Judged) -> Provenance:
-        """With what is to be said of the judge's verdicts added to the notes."""
+    def with_notes(self, comparison: Comparison) -> Provenance:
+        """With what is to be said of the judge's verdicts, and of rows that a system did not answer or rank, added to
+        the notes."""
+        judged, rows = comparison.judged, len(comparison.rows)
         found = [f"{count} verdicts of cmp_results left out: {reason}." for reason, count in judged.ignored.items()]
         if 0 < judged.count < len(judged.rows):
             found.append(f"{len(judged.rows) - judged.count} rows have no verdicts: none of the judge's metrics.")
+        for result in comparison.results:
+            if result.kind in ("ranker", "fuser") and 0 < result.rows < rows:
+                found.append(f"{result.name} answered {result.rows} of {rows} rows; its means are over these.")
+            if unranked := result.left_out.get("ndcg", {}).get(NO_NUMBER):
+                found.append(f"{result.name} gave {unranked} rows scores that are no numbers: no rank metrics there.")
         return replace(self, notes=(*self.notes, *found))
 
 

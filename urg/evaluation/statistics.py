@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from urg.evaluation.comparison import METRICS, Comparison
-from urg.evaluation.config import StatisticsConfig
+from urg.evaluation.comparison import LOWER_IS_BETTER, METRICS, Comparison
+from urg.evaluation.config import ALL_PAIRS, URGS_PAIRS, StatisticsConfig
 
 Floats = NDArray[np.float64]
 BLOCK = 4_000_000  # entries of a block of resampled weights: 32 MB
@@ -43,27 +43,35 @@ class Statistics:
 
 def statistics(comparison: Comparison, config: StatisticsConfig, seed: int) -> Statistics:
     """The intervals of every mean, and the tests of the asked metrics. UserError for a pair or metric there is not."""
-    asked = _pairs(comparison, config)
+    asked, which = _pairs(comparison, config)
     for metric in filter(None, config.metrics.split(",")):
         if metric not in METRICS:
             raise UserError(f"statistics.metrics names {metric}, which is no metric; choose from {', '.join(METRICS)}")
-    return Statistics(_intervals(comparison, config, seed), _tests(comparison, config, asked, seed), _method(config))
+    tests = _tests(comparison, config, asked, seed)
+    return Statistics(_intervals(comparison, config, seed), tests, _method(config, which))
 
 
-def _method(config: StatisticsConfig) -> str:
+def _method(config: StatisticsConfig, which: str) -> str:
     return (
         f"intervals: {config.confidence:.0%}, percentiles of {config.resamples} bootstrap resamples of the rows, "
         f"the same for all systems; tests: two-sided paired {config.test}, {config.trials} trials, "
-        "Holm over the pairs of a metric"
+        f"Holm over the pairs that have the metric, of {which}"
     )
 
 
-def _pairs(comparison: Comparison, config: StatisticsConfig) -> list[tuple[str, str]]:
-    names = [result.name for result in comparison.results]
-    if config.pairs is None:
-        plain = [r.name for r in comparison.results if r.kind != "ceiling" or r.name == "oracle"]
-        return list(combinations(plain, 2))
-    return [named_pair(pair, names) for pair in config.pairs.split(",")]
+def _pairs(comparison: Comparison, config: StatisticsConfig) -> tuple[list[tuple[str, str]], str]:
+    """The pairs to test, and in words which they are."""
+    if config.pairs not in (URGS_PAIRS, ALL_PAIRS):
+        names = [result.name for result in comparison.results]
+        return [named_pair(pair, names) for pair in config.pairs.split(",")], "those that were named"
+    plain = {r.name: r.kind for r in comparison.results if r.kind != "ceiling" or r.name == "oracle"}
+    picks = [name for name, kind in plain.items() if kind not in ("fuser", "closed")]
+    others = {"urg_rank": (picks, "each other system that picks a candidate"), "urg": ([*plain], "each other system")}
+    ours = {name: family for name, family in others.items() if name in plain}
+    if config.pairs == ALL_PAIRS or not ours:
+        return list(combinations(plain, 2)), "every two systems"
+    pairs = [(name, other) for name, (family, _) in ours.items() for other in family if other != name]
+    return pairs, " and of ".join(f"{name} with {told}" for name, (_, told) in ours.items())
 
 
 def named_pair(pair: str, names: Sequence[str]) -> tuple[str, str]:
@@ -77,18 +85,20 @@ def named_pair(pair: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def sentences(comparison: Comparison, stats: Statistics, level: float = 0.05) -> list[str]:
-    """For URG's systems on each tested metric: above how many others it is for sure, and below how many."""
+    """For URG's systems on each tested metric: how many others it is better than for sure, and how many worse than."""
     found = []
     for metric, tests in stats.tests.items():
         for name in ("urg_rank", "urg"):
             mine = [test for test in tests if name in (test.first, test.second)]
             if not mine:
                 continue
-            signs = [test.difference * (1 if test.first == name else -1) for test in mine if test.p_holm < level]
-            above, below = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+            up = -1 if metric in LOWER_IS_BETTER else 1
+            signs = [up * test.difference * (1 if test.first == name else -1) for test in mine if test.p_holm < level]
+            better, worse = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
             shown = f"label {comparison.label}" if metric == "label" else metric
-            text = f"{name} on {shown}: above {above} and below {below} of {len(mine)} systems"
-            found.append(f"{text}, {len(mine) - above - below} undecided (p < {level}, Holm)")
+            text = f"{name} on {shown}: better than {better} and worse than {worse} of {len(mine)} systems"
+            rest = len(mine) - better - worse
+            found.append(f"{text}, {rest} undecided (p < {level}, Holm over {len(tests)} pairs)")
     return found
 
 

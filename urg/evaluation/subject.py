@@ -57,9 +57,9 @@ def _absolute(config: EvaluateConfig) -> dict[str, Any]:
         there = name and Path(name.replace(FOLD, "0")).expanduser().exists()
         return str(Path(name).expanduser().absolute()) if name and there else name
 
-    metrics = ("bertscore_model", "bartscore_model", "bleurt_model")
-    folders = {system: str(absolute(name)) for system, name in config.folders.items()}
-    return {"folders": folders, **{key: absolute(getattr(config, key)) for key in metrics}}
+    metrics, named = ("bertscore_model", "bartscore_model", "bleurt_model"), ("folders", "imported")
+    found = {key: {name: str(absolute(path)) for name, path in getattr(config, key).items()} for key in named}
+    return found | {key: absolute(getattr(config, key)) for key in metrics}
 
 
 def _models_facts(config: EvaluateConfig) -> dict[str, Any]:

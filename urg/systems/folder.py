@@ -22,7 +22,7 @@ FOLDERS = {
     "pair_ranker": "the model folder of `python -m urg.train --system pair_ranker`, or that of llm-blender/PairRM-hf",
     "gen_fuser": "the model folder of `python -m urg.train --system gen_fuser`",
     "judge": "a YAML file with an OpenAI-compatible endpoint (name, base_url, model, api_key_env)",
-    "imported": "a file of predictions (JSON lines with id and text)",
+    "imported": "a file of predictions (JSON lines with id and text); several, each under a name: --imported.NAME FILE",
 }
 """What may be named in `Setup.folders`, by system, and what it is."""
 SYSTEM_FILE = "system.json"

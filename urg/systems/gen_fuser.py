@@ -1,5 +1,5 @@
 """GenFuser: a T5 that reads instruction, input and the K best candidates as one text, and writes a better answer.
-Source: Jiang et al. 2023 (LLM-Blender). Which candidates are the best, a ranker says; in training the label does."""
+Source: Jiang et al. 2023 (LLM-Blender). Which candidates are the best, a ranker says; in training `fuser.choose`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from urg.batching import pack
 from urg.devices import moved
 from urg.model import URG, Settings
 from urg.model_folder import require_unaltered, seal
+from urg.system_config import BY_LABEL
 from urg.systems.backbone import load_plain_tokenizer
 from urg.systems.folder import SYSTEM_FILE, named_folder, read_system, write_system
 from urg.systems.protocol import Fusion, Progress, Scores, Setup
@@ -47,7 +48,9 @@ class FuserSettings:
     target_tokens: int = 128
     """Tokens kept of a reference, and the longest fused text by default."""
     label: str | None = None
-    """The score that chose the candidates in training."""
+    """The score that it was trained by, where `choose` is label."""
+    choose: str = BY_LABEL
+    """What chose the candidates in training: label, random, or a system."""
     generated_data: bool = False
     """Whether it was trained on generated data."""
     steps: int = 0

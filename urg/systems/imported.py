@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,21 @@ def imported(setup: Setup) -> Imported:
     if setup.ids is not None:
         require_ids(path, texts, (), setup.ids)
     return Imported("imported", path, texts)
+
+
+def imported_files(
+    files: Mapping[str, str], taken: Container[str], wanted: Sequence[str], known: Sequence[str]
+) -> dict[str, Imported]:
+    """A system for each file, by the name that was given to it. UserError for a name that is another system's, and for
+    an unusable file. wanted: ids of the rows that will be asked for; known: of all rows of their split."""
+    found = {}
+    for name, file in files.items():
+        if name in taken or "," in name:
+            raise UserError(f"imported.{name}: is the name of another system, or has a comma; give {file} another.")
+        path = Path(file).expanduser()
+        found[name] = Imported(name, path, read_predictions(path))
+        require_ids(path, found[name].texts, wanted, known)
+    return found
 
 
 def read_predictions(path: Path) -> dict[str, str]:

@@ -60,9 +60,7 @@ class Asker:
 
     def order(self, row: TokenizedExample) -> list[int]:
         """The order in which the row's candidates are shown."""
-        (drawn,) = RandomScores(self.seed).rank([row])
-        assert drawn is not None
-        return [int(i) for i in np.argsort(drawn)]
+        return [int(i) for i in np.argsort(RandomScores(self.seed).scores(row))]
 
     def ask(
         self, what: str, rows: Sequence[TokenizedExample], request: str, read: Callable[[TokenizedExample, str], Value]

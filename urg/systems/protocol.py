@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from urg.ensemble import Ensemble
 
 Scores = NDArray[np.float64]
-"""[N], one a candidate, in the row's order. A NaN may stand where a candidate has no label, as the oracle's does, and
-nowhere else: the evaluation of a ranker that leaves out a candidate with a label ends."""
+"""[N], one a candidate, in the row's order. A NaN is no opinion, as the oracle's of a candidate without label; a row in
+which a candidate with a label has one has no rank metrics, and one of nothing else is not answered."""
 Kind = Literal["model", "closed", "floor", "ranker", "fuser", "ceiling"]
 KINDS: tuple[Kind, ...] = (
     "model",
@@ -152,10 +152,11 @@ class Ranked:
         """Each row's top candidate."""
         answers: list[Answer | None] = []
         for row, scores in zip(rows, self.ranker.rank(rows), strict=True):
+            scores = _checked(self.name, row, scores)
             if scores is None:
                 answers.append(None)
                 continue
-            picked = top(_checked(self.name, row, scores))
+            picked = top(scores)
             answers.append(Answer(row.texts[picked], picked, None if self.winner_only else scores))
         return answers
 
@@ -171,8 +172,8 @@ class FusedBy:
 
     def answer(self, rows: Sequence[TokenizedExample]) -> list[Answer | None]:
         """A new text for each row that the ranker ranks."""
-        rankings = self.ranker.rank(rows)
-        ranked = [(row, _checked(self.name, row, s)) for row, s in zip(rows, rankings, strict=True) if s is not None]
+        rankings = [_checked(self.name, row, s) for row, s in zip(rows, self.ranker.rank(rows), strict=True)]
+        ranked = [(row, scores) for row, scores in zip(rows, rankings, strict=True) if scores is not None]
         fusions = iter(self.fuser.fuse([row for row, _ in ranked], [scores for _, scores in ranked]))
         return [None if scores is None else _fused(next(fusions), scores) for scores in rankings]
 
@@ -181,7 +182,10 @@ def _fused(fusion: Fusion, scores: Scores) -> Answer:
     return Answer(fusion.text, None, scores, fusion.used)
 
 
-def _checked(name: str, row: TokenizedExample, scores: Scores) -> Scores:
-    if scores.shape != (len(row.texts),) or np.isnan(scores).all():
+def _checked(name: str, row: TokenizedExample, scores: Scores | None) -> Scores | None:
+    """The scores, or None where not one is a number. ValueError where they are not one a candidate."""
+    if scores is None:
+        return None
+    if scores.shape != (len(row.texts),):
         raise ValueError(f"{name} gave row {row.id} with {len(row.texts)} candidates the scores {scores.tolist()}")
-    return scores
+    return None if np.isnan(scores).all() else scores

@@ -23,11 +23,12 @@ class RandomScores:
 
     def rank(self, rows: Sequence[TokenizedExample]) -> list[Scores | None]:
         """Uniform random scores."""
-        return [self._generator(row.id).random(len(row.texts)) for row in rows]
+        return [self.scores(row) for row in rows]
 
-    def _generator(self, row_id: str) -> np.random.Generator:
-        digest = sha256(f"{self.seed}\n{row_id}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    def scores(self, row: TokenizedExample) -> Scores:
+        """Those of one row."""
+        digest = sha256(f"{self.seed}\n{row.id}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "big")).random(len(row.texts))
 
 
 def random(setup: Setup) -> Ranked:

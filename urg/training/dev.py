@@ -57,7 +57,8 @@ class DevSet:
         ranked = [(judgement.scores, row.scores[self.config.data.label]) for row, judgement in judged]
         scores, labels = [s for s, _ in ranked if s is not None], [label for s, label in ranked if s is not None]
         if scores:
-            values["label"] = [float(label[np.argmax(s)]) for label, s in zip(labels, scores, strict=True)]
+            picks = ((label, s, np.isfinite(s).all()) for label, s in zip(labels, scores, strict=True))
+            values["label"] = [float(label[np.argmax(s)]) if numbers else math.nan for label, s, numbers in picks]
             values |= {name: list(column) for name, column in rank_metrics(scores, labels).values.items()}
         columns = self.text_metrics.values([one.text for _, one in judged], [row.output for row, _ in judged])
         return values | {name: list(column) for name, column in columns.items()}

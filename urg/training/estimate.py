@@ -27,7 +27,7 @@ def describe(config: TrainConfig) -> str:
 
     Raises UserError for what no run could be made of.
     """
-    from urg.training.readiness import machine_line, model_line, storage_line
+    from urg.training.readiness import machine_line, model_line, predictions_line, storage_line
 
     lacking = model_line(config)
     data, tokens, vocab_size = _data(config)
@@ -38,6 +38,7 @@ def describe(config: TrainConfig) -> str:
         "",
         f"system      {config.system}",
         *data,
+        *predictions_line(config),
         f"workers     {workers} × {device}, ZeRO-{config.engine.zero_stage}, {config.engine.dtype}",
         *machine_line(config),
         *(lacking or _size(config, tokens, vocab_size)),

@@ -1,4 +1,5 @@
-"""GenFuser as a training task: cross-entropy of the reference, given the K best candidates by label as one text."""
+"""GenFuser as a training task: cross-entropy of the reference, given K candidates as one text; which ones, says
+`fuser.choose`."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from urg.model import URG, Settings
 from urg.model_card import system_card
 from urg.systems.backbone import load_plain_tokenizer
 from urg.systems.gen_fuser import FuserSettings, GenFuser, best_first, pad
+from urg.training.fuser_choice import candidate_scores
 from urg.training.plan import base_model
 from urg.training.process import seed_everything
 from urg.training.task import Judged, Share, make_ready
@@ -47,6 +49,7 @@ class FuserTask:
         self.config, self.shards = config, shards
         self.module = build_fuser(config, shards)
         self.weights = {"ce": 1.0}
+        self._scores = candidate_scores(config)
         self._pad_id = int(self.module.texts.tokenizer.pad_token_id)
 
     def counts(self, split: Split, rows: np.ndarray) -> int:
@@ -80,7 +83,7 @@ class FuserTask:
         return {}
 
     def judge(self, examples: Sequence[TokenizedExample], device: torch.device) -> list[Judged]:
-        """Fuse the K best by label: on the dev split too, for no ranker is there."""
+        """Fuse candidates that are chosen as in training, for no ranker is there."""
         texts = self.module.write(
             [self._source(row) for row in examples],
             num_beams=self.config.eval.num_beams,
@@ -98,7 +101,7 @@ class FuserTask:
         return system_card(self.config, self.shards.manifest, step, dev)
 
     def _source(self, row: TokenizedExample) -> np.ndarray:
-        return self.module.texts.source(row, best_first(row.scores[self.config.data.label], self.config.model.k))
+        return self.module.texts.source(row, best_first(self._scores(row), self.config.model.k))
 
 
 def build_fuser(config: TrainConfig, shards: ShardSet) -> GenFuser:
@@ -120,6 +123,7 @@ def build_fuser(config: TrainConfig, shards: ShardSet) -> GenFuser:
         candidate_tokens=own.candidate_tokens,
         target_tokens=own.target_tokens,
         label=config.data.label,
+        choose=own.choose,
         generated_data=bool(shards.manifest["generated"]),
     )
     model = GenFuser(urg.t5, tokenizer, settings)

@@ -46,6 +46,18 @@ def model_line(config: TrainConfig) -> list[str]:
     return []
 
 
+def predictions_line(config: TrainConfig) -> list[str]:
+    """A line where the predictions that choose a fuser's candidates cannot be used, as far as the files alone tell."""
+    from urg.training.fuser_choice import candidate_scores
+
+    try:
+        if config.system == "gen_fuser":
+            candidate_scores(config)
+    except UserError as error:
+        return [f"predictions {error}"]
+    return []
+
+
 def machine_line(config: TrainConfig) -> list[str]:
     """A line where the workers want more than this machine has. A cluster, named by RAY_ADDRESS, may scale up."""
     import torch

@@ -24,6 +24,7 @@ from tuning.reproduction.claims import (
 )
 from tuning.reproduction.recipe import Recipe
 from tuning.reproduction.results import TEXT_METRICS, Figure, Results
+from urg.evaluation.config import StatisticsConfig
 from urg.evaluation.paper_tables import published
 
 MakeUp = Callable[..., Results]
@@ -243,7 +244,9 @@ class TestOneSeed:
 def test_at_full_size_every_metric_of_a_claim_is_tested(preset: Any):
     from tuning.reproduction.config import load_preset
 
-    assert {"label", *TEXT_METRICS} <= set(load_preset(preset).evaluate["statistics.metrics"].split(","))
+    asked = set(load_preset(preset).evaluate["statistics.metrics"].split(","))
+    assert {"label", *TEXT_METRICS} <= asked
+    assert set(StatisticsConfig().metrics.split(",")) <= asked
 
 
 def test_data_without_a_single_model_have_no_verdict_on_them(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch):

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.errors import UserError
 from tests.urg.made_up import StubEnsemble, random_rows
 from tests.urg.systems.tiny import ROWS, make_ranker
 from urg.evaluation.comparison import WINNER_ONLY, compare, gaps
 from urg.evaluation.oracles import Known
 from urg.evaluation.paper_tables import sheets, table2
-from urg.evaluation.rank_metrics import RANK_METRICS
+from urg.evaluation.rank_metrics import NO_NUMBER, NO_SCORES, RANK_METRICS
 from urg.evaluation.results import Provenance, metrics_document, predictions_table
 from urg.evaluation.statistics import Statistics
 from urg.evaluation.table import cell
@@ -66,11 +65,31 @@ def test_a_closed_model_is_no_single_model_of_the_ensemble() -> None:
     assert closed.lines[0].cells[0] == "imported"
 
 
-def test_a_score_that_is_no_number_ends_in_a_sentence_that_names_the_system() -> None:
-    rows = random_rows(3)
-    scores = {row.id: np.array([1.0, np.nan, 3.0, 4.0]) for row in rows}
-    with pytest.raises(UserError, match=r"undecided gave row row/0 the scores \[1.0, nan, 3.0, 4.0\]"):
-        compare(rows, "quality", [Ranked("undecided", "ranker", Known(scores))], TextMetrics())
+def test_a_row_that_a_ranker_scores_by_no_number_has_no_rank_metrics_and_the_system_is_named() -> None:
+    rows = random_rows(4)
+    good = {row.id: np.array([1.0, 2.0, 3.0, 4.0]) for row in rows}
+    some = good | {"row/0": np.array([1.0, np.nan, 3.0, 4.0]), "row/1": np.full(4, np.nan)}
+    never = {row.id: np.array([np.inf, np.nan, 3.0, 4.0]) for row in rows}
+    named = {"decided": good, "undecided": some, "lost": never}
+    systems = [Ranked(name, "ranker", Known(scores)) for name, scores in named.items()]
+    result = compare(rows, "quality", systems, TextMetrics())
+    document = metrics_document(result, PROVENANCE.with_notes(result))
+    decided, undecided, lost = (result.get(name) for name in named)
+    assert decided is not None
+    assert undecided is not None
+    assert lost is not None
+    for metric in RANK_METRICS:
+        assert np.isnan(undecided.values[metric]).tolist() == [True, True, False, False]
+        assert undecided.means[metric] == pytest.approx(decided.values[metric][2:].mean())
+        assert metric not in lost.means
+        assert document["missing"][f"lost.{metric}"] == f"in every row: {NO_NUMBER}"
+    assert undecided.means["label"] == pytest.approx(np.mean([rows[i].scores["quality"][3] for i in (0, 2, 3)]))
+    assert document["left_out"]["undecided"]["spearman"] == {NO_NUMBER: 1, NO_SCORES: 1}
+    assert document["notes"] == [
+        "undecided answered 3 of 4 rows; its means are over these.",
+        "undecided gave 1 rows scores that are no numbers: no rank metrics there.",
+        "lost gave 4 rows scores that are no numbers: no rank metrics there.",
+    ]
 
 
 def test_predictions_say_which_candidates_were_fused() -> None:

@@ -24,6 +24,7 @@ from urg.evaluation.human import COLUMNS, CRITERIA, fleiss_kappa, preference, ru
 from urg.evaluation.noise import change_interval, run_noise, table5
 from urg.evaluation.noisy_texts import VARIANTS, fuse_all
 from urg.systems import SYSTEMS, Fusion, Scores
+from urg.systems.folder import write_system
 
 Configure = Callable[..., EvaluateConfig]
 
@@ -119,8 +120,8 @@ class Settings:
 class FusesBest:
     """As GenFuser does: the K best by score, K from the model's settings."""
 
-    def __init__(self) -> None:
-        self.model = SimpleNamespace(settings=Settings())
+    def __init__(self, model: Any = None) -> None:
+        self.model = model or SimpleNamespace(settings=Settings())
 
     def fuse(self, rows: Sequence[TokenizedExample], scores: Sequence[Scores]) -> list[Fusion]:
         order = [np.argsort(-own)[: self.model.settings.k] for own in scores]
@@ -161,14 +162,37 @@ def test_noise_starts_no_pool_for_systems_that_only_rank(
     rows = random_rows(12)
     with pytest.raises(UserError, match="none of the systems writes texts"):
         run_noise(configure(rows, workers=2, rows=6), tmp_path)
-    writing = ("simcls_gen", "summareranker_gen", "llm_blender", "urg_random_k", "urg", "new_one")
-    ((*_, ids, pending),) = asked
-    assert set(pending) <= set(writing)
-    assert {"llm_blender", "urg", "new_one"} <= set(pending)
+    ((_, _, names, _, _, ids),) = asked
+    assert list(names) == ["llm_blender", "urg", "new_one"]  # SimCLS-Gen and SummaReranker-Gen are of the same fuser
     assert list(ids) == [row.id for row in rows]
     with pytest.raises(UserError, match=r"writes texts \(no fuser was asked for\)"):
         run_noise(configure(rows, workers=2, systems="pair_ranker,urg_rank"), tmp_path)
     assert len(asked) == 1
+
+
+def test_gen_fuser_stands_under_llm_blenders_name_and_whoever_ranks_for_it_is_not_loaded(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gen").mkdir()
+    write_system(tmp_path / "gen", "gen_fuser", {})
+    (tmp_path / "gen" / "config.json").touch()
+    loaded = []
+
+    def load(folder: str) -> Any:
+        loaded.append(folder)
+        return SimpleNamespace(settings=Settings(), device="cpu")
+
+    monkeypatch.setattr("urg.systems.gen_fuser.GenFuser.from_pretrained", load)
+    monkeypatch.setattr("urg.systems.gen_fuser.on_device", lambda model, setup: model)
+    monkeypatch.setattr("urg.systems.gen_fuser.FusesBest", lambda model, *_: FusesBest(model))
+    rows, folders = random_rows(6), {"gen_fuser": str(tmp_path / "gen")}  # no ranker of any has a folder
+    for systems, name in (("all", "llm_blender"), ("simcls_gen,summareranker_gen", "simcls_gen")):
+        config = configure(rows, systems=systems, folders=folders, model=None, label="quality", fresh=True)
+        noise = run_noise(config, tmp_path)
+        assert list(noise.means) == [name]
+    assert loaded == [folders["gen_fuser"]] * 2
+    published_as = {line.cells[0]: line.cells[-5] for line in table5(noise, "here").groups[0].lines}
+    assert published_as["simcls_gen"] == "LLM-Blender (generator)"
 
 
 def test_noise_looks_at_folders_before_the_first_text(configure: Configure, tmp_path: Path, stub: StubEnsemble) -> None:

@@ -164,15 +164,34 @@ def test_differences_are_antisymmetric_and_starred() -> None:
     result = compared(random_rows(40))
     stats = statistics(result, StatisticsConfig(trials=20000, pairs="urg_rank:random,random:longest"), 0)
     sheet = differences(result, stats, "label")
-    cells = {(line.cells[0], other): text for line in sheet.groups[0].lines for other, text in
-             zip(sheet.head[1:], line.cells[1:], strict=True)}  # fmt: skip
+    cells = by_pair(sheet)
+    assert sheet.head == ("", "urg_rank", "random")  # held against others
+    assert {line.cells[0] for line in sheet.groups[0].lines} == {"random", "longest"}
     assert cells["urg_rank", "random"].startswith("+")
     assert cells["urg_rank", "random"].endswith("***")
-    assert cells["random", "urg_rank"] == cells["urg_rank", "random"].replace("+", "−")
     assert cells["urg_rank", "longest"] == ""  # not asked
+    assert sheet.title.endswith("column minus row")
+    assert "over the 2 pairs of this table" in sheet.notes[0]
+    every = by_pair(differences(result, statistics(result, StatisticsConfig(trials=200, pairs="all"), 0), "label"))
+    both = [pair for pair in every if pair[::-1] in every and pair[0] != pair[1]]
+    assert both
+    for one, other in both:
+        assert every[one, other].strip("+−*") == every[other, one].strip("+−*")
+        signs = {every[one, other][0], every[other, one][0]}
+        assert signs == {"+", "−"} or every[one, other] == "+0.0000"  # urg_rank reaches the oracle
+    named = {frozenset(pair) for pair, text in every.items() if text}
+    picking = [each.name for each in result.results if "label" in each.means and not each.name.startswith("oracle_")]
+    assert len(named) == len(picking) * (len(picking) - 1) / 2  # each pair has its cell
     titles = [each.title for each in sheets(result, Provenance({"split": "s", "rows": 1, "label": "l", "generated": 0},
                                                               {}, {}, ()), stats)]  # fmt: skip
     assert [title.split(":")[0] for title in titles] == [
-        "All systems", "Table 2", "LLM-Blender's table", "Differences in label", "Differences in rougeL",
+        "All systems", "Table 2", "LLM-Blender's table",
+        *(f"Differences in {metric}" for metric in ("label", "hit@1", "ndcg", "spearman", "rougeL", "bleu")),
     ]  # fmt: skip
     assert not is_mixinstruct(result)
+
+
+def by_pair(sheet: Sheet) -> dict[tuple[str, str], str]:
+    """(column, row) → cell."""
+    lines = [line.cells for group in sheet.groups for line in group.lines]
+    return {(own, row): text for row, *cells in lines for own, text in zip(sheet.head[1:], cells, strict=True)}

@@ -14,6 +14,7 @@ from urg.evaluation.rank_metrics import (
     EQUAL_LABELS,
     EQUAL_SCORES,
     FEW_LABELS,
+    NO_NUMBER,
     NO_SCORES,
     RANK_METRICS,
     hit_at_1,
@@ -137,6 +138,15 @@ def test_undefined_rows_are_left_out_and_counted() -> None:
     assert np.isnan(result.values["spearman"]).tolist() == [False, True, True, True, True]
     assert result.means()["spearman"] == pytest.approx(1.0)
     assert result.means()["hit@1"] == 0.5
+
+
+def test_a_row_with_a_score_that_is_no_number_is_left_out_by_that_reason() -> None:
+    scores = [[1.0, NAN], [float("inf"), 1.0], [NAN, 2.0, 1.0], [1.0, 2.0]]
+    labels = [[1.0, 2.0], [1.0, 2.0], [NAN, 2.0, 1.0], [1.0, 2.0]]  # the third row's NaN has no label either
+    result = rank_metrics(scores, labels)
+    assert result.left_out == {metric: {NO_NUMBER: 2} for metric in RANK_METRICS}
+    for values in result.values.values():
+        assert np.isnan(values).tolist() == [True, True, False, False]
 
 
 def test_a_metric_that_no_row_defines_has_no_mean() -> None:

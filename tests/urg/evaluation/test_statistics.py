@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.urg.made_up import random_rows
+from urg.evaluation.comparison import Comparison, Result
 from urg.evaluation.config import StatisticsConfig
 from urg.evaluation.statistics import (
     bootstrap_intervals,
@@ -16,7 +20,25 @@ from urg.evaluation.statistics import (
     named_pair,
     paired_tests,
     permutation_p,
+    sentences,
+    statistics,
 )
+from urg.systems.protocol import Kind
+
+KINDS: dict[str, Kind] = {
+    "model-0": "model", "model-1": "model", "gpt": "closed", "random": "floor", "pair_ranker": "ranker",
+    "urg_rank": "ranker", "llm_blender": "fuser", "urg": "fuser", "oracle": "ceiling", "oracle_rougeL": "ceiling",
+}  # fmt: skip
+CLOSE = StatisticsConfig(resamples=0, trials=2000)
+
+
+def comparison(kinds: dict[str, Kind], rows: int = 60, metric: str = "rougeL") -> Comparison:
+    """Systems that differ a little; of two neighbours the later one is better, in most rows."""
+    random, results = np.random.default_rng(5), []
+    for place, (name, kind) in enumerate(kinds.items()):
+        values = {metric: place / 20 + random.normal(0, 0.05, rows)}
+        results.append(Result(name, kind, [None] * rows, values, {metric: float(values[metric].mean())}, {}, {}))
+    return Comparison(random_rows(rows), "quality", tuple(results), {})
 
 
 def test_intervals_equal_scipys_bootstrap_and_a_missing_value_takes_no_part() -> None:
@@ -94,8 +116,62 @@ def test_holm_never_lowers_and_keeps_the_order(p: list[float]) -> None:
     assert corrected[order[0]] == min(1.0, raw.min() * len(p))
 
 
+def test_by_default_urgs_two_systems_are_held_against_the_others_and_the_method_says_so() -> None:
+    found = statistics(comparison(KINDS), CLOSE, 0)
+    pairs = [(test.first, test.second) for test in found.tests["rougeL"]]
+    picks = ["model-0", "model-1", "random", "pair_ranker", "oracle"]
+    texts = ["gpt", "llm_blender", "urg_rank"]
+    assert sorted(pairs) == sorted([("urg_rank", name) for name in picks] + [("urg", name) for name in picks + texts])
+    assert found.method.endswith(
+        "Holm over the pairs that have the metric, of urg_rank with each other system that picks a candidate and of "
+        "urg with each other system"
+    )
+    ranks = statistics(comparison({name: kind for name, kind in KINDS.items() if name != "urg"}), CLOSE, 0)
+    assert {test.first for test in ranks.tests["rougeL"]} == {"urg_rank"}
+    assert "urg with" not in ranks.method
+
+
+def test_all_pairs_where_they_are_asked_for_or_urg_is_not_there() -> None:
+    plain = len(KINDS) - 1  # the oracle of a single metric takes no part
+    found = statistics(comparison(KINDS), replace(CLOSE, pairs="all"), 0)
+    assert len(found.tests["rougeL"]) == plain * (plain - 1) / 2
+    assert found.method.endswith("of every two systems")
+    others: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if not name.startswith("urg")}
+    found = statistics(comparison(others), CLOSE, 0)
+    assert len(found.tests["rougeL"]) == (plain - 2) * (plain - 3) / 2
+    assert found.method.endswith("of every two systems")
+    named = statistics(comparison(KINDS), replace(CLOSE, pairs="urg:random"), 0)
+    assert named.method.endswith("of those that were named")
+
+
+def test_what_nobody_asked_for_costs_no_power() -> None:
+    """The same p, and the smaller family's correction is never the larger one."""
+    small, large = (statistics(comparison(KINDS), replace(CLOSE, pairs=pairs), 0).tests for pairs in ("urg", "all"))
+    by_pair = {frozenset((test.first, test.second)): test for test in large["rougeL"]}
+    for test in small["rougeL"]:
+        other = by_pair[frozenset((test.first, test.second))]
+        assert test.p == other.p
+        assert test.p_holm <= other.p_holm
+    assert any(test.p_holm < by_pair[frozenset((test.first, test.second))].p_holm for test in small["rougeL"])
+
+
+def test_the_ranks_metrics_and_bleu_are_tested_where_they_have_values() -> None:
+    for metric in ("hit@1", "ndcg", "spearman", "bleu", "label", "bertscore"):
+        assert list(statistics(comparison(KINDS, metric=metric), CLOSE, 0).tests) == [metric]
+    assert statistics(comparison(KINDS, metric="rouge1"), CLOSE, 0).tests == {}
+
+
+@pytest.mark.parametrize(("metric", "better"), [("rougeL", 7), ("gpt_rank", 1)])
+def test_a_sentence_counts_what_urg_is_better_than_whichever_way_that_is(metric: str, better: int) -> None:
+    made = comparison(KINDS, metric=metric)
+    found = sentences(made, statistics(made, replace(CLOSE, metrics=metric), 0))
+    (urg,) = [line for line in found if line.startswith("urg on")]
+    assert f"better than {better} and worse than {8 - better} of 8 systems, 0 undecided" in urg
+    assert urg.endswith("(p < 0.05, Holm over 13 pairs)")
+
+
 def test_pairs_are_named_and_a_name_may_hold_a_colon() -> None:
     assert named_pair("model:urg:urg", ["urg", "model:urg"]) == ("model:urg", "urg")
-    for wrong in ({"pairs": "urg"}, {"pairs": ""}, {"confidence": 1.0}, {"resamples": 7}, {"trials": -1}):
+    for wrong in ({"pairs": "random"}, {"pairs": ""}, {"confidence": 1.0}, {"resamples": 7}, {"trials": -1}):
         with pytest.raises(ValueError, match="statistics"):
             StatisticsConfig(**wrong)  # type: ignore[arg-type]

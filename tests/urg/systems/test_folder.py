@@ -11,13 +11,11 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.sample import BASE_MODEL
-from data_pipeline.tokenization import load_tokenizer
-from tests.urg.systems.tiny import ROWS, bert_tokenizer, config, roughen
-from urg.model import URG, Settings
+from tests.urg.systems.tiny import ROWS, bert_tokenizer, config, roughen, save_fuser
 from urg.systems import Setup, build_systems
 from urg.systems.backbone import encoder_of, load_encoder
 from urg.systems.encoder import EncoderRanker, RankerSettings
-from urg.systems.gen_fuser import FuserSettings, GenFuser
+from urg.systems.gen_fuser import GenFuser
 from urg.systems.pair_ranker import PairRanker
 from urg.systems.simcls import SimCLS
 from urg.systems.summareranker import SummaReranker
@@ -33,14 +31,6 @@ def saved(folder: Path, cls: type[EncoderRanker]) -> str:
     return str(folder)
 
 
-def saved_fuser(folder: Path) -> str:
-    tokenizer = load_tokenizer(BASE_MODEL)
-    shape = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-    model = GenFuser(URG.from_scratch(len(tokenizer), Settings(), **shape).t5, tokenizer, FuserSettings(k=2))
-    model.save_pretrained(folder, {name: p.detach() for name, p in model.named_parameters()}, steps=1)
-    return str(folder)
-
-
 def build(**folders: str) -> object:
     return build_systems(Setup("quality", (), folders=folders, device="cpu"))
 
@@ -48,7 +38,7 @@ def build(**folders: str) -> object:
 def test_compositions_share_rankers_and_fuser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     rankers = {cls.system: saved(tmp_path / cls.system, cls) for cls in (PairRanker, SimCLS, SummaReranker)}
-    folders = {**rankers, "gen_fuser": saved_fuser(tmp_path / "fuser")}
+    folders = {**rankers, "gen_fuser": str(save_fuser(tmp_path / "fuser"))}
     passes: list[int] = []
     matrices = PairRanker.matrices
     monkeypatch.setattr(PairRanker, "matrices", lambda model, rows: passes.append(len(rows)) or matrices(model, rows))
@@ -112,7 +102,7 @@ def test_a_folder_of_another_system_is_named_for_what_it_is(tmp_path: Path) -> N
 @pytest.mark.parametrize("system", ["simcls", "gen_fuser"])
 def test_a_flipped_bit_in_the_weights_is_found_and_others_can_read_them(tmp_path: Path, system: str) -> None:
     folder = tmp_path / system
-    saved(folder, SimCLS) if system == "simcls" else saved_fuser(folder)
+    saved(folder, SimCLS) if system == "simcls" else save_fuser(folder)
     weights = folder / "model.safetensors"
     assert weights.stat().st_mode == (folder / "system.json").stat().st_mode
     content = bytearray(weights.read_bytes())

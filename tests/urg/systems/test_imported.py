@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.errors import UserError
 from tests.urg.systems.tiny import ROWS
 from urg.systems import SYSTEMS, Setup
+from urg.systems.imported import imported_files
 from urg.systems.needs import require_usable
 
 
@@ -69,6 +70,21 @@ def test_without_the_ids_beforehand_a_missing_row_shows_when_it_is_asked_for(tmp
     system = SYSTEMS["imported"](setup(written(tmp_path, *ALL[:2]), ids=None))
     with pytest.raises(UserError, match="lacks 1 of 2 rows, such as 2"):
         system.answer(ROWS[:2])
+
+
+def test_several_files_are_systems_under_the_names_that_were_given_to_them(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    few = written(tmp_path / "other", ("1", "A"), ("3", "C"))
+    files = {"chatgpt": str(written(tmp_path, *ALL)), "people": str(few)}
+    found = imported_files(files, {"random"}, ("1", "3"), ("1", "2", "3", "4"))
+    rows = [ROWS[0], ROWS[2]]
+    texts = {name: [answer and answer.text for answer in system.answer(rows)] for name, system in found.items()}
+    assert texts == {"chatgpt": ["a", "c"], "people": ["A", "C"]}
+    assert {(system.name, system.kind) for system in found.values()} == {("chatgpt", "closed"), ("people", "closed")}
+    with pytest.raises(UserError, match=r"imported\.random: is the name of another system"):
+        imported_files({"random": files["chatgpt"]}, {"random"}, (), ("1", "2", "3", "4"))
+    with pytest.raises(UserError, match=r"other/chatgpt\.jsonl lacks 1 of 3 rows, such as 2"):
+        imported_files(files, (), ("1", "2", "3"), ("1", "2", "3", "4"))
 
 
 @pytest.mark.parametrize("content", ["not json", "[1]", b"\xff\xfe"])

@@ -179,7 +179,13 @@ def test_any_ranker_joins_any_fuser_and_rows_that_it_cannot_rank_stay_in_place()
     assert [answer and answer.text for answer in ranked] == ["three", None, "x"]
 
 
-@pytest.mark.parametrize("scores", [np.array([1.0, 2.0]), np.array([NAN, NAN, NAN])])
-def test_wrong_scores_are_refused(scores: Scores) -> None:
+def test_a_row_whose_scores_are_all_no_numbers_is_not_answered() -> None:
+    by_hand = ByHand([np.array([NAN, NAN, NAN]), np.array([NAN, 2.0, 1.0])])
+    assert [answer and answer.picked for answer in Ranked("by_hand", "ranker", by_hand).answer(ROWS[:2])] == [None, 1]
+    fused = FusedBy("blend", ranker=by_hand, fuser=by_hand).answer(ROWS[:2])
+    assert [answer and answer.text for answer in fused] == [None, "2:3"]
+
+
+def test_scores_that_are_not_one_a_candidate_are_refused() -> None:
     with pytest.raises(ValueError, match="by_hand gave row 1 with 3 candidates"):
-        Ranked("by_hand", "ranker", ByHand([scores])).answer(ROWS[:1])
+        Ranked("by_hand", "ranker", ByHand([np.array([1.0, 2.0])])).answer(ROWS[:1])

@@ -11,9 +11,13 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from data_pipeline.sample import BASE_MODEL
 from data_pipeline.shards import TokenizedExample
+from data_pipeline.tokenization import load_tokenizer
+from urg.model import URG, Settings
 from urg.systems.backbone import encoder_of
 from urg.systems.encoder import EncoderRanker, RankerSettings
+from urg.systems.gen_fuser import FuserSettings, GenFuser
 
 Ranker = TypeVar("Ranker", bound=EncoderRanker)
 SOURCE, CANDIDATE = 12, 9  # tokens: short enough that both limits cut some texts of ROWS
@@ -96,6 +100,18 @@ def make_ranker(kind: type[Ranker], family: str = "bert", **settings: Any) -> Ra
     model = kind(encoder_of(config(family, len(tokenizer))), tokenizer, RankerSettings(**given)).eval()
     roughen(model)
     return model
+
+
+T5_SHAPE = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+
+
+def save_fuser(folder: Path) -> Path:
+    """Write the folder of a GenFuser with random weights, of two candidates."""
+    tokenizer = load_tokenizer(BASE_MODEL)
+    t5 = URG.from_scratch(len(tokenizer), Settings(), **T5_SHAPE).t5
+    model = GenFuser(t5, tokenizer, FuserSettings(k=2))
+    model.save_pretrained(folder, {name: p.detach() for name, p in model.named_parameters()}, steps=1)
+    return folder
 
 
 def save(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> Path:
