@@ -57,7 +57,7 @@ def _absolute(config: EvaluateConfig) -> dict[str, Any]:
         there = name and Path(name.replace(FOLD, "0")).expanduser().exists()
         return str(Path(name).expanduser().absolute()) if name and there else name
 
-    metrics = ("bertscore_model", "bartscore_model", "bleurt_model")
+    metrics = ("bertscore_model", "bartscore_model", "bartscore_weights", "bleurt_model")
     folders = {system: str(absolute(name)) for system, name in config.folders.items()}
     return {"folders": folders, **{key: absolute(getattr(config, key)) for key in metrics}}
 
