@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from data_pipeline.cleaning import Repairs, Rules, clean_line
 from data_pipeline.config import Lengths, PrepareConfig
 from data_pipeline.conversion import InputFile
 from data_pipeline.encoding import Encoder, encode_rows, stands_alone
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.lines import byte_ranges, read_places
 from data_pipeline.manifest import QUARANTINE
 from data_pipeline.ray_session import on_cluster
@@ -131,6 +132,19 @@ def on_actors(
     A worker's OSError and UserError are raised as themselves, here.
     """
     return _in_order(tasks, work, actors)
+
+
+@contextmanager
+def actors_alive(what: str, mend: str) -> Iterator[None]:
+    """Turn the end of a pool whose actors die, as where memory does not hold them, into a `UserError`."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayError as error:
+        if isinstance(error, RayTaskError):  # our own code: a bug, which keeps its traceback
+            raise
+        raise UserError(f"{what} has lost its actors ({first_line(error)[:200]}); {mend}.") from error
 
 
 def _in_order(

@@ -31,7 +31,7 @@ from data_pipeline.sources import list_source, shown_input
 if TYPE_CHECKING:
     from data_pipeline.survey import Survey
 
-VERSION = 2  # of the set's layout and of how scores are computed: raised, finished work is not taken for today's
+VERSION = 3  # of the set's layout and of how scores are computed: raised, finished work is not taken for today's
 JOURNAL = "judge.jsonl"
 
 

@@ -7,12 +7,10 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.endpoint import api_key
-from data_pipeline.errors import UserError, first_line
 from data_pipeline.journal import Journal
 from data_pipeline.labelling.config import LabelConfig
 from data_pipeline.labelling.job import JOURNAL, LabelJob, Pass
@@ -22,8 +20,10 @@ from data_pipeline.labelling.report import RECORDS, build_manifest, next_command
 from data_pipeline.labelling.rows import ShardLabeller
 from data_pipeline.labelling.scoring import GOES_ON, ShardScorer, read_examples, write_whole
 from data_pipeline.manifest import write_manifest
-from data_pipeline.plan import Actors, on_actors, survey_input
+from data_pipeline.plan import Actors, actors_alive, on_actors, survey_input
 
+MEND = f"lower batch_tokens or actors, or give them more memory: {GOES_ON}"
+"""What helps where actors die."""
 Task = Mapping[str, Any]
 
 
@@ -52,7 +52,7 @@ def _fill(job: LabelJob, staged: Path) -> dict[str, Any]:
         for each in job.passes():
             counts |= score(job, each, tasks)
         pairs = judge(job, tasks) if job.judge_folder else Counter()
-        with _actors_alive("the writing of rows"):
+        with actors_alive("the writing of rows", MEND):
             reports = list(on_actors(tasks, _labeller(job, staged), _actors(job.config, tasks)))
     manifest = build_manifest(job, survey, counts, pairs, reports)
     if job.judge_folder:
@@ -71,7 +71,7 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
     print(f"{each.name}: {rows} rows" + (f", {done} of them done before" if done else ""), flush=True)
     scorer = ShardScorer(_paths(job), config.checks().rules(), each.fields, each.models, config.overwrite, str(folder))
     gpus = config.num_gpus if any(model.name for model in each.models.values()) else 0
-    with progress(each.name, rows, "rows", done) as advance, _actors_alive(each.name):
+    with progress(each.name, rows, "rows", done) as advance, actors_alive(each.name, MEND):
         for report in on_actors(todo, scorer, _actors(config, todo, gpus)) if todo else ():
             advance(report["rows"])
     counts: dict[str, Counter[str]] = {}
@@ -79,22 +79,6 @@ def score(job: LabelJob, each: Pass, tasks: Sequence[Task]) -> dict[str, Counter
         for field, found in json.loads(_path(folder, task).read_text(encoding="utf-8"))["counts"].items():
             counts.setdefault(field, Counter()).update(found)
     return counts
-
-
-@contextmanager
-def _actors_alive(what: str) -> Iterator[None]:
-    """Turn the end of a pool whose actors die, as where memory does not hold them, into a `UserError`."""
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        yield
-    except RayError as error:
-        if isinstance(error, RayTaskError):  # our own code: a bug, which keeps its traceback
-            raise
-        raise UserError(
-            f"{what} has lost its actors ({first_line(error)[:200]}); lower batch_tokens or actors, or give them "
-            f"more memory: {GOES_ON}."
-        ) from error
 
 
 def judge(job: LabelJob, tasks: Sequence[Task]) -> Counter[str]:

@@ -70,12 +70,14 @@ def _without_tokens(texts: Iterable[str], scorer: BERTScorer) -> set[str]:
     return {text for text, bare, own in zip(distinct, stripped, ids, strict=True) if not (bare and own)}
 
 
-def describe(model: str, num_layers: int | None = None, device: str = "cpu") -> str:
-    """What a BERTScore was computed with, for showing beside it: encoder, layer, version of bert-score."""
+def describe(model: str, num_layers: int | None = None) -> str:
+    """What a BERTScore is computed with, for showing beside it: encoder, layer, version of bert-score. Of the encoder
+    only the config is read."""
     import bert_score
 
-    scorer = load_scorer(model, num_layers, device)
-    return f"{Path(model).name} L{scorer.num_layers}, no idf, not rescaled, bert-score {bert_score.__version__}"
+    depth = load_config(f"the BERTScore encoder {model}", model).num_hidden_layers
+    layer = _layer(model, num_layers, depth)
+    return f"{Path(model).name} L{layer}, no idf, not rescaled, bert-score {bert_score.__version__}"
 
 
 def load_scorer(model: str, num_layers: int | None = None, device: str = "cpu") -> BERTScorer:

@@ -115,7 +115,7 @@ def _candidate_logprob(model: MetricModel) -> Scorer:
 def _reward(model: MetricModel) -> Scorer:
     from data_pipeline.quality.regression import Reward
 
-    score = Reward(model)
+    score = Reward.load(model)
     return lambda items: {"reward": score([item.prompt for item in items], _texts(items))}
 
 

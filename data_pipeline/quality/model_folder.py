@@ -12,6 +12,8 @@ from data_pipeline.errors import UserError
 LATE_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 """Model types that start counting positions after the padding index, so that two of them are never used."""
 DTYPES = ("float32", "bfloat16", "float16")
+NO_LIMIT = 10**9
+"""A tokenizer without a limit says 10^30."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class MetricModel:
     batch_tokens: int = 2048
     """Tokens of one forward pass, padding counted; 1 or more. A longer text makes a batch of its own. Where a metric
     reads log-probabilities, memory is some times this × the vocabulary × 4 bytes."""
+    max_tokens: int | None = None
+    """bleurt: tokens at most of reference and text together; None = 512."""
 
 
 def require_model(metric: str, name: str, kind: str) -> None:
@@ -162,10 +166,15 @@ def _tied(model: Any) -> set[str]:
     return shared | {name for name in model.state_dict() if name.endswith("final_logits_bias")}
 
 
-def token_limit(tokenizer: Any, config: Any, at_most: int) -> int:
-    """Tokens that a sequence may have: the least of what tokenizer and model name and of `at_most`."""
+def own_limit(tokenizer: Any, config: Any) -> int | None:
+    """Tokens that a sequence may have: the less of what tokenizer and model name; None where neither names a limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions and config.model_type in LATE_POSITIONS:
         positions -= 2
-    limits = [tokenizer.model_max_length, positions, at_most]
-    return int(min(limit for limit in limits if limit))
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and limit < NO_LIMIT]
+    return int(min(limits)) if limits else None
+
+
+def token_limit(tokenizer: Any, config: Any, at_most: int) -> int:
+    """Tokens that a sequence may have: the least of what tokenizer and model name and of `at_most`."""
+    return min(own_limit(tokenizer, config) or at_most, at_most)

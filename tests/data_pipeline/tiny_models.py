@@ -70,7 +70,7 @@ def save_regressor(folder: Path, outputs: int = 1) -> str:
     return str(folder)
 
 
-def save_chat_reward(folder: Path) -> str:
+def save_chat_reward(folder: Path, positions: int = 64) -> str:
     """A decoder that gives a conversation one number, at its last token; its tokenizer has a chat template."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -78,8 +78,8 @@ def save_chat_reward(folder: Path) -> str:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, initializer_range=0.5, num_labels=1, pad_token_id=None,
+        max_position_embeddings=positions, initializer_range=0.5, num_labels=1, pad_token_id=None,
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    save_tokenizer(folder, specials=False, chat_template=TEMPLATE, pad_token=None)
+    save_tokenizer(folder, specials=False, limit=positions, chat_template=TEMPLATE, pad_token=None)
     return str(folder)

@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.quality.model_folder import MetricModel
 from data_pipeline.quality.rouge import rouge
 from data_pipeline.shards import ShardSet, TokenizedExample
 from tests.urg.made_up import StubEnsemble, StubShards, random_rows, row
@@ -289,11 +290,49 @@ def test_bertscore_is_there_when_an_encoder_is_named(run: Run, monkeypatch: pyte
     module = "data_pipeline.quality.bertscore"
     monkeypatch.setattr(f"{module}.load_scorer", lambda model, device: None)
     monkeypatch.setattr(f"{module}.bertscore", lambda texts, references, model, device: [0.25] * len(texts))
-    monkeypatch.setattr(f"{module}.describe", lambda model, device: f"{model} on {device}")
+    monkeypatch.setattr(f"{module}.describe", lambda model: f"{model}, layer 9")
     written = run(random_rows(4), bertscore_model="some/encoder")
     assert written["systems"]["urg"]["bertscore"] == written["systems"]["random"]["bertscore"] == 0.25
     assert "bertscore" not in written["missing"]
-    assert written["metrics"]["bertscore"] == "some/encoder on cpu"
+    assert written["metrics"]["bertscore"] == "some/encoder, layer 9"
+
+
+def test_what_the_metrics_models_are_told_reaches_them_and_stands_in_the_results(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, told = run.folder / "bart_score.pth", {}
+    weights.write_bytes(b"")
+    for module, name in (("bartscore", "BartScore"), ("regression", "Bleurt")):
+
+        def made(model: MetricModel, name: str = name) -> Any:
+            told[name] = model
+            return lambda texts, references: [-1.0] * len(texts)
+
+        monkeypatch.setattr(f"data_pipeline.quality.{module}.{name}", made)
+    written = run(
+        random_rows(4), device="cpu", bartscore_model="bart", bartscore_weights=str(weights), bleurt_model="b",
+        bleurt_tokens=128, metric_batch_tokens=99,
+    )  # fmt: skip
+    assert told == {
+        "BartScore": MetricModel("bart", weights=str(weights), batch_tokens=99),
+        "Bleurt": MetricModel("b", batch_tokens=99, max_tokens=128),
+    }
+    assert written["systems"]["urg"]["bleurt"] == -1.0
+    assert written["metrics"]["bartscore"] == f"model bart with the weights {weights}"
+    assert "cut at 128 tokens" in written["metrics"]["bleurt"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"bleurt_tokens": 7}, "bleurt_tokens=7: must be 8 or more"),
+        ({"metric_batch_tokens": 0}, "metric_batch_tokens=0: must be at least 1"),
+        ({"bartscore_weights": "x.pth"}, "bartscore_weights='x.pth': needs the model: name --bartscore_model"),
+    ],
+)
+def test_wrong_settings_of_metrics_are_named(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        EvaluateConfig(shards="prepared", output="out", **wrong)
 
 
 def test_bad_input_ends_in_one_clear_sentence(run: Run) -> None:

@@ -72,8 +72,8 @@ class Preset:
     at_once: int = 1
     """Steps at once, where the user does not say. With `gpu` on one machine alone (no RAY_ADDRESS) it is one."""
     gpu: bool = False
-    """Whether trainings and measurements take GPUs. On a cluster, `urg.evaluate` and `urg.benchmark` then run on a node
-    with one, and hold it."""
+    """Whether trainings and measurements take GPUs. On a cluster, `urg.benchmark`, and `urg.evaluate` without workers,
+    then run on a node with one, and hold it."""
     name: str = ""
     """The preset of the project that this one is, or is like; empty for a file that is like none."""
     overrides: dict[str, Any] = field(default_factory=dict)

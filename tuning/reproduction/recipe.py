@@ -218,7 +218,8 @@ class Recipe:
         own: dict[str, Any] = {"model": self._model(*run), "shards": self.shards(), "output": str(self.output(step))}
         own |= {"seed": run[1], "cases": 0}
         values = own | self.preset.evaluate | self.models() | values
-        return self.add(step, "urg.evaluate", values, tuple(needs), gpu=self.preset.gpu, after=after)[0]
+        gpu = self.preset.gpu and not values.get("workers")  # its actors have their own
+        return self.add(step, "urg.evaluate", values, tuple(needs), gpu=gpu, after=after)[0]
 
     def output(self, step: str) -> Path:
         """The folder that a step of `urg.evaluate` writes into."""

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
 
 FOLDER = "answers"
-FORMAT = 3
+FORMAT = 4
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
-    "folds", "fold", "bertscore_model", "bartscore_model", "bleurt_model", "cases", "track", "tracking", "judge",
-    "statistics", "human",
+    "folds", "fold", "bertscore_model", "bartscore_model", "bartscore_weights", "bleurt_model", "bleurt_tokens",
+    "metric_batch_tokens", "cases", "track", "tracking", "judge", "statistics", "human",
 })  # fmt: skip
 
 

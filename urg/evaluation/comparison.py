@@ -105,11 +105,11 @@ def compare(
     judged = read_verdicts(rows, judge)
     references = [row.output for row in rows]
     labels = [_labels(row, label) for row in rows]
-    # all candidates once, row by row (ROUGE keeps the reference's words); what systems pick is then looked up
-    text_metrics.values([text for row in rows for text in row.texts], [row.output for row in rows for _ in row.texts])
+    answered = [(system, system.answer(rows)) for system in systems]
+    _score_all(rows, [answers for _, answers in answered], text_metrics)
+    answered += [(each, each.answer(rows)) for each in (oracles(rows, text_metrics, judged) if ceilings else ())]
     results, signature = [], None
-    for system in [*systems, *(oracles(rows, text_metrics, judged) if ceilings else ())]:
-        answers = system.answer(rows)
+    for system, answers in answered:
         values = {"label": _label_values(answers, labels)}
         ranks, left_out = _rank_values(system.kind, answers, labels)
         verdicts, not_judged = judge_metrics(answers, rows, judged, judge, system.kind == "model")
@@ -122,6 +122,19 @@ def compare(
     ordered = sorted(results, key=lambda result: (KINDS.index(result.kind), -_merit(result)))
     missing = text_metrics.missing | _missing_everywhere(ordered) | (unavailable or {})
     return Comparison(rows, label, tuple(ordered), missing, signature, judged)
+
+
+def _score_all(
+    rows: Sequence[TokenizedExample], answers: Sequence[Sequence[Answer | None]], text_metrics: TextMetrics
+) -> None:
+    """Score all texts at once: the candidates, row by row (ROUGE keeps the reference's words), then what systems wrote.
+    Everything else is then looked up."""
+    texts: list[str | None] = [text for row in rows for text in row.texts]
+    references = [row.output for row in rows for _ in row.texts]
+    for own in answers:
+        texts += [None if answer is None else answer.text for answer in own]
+        references += [row.output for row in rows]
+    text_metrics.values(texts, references)
 
 
 def _missing_everywhere(results: Sequence[Result]) -> dict[str, str]:

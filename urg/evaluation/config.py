@@ -124,9 +124,18 @@ class EvaluateConfig:
     bertscore_model: str | None = None
     """Hub id or folder of BERTScore's encoder; null: no BERTScore. LLM-Blender uses bert-base-multilingual-cased."""
     bartscore_model: str | None = None
-    """Hub id or folder of BARTScore's model; null: no BARTScore. The papers use facebook/bart-large-cnn."""
+    """Hub id or folder of BARTScore's model; null: no BARTScore. LLM-Blender uses facebook/bart-large-cnn."""
+    bartscore_weights: str | None = None
+    """Other weights for it, a file (.safetensors, or of torch.save); null: its own. LLM-Blender's code takes those
+    after ParaBank, bart_score.pth of BARTScore's authors, where it finds that file; levels depend on it."""
     bleurt_model: str | None = None
-    """Hub id or folder of BLEURT's model; null: no BLEURT."""
+    """Hub id or folder of BLEURT's model; null: no BLEURT. LLM-Blender uses bleurt-base-128, of which
+    Elron/bleurt-base-128 is a port; URG's paper names none."""
+    bleurt_tokens: int = 512
+    """Tokens of reference and text together, 8 or more, at which BLEURT cuts where its model takes as many. LLM-Blender
+    cuts at 128, bleurt-base-128's limit."""
+    metric_batch_tokens: int = 2048
+    """Tokens of one forward pass of BARTScore's or BLEURT's model, padding counted; BERTScore has its own batches."""
     rows: int | None = None
     """Use the first so many rows only; null for all."""
     folds: int | None = None
@@ -143,13 +152,14 @@ class EvaluateConfig:
     batch_size: int = 16
     """Rows that the model ranks and fuses at once."""
     device: str | None = None
-    """Torch device of the model and of BERTScore's encoder, such as cpu or cuda; null for a GPU where there is one."""
+    """Torch device of the systems' and the metrics' models, such as cpu or cuda; null for a GPU where there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights and activations of every system's model; URG's ranking step is in float32 always."""
     seed: int = 0
     """Seeds the random system, the resampling, and what experiments draw."""
     workers: int = 0
-    """Ray Data actors that answer, a CPU (and a GPU where device is cuda) each; 0: this process does."""
+    """Ray Data actors that answer, and then those that score the texts, a CPU (and a GPU where device is cuda) each; 0:
+    this process does both."""
     fresh: bool = False
     """Answer anew what an earlier run with the same data, model and options left in the output folder."""
     cases: int = 9
@@ -167,7 +177,7 @@ class EvaluateConfig:
     """The human comparison."""
 
     def __post_init__(self) -> None:
-        for key in ("rows", "num_beams", "max_new_tokens", "batch_size"):
+        for key in ("rows", "num_beams", "max_new_tokens", "batch_size", "metric_batch_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: must be at least 1.")
@@ -176,6 +186,9 @@ class EvaluateConfig:
             if not getattr(self, key):
                 raise ValueError(f"{key}: name the folder by --{key}.")
         _require_fold(self)
+        require(self.bleurt_tokens >= 8, "bleurt_tokens", self.bleurt_tokens, "must be 8 or more.")
+        unused = self.bartscore_weights is not None and self.bartscore_model is None
+        require(not unused, "bartscore_weights", self.bartscore_weights, "needs the model: name --bartscore_model.")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers}: must be 0 (this process) or more.")
         if self.cases < 0:

@@ -84,11 +84,14 @@ def measure(subject: Subject, output: Path, load: Load) -> Noise:
     metrics = TextMetrics.of(config, output, progress)
     store = AnswerStore(output, config, kept_rows, label)
     texts, missing = NoisyTexts(rows, subject.ids, label, config, load, progress, store).written()
+    references = [row.output for row in kept_rows]
+    columns = [own for by in texts.values() for own in by.values()]
+    metrics.values([text for own in columns for text in own], references * len(columns))  # all at once
     scored: dict[str, dict[str, dict[str, Floats]]] = {}
     for name, by in texts.items():
         scored[name] = {}
         for variant, own in by.items():
-            values = metrics.values(own, [row.output for row in kept_rows])
+            values = metrics.values(own, references)
             scored[name][variant] = {m: v for m, v in values.items() if not np.isnan(v).all()}
     means = {
         name: {variant: {m: float(np.nanmean(v)) for m, v in values.items()} for variant, values in by.items()}

@@ -115,7 +115,7 @@ def lines_of_pool(
     lines: dict[str, list[dict[str, Any]]] = {}
     with ray_session():
         gpus = 1 if str(config.device).startswith("cuda") else 0
-        _require_resources(config.workers, gpus)
+        require_resources(config.workers, gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         blocks = max(config.workers, -(-count // ROWS_PER_CALL))
         answered = ray.data.range(count, override_num_blocks=min(count, blocks)).map_batches(
@@ -148,7 +148,7 @@ def _sorted_out(lines: dict[str, list[dict[str, Any]]]) -> tuple[list[Answered],
     ], unavailable
 
 
-def _require_resources(workers: int, gpus: int) -> None:
+def require_resources(workers: int, gpus: int) -> None:
     """Raise UserError where this machine can never hold the actors, instead of waiting for ever."""
     import ray
 

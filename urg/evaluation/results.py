@@ -13,7 +13,6 @@ import numpy as np
 
 from urg.evaluation.comparison import METRICS, Comparison, Result, gaps
 from urg.evaluation.rank_metrics import NO_NUMBER
-from urg.evaluation.text_metrics import device_here
 
 if TYPE_CHECKING:
     import pyarrow
@@ -109,15 +108,22 @@ def _described(comparison: Comparison, provenance: Provenance) -> dict[str, str]
         described["gpt_rank"] = comparison.judged.rule
     if comparison.bleu_signature:
         described["corpus_bleu"] = comparison.bleu_signature
-    for metric in ("bartscore", "bleurt"):
-        if provenance.settings.get(f"{metric}_model"):
-            described[metric] = f"model {provenance.settings[f'{metric}_model']}"
-    encoder = provenance.settings.get("bertscore_model")
-    if encoder:
+    return described | _described_models(provenance.settings)
+
+
+def _described_models(settings: dict[str, Any]) -> dict[str, str]:
+    """The same of the metrics that have a model."""
+    described = {}
+    if model := settings.get("bartscore_model"):
+        weights = settings.get("bartscore_weights")
+        described["bartscore"] = f"model {model}" + (f" with the weights {weights}" if weights else "")
+    if model := settings.get("bleurt_model"):
+        tokens = settings.get("bleurt_tokens")
+        described["bleurt"] = f"model {model}, reference and text cut at {tokens} tokens, or where the model's limit is"
+    if encoder := settings.get("bertscore_model"):
         from data_pipeline.quality.bertscore import describe
 
-        device = device_here(provenance.settings.get("device", "cpu"), provenance.settings.get("workers", 0))
-        described["bertscore"] = describe(encoder, device=device)
+        described["bertscore"] = describe(encoder)
     return described
 
 

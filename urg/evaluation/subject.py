@@ -57,7 +57,8 @@ def _absolute(config: EvaluateConfig) -> dict[str, Any]:
         there = name and Path(name.replace(FOLD, "0")).expanduser().exists()
         return str(Path(name).expanduser().absolute()) if name and there else name
 
-    metrics, named = ("bertscore_model", "bartscore_model", "bleurt_model"), ("folders", "imported")
+    metrics = ("bertscore_model", "bartscore_model", "bartscore_weights", "bleurt_model")
+    named = ("folders", "imported")
     found = {key: {name: str(absolute(path)) for name, path in getattr(config, key).items()} for key in named}
     return found | {key: absolute(getattr(config, key)) for key in metrics}
 

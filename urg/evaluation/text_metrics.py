@@ -1,120 +1,130 @@
-"""The metrics of a text against its reference, each distinct pair scored once.
+"""The metrics of a text against its reference, each distinct pair scored once: here, or by Ray Data actors.
 
 A candidate is also what selecting systems pick, so most texts come several times: `TextMetrics` scores a pair when it
-first sees it. A pair whose text or reference is missing has no value (NaN), never 0. A new metric with a model: a
-function, a line in MODEL_METRICS, an argument of `TextMetrics`.
+first sees it. A pair whose text or reference is missing has no value (NaN), never 0. The metrics are those of
+`data_pipeline.quality.metrics`; a new one with a model: a line there, its name in MODEL_METRICS, a setting NAME_model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from data_pipeline.errors import UserError
+from data_pipeline.quality.metrics import METRICS, Item
+from data_pipeline.quality.model_folder import MetricModel, require_model
+from data_pipeline.quality.rouge import ROUGE_NAMES as ROUGE
+from urg.systems.protocol import Progress, silent
 
+if TYPE_CHECKING:
     from urg.evaluation.config import EvaluateConfig
     from urg.evaluation.value_store import ValueStore
 
 Floats = NDArray[np.float64]
-Values = dict[str, list[float]]  # metric → one value a pair
+Pair = tuple[str, str]  # text, reference
+Values = Mapping[str, Sequence[float]]  # metric → one value a pair
 Scorer = Callable[[Sequence[str], Sequence[str]], Values]  # of texts and references
 
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+MODEL_METRICS = ("bertscore", "bartscore", "bleurt")
+TEXT_METRICS = (*ROUGE, "bleu", *MODEL_METRICS)
 NO_REFERENCE = "no row has a reference text (its output is empty)"
 NO_MODEL = "no model was named; name a hub id or a local folder by --{metric}_model"
 NO_WORDS = "no reference has a Latin letter or a digit, all that rouge_score sees"
-PAIRS_PER_CALL = 512  # between two signs of progress
+PAIRS_PER_CALL = 512  # between two signs of progress; what an actor takes at a time
+MEND = (
+    "lower --metric_batch_tokens or --workers, or give them more memory: values are kept, and the same command goes on "
+    "from there"
+)
 
 
-def _rouge(texts: Sequence[str], references: Sequence[str]) -> Values:
-    from data_pipeline.quality.rouge import rouge
+@dataclass
+class PairScorer:
+    """A metric of pairs of text and reference. An actor gets a copy, and loads the model when its first pairs come."""
 
-    return rouge(texts, references)
+    metric: str
+    model: MetricModel
+    loaded: Scorer | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Its name, and what its values depend on beside the pair: see `ValueStore`."""
+        model = self.model
+        return self.metric, model.name, model.weights, f"{model.max_tokens} tokens" if model.max_tokens else ""
+
+    def load(self) -> Scorer:
+        """The metric with its model. UserError where that cannot load."""
+        if self.loaded is None:
+            self.loaded = _bertscore(self.model) if self.metric == "bertscore" else _labelling(self.metric, self.model)
+        return self.loaded
+
+    def require_model(self) -> None:
+        """Raise UserError where the model cannot be the metric's, as far as its config shows. It is not loaded."""
+        if self.model.name:
+            require_model(self.metric, self.model.name, METRICS[self.metric].kind)
+        if self.model.weights and not Path(self.model.weights).expanduser().is_file():
+            raise UserError(f"there is no file {self.model.weights} of weights; see --{self.metric}_weights")
+
+    def __call__(self, pairs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The values of pairs. pairs: {"texts": [B], "references": [B]}."""
+        return dict(self.load()(pairs["texts"], pairs["references"]))
 
 
-def _bleu(texts: Sequence[str], references: Sequence[str]) -> Values:
-    from data_pipeline.quality.bleu import sentence_bleu
-
-    return {"bleu": sentence_bleu(texts, references)}
-
-
-def _bartscore(model: str, device: str) -> Scorer:
-    from data_pipeline.quality.bartscore import BartScore
-    from data_pipeline.quality.model_folder import MetricModel
-
-    score = BartScore(MetricModel(model, device=device))
-    return lambda texts, references: {"bartscore": score(texts, references)}
+def _labelling(metric: str, model: MetricModel) -> Scorer:
+    """A metric as `data_pipeline.label` has it."""
+    score = METRICS[metric].load(model)
+    return lambda texts, references: score([Item("", *pair) for pair in zip(texts, references, strict=True)])
 
 
-def _bleurt(model: str, device: str) -> Scorer:
-    from data_pipeline.quality.model_folder import MetricModel
-    from data_pipeline.quality.regression import Bleurt
-
-    score = Bleurt(MetricModel(model, device=device))
-    return lambda texts, references: {"bleurt": score(texts, references)}
-
-
-def _bertscore(model: str, device: str) -> Scorer:
+def _bertscore(model: MetricModel) -> Scorer:
+    """As for labels, but an answer without a token has 0: it is the worst there is, not one without a label."""
     from data_pipeline.quality.bertscore import bertscore, load_scorer
 
-    load_scorer(model, device=device)
-    return lambda texts, references: {"bertscore": bertscore(texts, references, model, device=device)}
-
-
-# metric → what loads its scorer, at once: a wrong name fails now, not after the generation
-MODEL_METRICS: dict[str, Callable[[str, str], Scorer]] = {
-    "bertscore": _bertscore,
-    "bartscore": _bartscore,
-    "bleurt": _bleurt,
-}
-TEXT_METRICS = (*ROUGE, "bleu", *MODEL_METRICS)
-
-
-def device_here(device: str | None, workers: int) -> str:
-    """The device of what this process computes: the one that was asked for, or, where that is of actors (which may be
-    on other machines), the best there is. device, workers: of `EvaluateConfig`."""
-    from urg.ensemble import resolve_device
-
-    return str(resolve_device(None if workers else device))
+    load_scorer(model.name, device=model.device)
+    return lambda texts, references: {"bertscore": bertscore(texts, references, model.name, device=model.device)}
 
 
 class TextMetrics:
     """Scores (text, reference) pairs and remembers them.
 
-    …_model: hub id or folder of a metric's model, loaded at once (UserError); None: that metric is `missing`.
-    store: keeps values over the end of the process; None keeps them in memory only.
+    models: of the MODEL_METRICS that are wanted; the others are `missing`. One that cannot be loaded is a UserError
+    now, not after the generation; where actors load it, as far as its config shows.
     progress: called with what is being scored, how many pairs are done, and of how many.
+    store: keeps values over the end of the process; None keeps them in memory only.
+    workers: Ray Data actors that score, each with a CPU, and a GPU where its model's device is cuda; 0: this process.
+    The values are the same (BERTScore's up to float32's last bit, which no two processes share).
     """
 
     def __init__(
         self,
-        bertscore_model: str | None = None,
-        device: str = "cpu",
-        progress: Callable[[str, int, int], None] = lambda what, done, of: None,
-        bartscore_model: str | None = None,
-        bleurt_model: str | None = None,
+        models: Mapping[str, MetricModel] | None = None,
+        progress: Progress = silent,
         store: ValueStore | None = None,
+        workers: int = 0,
     ) -> None:
-        models = {"bertscore": bertscore_model, "bartscore": bartscore_model, "bleurt": bleurt_model}
-        self.missing = {metric: NO_MODEL.format(metric=metric) for metric, model in models.items() if not model}
-        self._scorers: dict[str, Scorer] = {"ROUGE": _rouge, "BLEU": _bleu}
-        self._scorers |= {f"{m}:{model}": MODEL_METRICS[m](model, device) for m, model in models.items() if model}
-        self._store = store
-        self._progress = progress
-        self._known: dict[tuple[str, str], dict[str, float]] = {}
+        models = models or {}
+        self.missing = {m: NO_MODEL.format(metric=m) for m in MODEL_METRICS if m not in models}
+        wanted = {"rouge": MetricModel(""), "bleu": MetricModel(""), **models}
+        self._scorers = [PairScorer(metric, model) for metric, model in wanted.items()]
+        self._progress, self._store, self._workers = progress, store, workers
+        self._known: dict[Pair, dict[str, float]] = {}
+        for scorer in self._scorers:
+            if workers:
+                scorer.require_model()
+            else:
+                scorer.load()
 
     @classmethod
-    def of(cls, config: EvaluateConfig, output: Path, progress: Callable[[str, int, int], None]) -> TextMetrics:
+    def of(cls, config: EvaluateConfig, output: Path, progress: Progress) -> TextMetrics:
         """The metrics that an evaluation asks for; their values are kept in its output folder."""
         from urg.evaluation.value_store import ValueStore
 
-        device, store = device_here(config.device, config.workers), ValueStore(output, config.fresh)
-        own = (config.bertscore_model, device, progress, config.bartscore_model, config.bleurt_model)
-        return cls(*own, store)
+        return cls(metric_models(config), progress, ValueStore(output, config.fresh), config.workers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,7 +132,10 @@ class TextMetrics:
         return tuple(name for name in TEXT_METRICS if name not in self.missing)
 
     def values(self, texts: Sequence[str | None], references: Sequence[str]) -> dict[str, Floats]:
-        """metric → [R], NaN where the text is None or the reference blank. texts, references: one a row."""
+        """metric → [R], NaN where the text is None or the reference blank. texts, references: one a row.
+
+        Better once for many texts than often: a pool's actors load their models at each call that has new pairs.
+        """
         rows = list(zip(texts, references, strict=True))
         pairs = [(text, reference) if text is not None and reference.strip() else None for text, reference in rows]
         self._score([pair for pair in dict.fromkeys(pairs) if pair is not None and pair not in self._known])
@@ -131,30 +144,63 @@ class TextMetrics:
             for name in self.names
         }
 
-    def _score(self, new: list[tuple[str, str]]) -> None:
-        for scorer, score in self._scorers.items():
-            what, todo = scorer.partition(":")[0], self._recall(scorer, new)
-            for start in range(0, len(todo), PAIRS_PER_CALL):
-                part = todo[start : start + PAIRS_PER_CALL]
-                texts, references = zip(*part, strict=True)
-                scored = score(texts, references)
-                if self._store:
-                    self._store.put(scorer, part, scored)
-                for index, pair in enumerate(part):
-                    self._known.setdefault(pair, {}).update({name: own[index] for name, own in scored.items()})
-                self._progress(what, start + len(part), len(todo))
+    def _score(self, new: list[Pair]) -> None:
+        from data_pipeline.ray_session import ray_session
 
-    def _recall(self, scorer: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        todo = [(scorer, pairs) for scorer in self._scorers if (pairs := self._recall(scorer, new))]
+        with ray_session() if self._workers and todo else nullcontext():
+            for scorer, pairs in todo:
+                parts = [pairs[start : start + PAIRS_PER_CALL] for start in range(0, len(pairs), PAIRS_PER_CALL)]
+                done = 0
+                for part, scored in zip(parts, self._scored(scorer, parts), strict=True):
+                    self._keep(scorer, part, scored)
+                    done += len(part)
+                    self._progress(scorer.metric, done, len(pairs))
+
+    def _scored(self, scorer: PairScorer, parts: Sequence[Sequence[Pair]]) -> Iterable[Values]:
+        """The values of each part, as they come."""
+        tasks = [{"texts": [text for text, _ in part], "references": [ref for _, ref in part]} for part in parts]
+        return _by_actors(scorer, tasks, self._workers) if self._workers else map(scorer, tasks)
+
+    def _keep(self, scorer: PairScorer, pairs: Sequence[Pair], scored: Values) -> None:
+        if self._store:
+            self._store.put(scorer.key, pairs, scored)
+        for index, pair in enumerate(pairs):
+            self._known.setdefault(pair, {}).update({name: own[index] for name, own in scored.items()})
+
+    def _recall(self, scorer: PairScorer, pairs: list[Pair]) -> list[Pair]:
         """Take the values that the store has of `pairs`; returns the pairs that are still to be scored."""
         if not self._store:
             return pairs
         todo = []
-        for pair, values in zip(pairs, self._store.get(scorer, pairs), strict=True):
+        for pair, values in zip(pairs, self._store.get(scorer.key, pairs), strict=True):
             if values is None:
                 todo.append(pair)
             else:
                 self._known.setdefault(pair, {}).update(values)
         return todo
+
+
+def metric_models(config: EvaluateConfig) -> dict[str, MetricModel]:
+    """The models that an evaluation names, by metric."""
+    own: dict[str, dict[str, Any]] = {
+        "bartscore": {"weights": config.bartscore_weights or ""},
+        "bleurt": {"max_tokens": config.bleurt_tokens},
+    }
+    named = {metric: getattr(config, f"{metric}_model") for metric in MODEL_METRICS}
+    how: dict[str, Any] = {"device": str(config.device), "batch_tokens": config.metric_batch_tokens}
+    return {metric: MetricModel(name, **how, **own.get(metric, {})) for metric, name in named.items() if name}
+
+
+def _by_actors(scorer: PairScorer, tasks: Sequence[Mapping[str, Any]], workers: int) -> Iterator[Values]:
+    """The values of each task by the kind of pool that labels: in order, as they come."""
+    from data_pipeline.plan import Actors, actors_alive, on_actors
+    from urg.evaluation.pool import require_resources
+
+    gpus = int(bool(scorer.model.name) and scorer.model.device.startswith("cuda"))
+    require_resources(workers, gpus)
+    with actors_alive(scorer.metric, MEND):
+        yield from on_actors(tasks, scorer, Actors(min(workers, len(tasks)), gpus=gpus))
 
 
 def corpus_bleu(texts: Sequence[str | None], references: Sequence[str]) -> tuple[float, str] | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data_pipeline.quality.model_folder import MetricModel
 from data_pipeline.shards import ShardSet, TokenizedExample
 from urg.config import TrainConfig
 from urg.evaluation.rank_metrics import rank_metrics
@@ -27,7 +28,8 @@ class DevSet:
         rows = min(len(self.split), config.eval.rows or len(self.split))
         self.own = list(range(rank, rows, world))
         self.passes = math.ceil(math.ceil(rows / world) / config.eval.batch)
-        self.text_metrics = TextMetrics(config.eval.bertscore_model)
+        encoder = config.eval.bertscore_model
+        self.text_metrics = TextMetrics({"bertscore": MetricModel(encoder)} if encoder else {})
 
     @torch.inference_mode()
     def evaluate(self, task: Task, device: torch.device, moved: Callable[[], None]) -> dict[str, float]:

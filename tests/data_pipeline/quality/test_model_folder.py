@@ -8,7 +8,14 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.quality.bertscore import load_scorer
-from data_pipeline.quality.model_folder import MetricModel, fingerprint, load_model, require_model, token_limit
+from data_pipeline.quality.model_folder import (
+    MetricModel,
+    fingerprint,
+    load_model,
+    own_limit,
+    require_model,
+    token_limit,
+)
 from tests.data_pipeline.tiny_models import save_bart
 
 KIND = "AutoModelForSeq2SeqLM"
@@ -59,6 +66,8 @@ def test_the_least_limit_of_length_counts():
     assert token_limit(tokenizer, SimpleNamespace(**vars(config), model_type="bert"), 1024) == 514
     assert token_limit(tokenizer, SimpleNamespace(), 1024) == 1024
     assert token_limit(SimpleNamespace(model_max_length=77), SimpleNamespace(), 1024) == 77
+    assert own_limit(tokenizer, SimpleNamespace(**vars(config), model_type="bert")) == 514
+    assert own_limit(tokenizer, SimpleNamespace()) is None
 
 
 def test_a_fingerprint_is_of_the_content(tmp_path: Path):

@@ -59,13 +59,14 @@ def planned(**settings: Any) -> dict[str, Step]:
 def test_at_full_size_everything_that_computes_is_where_a_gpu_is(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Trainings by their workers; evaluations by a pool, in bf16, and their metrics where the step is."""
+    """Trainings by their workers; evaluations and their metrics by pools, in bf16, and so with no GPU of the step's."""
     steps = planned(preset=preset, shards=str(tmp_path), storage=str(tmp_path), only=ALL).values()
     for step in steps:
         if step.command[0] == "urg.evaluate":
             config = parse_config(EvaluateConfig, argv=step.command[1:])
-            assert (config.device, config.dtype, step.gpu) == ("cuda", "bf16", True)
+            assert (config.device, config.dtype, step.gpu) == ("cuda", "bf16", False)
             assert config.workers > 1
+            assert config.bleurt_tokens == 128
         elif step.command[0] == "urg.benchmark":
             timed = parse_config(benchmark.BenchmarkConfig, argv=step.command[1:])
             assert (step.gpu, timed.batches) == (True, (8, 16, 32))
@@ -77,6 +78,10 @@ def test_at_full_size_everything_that_computes_is_where_a_gpu_is(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert recipe.at_once > 1
     assert not any(step.gpu for step in planned(storage=str(tmp_path)).values())
+    path = tmp_path / "here.yaml"
+    path.write_text(f"like: {preset}\nevaluate: {{workers: 0}}\n")
+    here = planned(preset=str(path), shards=str(tmp_path), storage=str(tmp_path))
+    assert all(step.gpu for step in here.values() if step.command[0] == "urg.evaluate")
 
 
 def test_a_preset_is_a_file_that_says_what_differs(tmp_path: Path):

@@ -92,6 +92,17 @@ def test_a_row_that_a_ranker_scores_by_no_number_has_no_rank_metrics_and_the_sys
     ]
 
 
+def test_every_systems_texts_are_scored_in_one_go() -> None:
+    """Where actors score, each further one would load the metrics' models again."""
+    rows, seen = random_rows(6), list[tuple[str, int, int]]()
+    systems, _ = build_systems(Setup("quality", rows[0].models, ensemble=StubEnsemble()))  # type: ignore[arg-type]
+    result = compare(rows, "quality", systems, TextMetrics(progress=lambda *step: seen.append(step)), ceilings=True)
+    pairs = {(text, row.output) for row in rows for text in row.texts}
+    answered = ((answer, row) for one in result.results for answer, row in zip(one.answers, rows, strict=True))
+    pairs |= {(answer.text, row.output) for answer, row in answered if answer is not None}
+    assert seen == [("rouge", len(pairs), len(pairs)), ("bleu", len(pairs), len(pairs))]
+
+
 def test_predictions_say_which_candidates_were_fused() -> None:
     rows = random_rows(4)
     systems, _ = build_systems(Setup("quality", rows[0].models, ensemble=StubEnsemble(k=2)))  # type: ignore[arg-type]

@@ -17,10 +17,13 @@ from transformers import (
 )
 
 from data_pipeline.errors import UserError
+from data_pipeline.quality.model_folder import MetricModel
+from data_pipeline.quality.regression import Reward
+from tests.data_pipeline.tiny_models import save_chat_reward
 from tests.urg.systems.tiny import ROWS, bert_tokenizer, config, roughen, row, save
 from urg.systems import Setup, build_systems
 from urg.systems.mlm_scoring import MaskedScorer
-from urg.systems.reward_model import RewardScorer
+from urg.systems.reward_model import rewards
 
 
 def made(auto: Any, family: str, **changes: Any) -> Any:
@@ -58,12 +61,12 @@ def test_pseudo_log_likelihoods_are_those_of_a_slow_loop(family: str, chunk: int
 @pytest.mark.parametrize("labels", [1, 2])
 def test_rewards_are_those_of_each_pair_alone(labels: int) -> None:
     model, tokenizer = made(AutoModelForSequenceClassification, "bert", num_labels=labels), bert_tokenizer()
-    scorer = RewardScorer(model, tokenizer, chunk_tokens=40)
+    reward = Reward(tokenizer, model, batch_tokens=40)
     with torch.inference_mode():
-        for example, scores in zip(ROWS, scorer.scores(ROWS), strict=True):
+        for example, scores in zip(ROWS, rewards(reward, ROWS), strict=True):
             for text, score in zip(example.texts, scores, strict=True):
                 question = f"{example.instruction}\n{example.input}"
-                pair = tokenizer(question, text, return_tensors="pt", truncation=True, max_length=128)
+                pair = tokenizer([question], [text], return_tensors="pt")  # alone, "" would be taken for no text at all
                 logits = model(**pair).logits[0]
                 assert score == pytest.approx(float(logits[0] if labels == 1 else logits[1] - logits[0]), abs=1e-5)
 
@@ -78,11 +81,26 @@ def test_a_decoder_with_a_chat_template_reads_turns() -> None:
     roughen(model)
     rows = [row("1", ["red", "green blue one"], instruction="what is")]
     with torch.inference_mode():
-        (scores,) = RewardScorer(model, tokenizer).scores(rows)
+        (scores,) = rewards(Reward(tokenizer, model, batch_tokens=2048), rows)
         for text, score in zip(rows[0].texts, scores, strict=True):
             shown = f"user [SEP] what is\nto this [SEP] assistant [SEP] {text} [SEP] "
             ids = tokenizer(shown, add_special_tokens=False, return_tensors="pt").input_ids
             assert score == pytest.approx(float(model(input_ids=ids).logits[0, 0]), abs=1e-5)
+
+
+def test_a_reward_model_reranks_by_the_score_that_it_labels_with(tmp_path: Path) -> None:
+    """Long rows too: a conversation keeps its end, which is where a decoder's reward is read."""
+    folder = save_chat_reward(tmp_path)
+    texts = ["dogs ran " * 60 + "see birds", "dogs ran " * 60 + "45", "the cat"]
+    example = row("1", texts, instruction="the old bridge " * 30)
+    setup = Setup("quality", (), folders={"reward_model": folder}, device="cpu")
+    ((answer,),) = [each.answer([example]) for each in build_systems(setup)[0] if each.name == "reward_model"]
+    assert answer is not None
+    assert answer.scores is not None
+    questions = [f"{example.instruction}\n{example.input}"] * len(texts)
+    labels = Reward.load(MetricModel(folder))(questions, texts)
+    np.testing.assert_allclose(answer.scores, labels, atol=1e-4)
+    assert len(set(labels)) == len(texts)
 
 
 def test_each_is_built_from_its_folder(tmp_path: Path) -> None:
@@ -101,7 +119,7 @@ def test_each_is_built_from_its_folder(tmp_path: Path) -> None:
     [
         ("mlm_scoring", AutoModel, {}, "is not a masked language model: it lacks weights, cls"),
         ("reward_model", AutoModel, {}, "is not a sequence-classification model: it lacks weights, classifier"),
-        ("reward_model", AutoModelForSequenceClassification, {"num_labels": 3}, "has 3 labels"),
+        ("reward_model", AutoModelForSequenceClassification, {"num_labels": 3}, "has 3 outputs"),
         ("mlm_scoring", None, {}, "cannot be loaded as a masked language model"),
     ],
 )
