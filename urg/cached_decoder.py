@@ -63,14 +63,12 @@ def _read_tokens(part: Any, x_BTD: Tensor, bias_1HTP: Tensor, cache: EncoderDeco
     return own.o(context_BTX)  # type: ignore[no-any-return]
 
 
-def _read_candidates(
-    part: Any, x_BTD: Tensor, states_BLD: Tensor, bias_BL: Tensor, cache: EncoderDecoderCache, index: int
-) -> Tensor:
+def _read_candidates(part: Any, x_BTD: Tensor, states_BLD: Tensor, bias_BL: Tensor, cache: Any, index: int) -> Tensor:
     """The beams of a row are queries of one product."""
     cross = part.EncDecAttention
     if not cache.is_updated.get(index):
-        keys_and_values = (_heads(layer(states_BLD), cross.n_heads).contiguous() for layer in (cross.k, cross.v))
-        cache.cross_attention_cache.update(*keys_and_values, index)
+        k, v = (_heads(layer(states_BLD), cross.n_heads).contiguous() for layer in (cross.k, cross.v))
+        cache.cross_attention_cache.update(k, v, index)
         cache.is_updated[index] = True
     kept, (all_beams, count) = cache.cross_attention_cache.layers[index], x_BTD.shape[:2]
     beams = all_beams // len(kept.keys)

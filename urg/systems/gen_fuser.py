@@ -162,7 +162,8 @@ class GenFuser(nn.Module):
 
 def _by_urg(model: URG, sources: Sequence[np.ndarray], **options: Any) -> Tensor:
     """Each text as the only candidate of a query, without a question before it."""
-    tokens_S, layout = (moved(one, model.network.device) for one in pack([[ids] for ids in sources]))
+    tokens_S, layout = pack([[ids] for ids in sources])
+    tokens_S, layout = moved(tokens_S, model.network.device), moved(layout, model.network.device)
     return model.fuse(model.encode(tokens_S, layout), layout, layout.mask_BN, **options)
 
 
