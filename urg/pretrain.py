@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.cli import run_command
 from data_pipeline.errors import UserError
-from urg.config import ScratchConfig
+from urg.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,34 +25,6 @@ if TYPE_CHECKING:
     from data_pipeline.tokenization import Template
     from urg.batching import Batch
     from urg.model import URG
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How to make the base model."""
-
-    output: Path
-    """Folder for model and tokenizer."""
-    steps: int = 2000
-    """Optimizer steps."""
-    batch: int = 96
-    """Generated examples a step."""
-    lr: float = 3e-3
-    """Peak learning rate; warm-up over 5 % of the steps, then linear decay."""
-    vocab_size: int = 1280
-    """Pieces of the tokenizer."""
-    seed: int = 0
-    """Seeds text and weights."""
-    threads: int = 1
-    """Torch threads."""
-    log_every: int = 50
-    """Steps between two lines of progress."""
-    start: Path | None = None
-    """A folder that this command made, to go on from; null: random weights and a new tokenizer."""
-    rank: bool = False
-    """Also learn to rank copies of a text by how much they are damaged (ROUGE-L against the clean text)."""
-    shape: ScratchConfig = field(default_factory=lambda: ScratchConfig(d_ff=320, num_layers=3))
-    """The model's shape."""
 
 
 def main(config: PretrainConfig) -> None:

@@ -11,7 +11,8 @@ from data_pipeline.sample import BASE_MODEL
 from data_pipeline.tokenization import load_tokenizer
 from urg.config import ScratchConfig
 from urg.model import URG
-from urg.pretrain import PretrainConfig, main
+from urg.pretrain import main
+from urg.pretrain_config import PretrainConfig
 
 TINY = ScratchConfig(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
 
