@@ -19,7 +19,8 @@ from urg.t5_layers import activated
 
 
 class CachedDecoder:
-    """Stands for the `forward` of a T5 decoder stack, where there is a cache: by the stack's own layers, in inference.
+    """Stands for the `forward` of a T5 decoder stack in `generate`: by the stack's own layers, always with a cache, and
+    without what `generate` asks for on request alone (attentions, embeddings as input, a mask of the written tokens).
 
     Norms and the residual stream are in fp32, products in the weights' dtype.
     """

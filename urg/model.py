@@ -109,7 +109,7 @@ class URG(nn.Module):
         """Each candidate alone through the encoder (eq. 1): packed ids [S] → packed states [S, D].
 
         Without a gradient only these states grow with the candidates and the queries: what else is held at once is of
-        `chunk_tokens` at most, here and in `rank`, but for a few bytes a token (indices, attention).
+        `chunk_tokens` at most, in `rank` of a constant where one query has more, but for a few bytes a token.
         """
         lengths = layout.candidate_lengths
         if self.frozen_encoder is not None:
@@ -121,7 +121,8 @@ class URG(nn.Module):
 
         There they are held in that layout alone, but for a tied embedding and, in bf16, the decoder's layers, whose
         weights the ranking step reads as they are. So the model can no longer be saved: `state_dict` and
-        `save_pretrained` raise UserError. Changes to the weights after this call are not seen.
+        `save_pretrained` raise UserError. Changes to the weights after this call are not seen. A T5's
+        decoder stack then serves `generate` alone (`urg.cached_decoder`).
         """
         if self.is_frozen:
             return self

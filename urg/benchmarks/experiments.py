@@ -93,7 +93,8 @@ def _train(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 def _complexity(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     """PairRanker's encoder is that of our model, or a tiny one: all pairs of 48 candidates take a minute on a small."""
     make = functools.partial(make_model, config.train_shape)
-    encoder = make_model("tiny").t5.config if config.ranker_shape == "tiny" else None
+    is_tiny = config.quick or config.ranker_shape == "tiny"
+    encoder = make_model("tiny").t5.config if is_tiny else None
     return measure_growth(make, encoder, min(config.batches), config.repeats, device)
 
 

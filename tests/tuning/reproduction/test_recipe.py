@@ -170,7 +170,9 @@ def test_a_recipe_beyond_the_paper_changes_what_it_says_and_nothing_else(preset:
 
 
 def test_the_miniature_keeps_the_papers_k_and_one_rate_whatever_the_samples_preset_has(tmp_path: Path):
-    steps = planned(storage=str(tmp_path), only="table2,beyond")
+    steps = planned(storage=str(tmp_path), only="table2,beyond,sweep")
+    sweep = parse_config(sweep_config.SweepConfig, presets=sweep_config.PRESETS, argv=steps["sweep"].command[1:])
+    assert {"model.k": 3, "optim.lr": 1.5e-3}.items() <= sweep.overrides.items()
     for name in (URG, *BASELINES):
         own = _trained(steps[f"train-{name}-s0"])
         assert (own["model.k"], own["optim.lr"]) == (3, 1.5e-3)
