@@ -29,6 +29,7 @@ from urg.config import PRESETS, RANK_METRICS, TEXT_METRICS, EvalConfig, TrainCon
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from data_pipeline.shards import ShardSet
     from urg.training.state import Job, Outcome
 
 # What may differ when a run is resumed: where and how it runs, not what it computes.
@@ -89,7 +90,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     require_predictions(config, shards)
     plan = Plan.of(config, training_rows(config, training_and_dev(config, shards)[0]))
     run = Path(config.storage) / config.name
-    identity = {"config": _flat(config), "data": shards.manifest["key"]}
+    identity = _identity(config, shards)
     with locked(run, busy="trains"):
         resume_from = _prepare_run_folder(config, run, identity)
         if _is_done(run, plan.steps):
@@ -129,6 +130,17 @@ def absolute_if_folder(name: str | None) -> str | None:
     return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().is_dir() else name
 
 
+def _identity(config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
+    """What a run is, as its folder keeps it: its settings, and what it reads by content."""
+    from urg.training.fuser_choice import predictions_digests
+
+    return {
+        "config": _flat(config),
+        "data": shards.manifest["key"],
+        "predictions": predictions_digests(config),
+    }
+
+
 def _prepare_run_folder(config: TrainConfig, run: Path, identity: dict[str, Any]) -> Path | None:
     """Check the run's folder and write what it is; returns the checkpoint that `--resume PATH` names."""
     import yaml
@@ -161,6 +173,8 @@ def _require_same_run(run: Path, stored: dict[str, Any], wanted: dict[str, Any])
     changed = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
     if stored["data"] != wanted["data"]:
         changed.append("the prepared data")
+    if "predictions" in stored and stored["predictions"] != wanted["predictions"]:  # an older run has not kept them
+        changed.append("what the files of fuser.predictions hold")
     if changed:
         raise UserError(
             f"run folder {run} belongs to another configuration: {'; '.join(changed)}. Choose another --name."

@@ -114,7 +114,7 @@ def test_only_the_states_grow_with_the_candidates(
     number of 8 bytes a token at most, the rest no larger than for fewer candidates."""
     model = build(family)
     monkeypatch.setattr(model.backbone, "packs", lambda device: packs)
-    monkeypatch.setattr(one_token, "TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr(one_token, "ATTENDED_AT_ONCE", 64)
     model.chunk_tokens = 64
     model.freeze()
     largest = {}

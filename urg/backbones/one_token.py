@@ -24,7 +24,7 @@ from torch import Tensor
 from urg.frozen_encoder import FrozenLinear
 from urg.products import is_partitioned
 
-TOKENS_AT_ONCE = 16384
+ATTENDED_AT_ONCE = 16384
 """Tokens of a row that are attended to at once where nothing is learnt: a row that has more is taken in parts, so that
 what is made of them does not grow with it."""
 
@@ -60,11 +60,11 @@ def cross_attention(
 
 def _attended(logits: Callable[[Tensor, Tensor], Tensor], states_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     """The softmax of `logits`, mean over heads [B, L], and the states under it [B, H, D]; all in fp32."""
-    if states_BLD.shape[1] <= TOKENS_AT_ONCE or states_BLD.requires_grad:
+    if states_BLD.shape[1] <= ATTENDED_AT_ONCE or states_BLD.requires_grad:
         states_BLD = states_BLD.float()
         weights_BHL = logits(states_BLD, mask_BL).softmax(-1)
         return weights_BHL.mean(1), weights_BHL @ states_BLD
-    return _attended_in_parts(logits, states_BLD.split(TOKENS_AT_ONCE, 1), mask_BL.split(TOKENS_AT_ONCE, 1))
+    return _attended_in_parts(logits, states_BLD.split(ATTENDED_AT_ONCE, 1), mask_BL.split(ATTENDED_AT_ONCE, 1))
 
 
 def _attended_in_parts(

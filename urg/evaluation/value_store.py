@@ -15,7 +15,7 @@ from urg.evaluation.results import write_parquet
 
 FOLDER = "values"
 Pair = tuple[str, str]  # text, reference
-Scorer = tuple[str, ...]  # name of the metric, then what its values depend on; "" = nothing
+ScorerKey = tuple[str, ...]  # name of the metric, then what its values depend on; "" = nothing
 
 
 class ValueStore:
@@ -24,16 +24,16 @@ class ValueStore:
     def __init__(self, output: Path, fresh: bool = False) -> None:
         self._folder = output / FOLDER
         self._fresh = fresh
-        self._known: dict[Scorer, dict[bytes, dict[str, float]]] = {}
+        self._known: dict[ScorerKey, dict[bytes, dict[str, float]]] = {}
 
-    def get(self, scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, float] | None]:
+    def get(self, scorer: ScorerKey, pairs: Sequence[Pair]) -> list[dict[str, float] | None]:
         """metric → value of each pair by a scorer; None where it has not been scored."""
         if scorer not in self._known:
             self._known[scorer] = {} if self._fresh else self._read(scorer)
         known = self._known[scorer]
         return [known.get(_digest(pair)) for pair in pairs]
 
-    def put(self, scorer: Scorer, pairs: Sequence[Pair], values: Mapping[str, Sequence[float]]) -> None:
+    def put(self, scorer: ScorerKey, pairs: Sequence[Pair], values: Mapping[str, Sequence[float]]) -> None:
         """Keep the values of new pairs. values: metric → one a pair; NaN = the pair has none."""
         import pyarrow as pa
 
@@ -43,7 +43,7 @@ class ValueStore:
         folder.mkdir(parents=True, exist_ok=True)
         write_parquet(folder / f"{hashlib.sha256(b''.join(digests)).hexdigest()[:16]}.parquet", table)
 
-    def _read(self, scorer: Scorer) -> dict[bytes, dict[str, float]]:
+    def _read(self, scorer: ScorerKey) -> dict[bytes, dict[str, float]]:
         import pyarrow
         import pyarrow.parquet
 
@@ -58,7 +58,7 @@ class ValueStore:
             found |= {d: dict(zip(names, v, strict=True)) for d, *v in zip(digests, *columns.values(), strict=True)}
         return found
 
-    def _path(self, scorer: Scorer) -> Path:
+    def _path(self, scorer: ScorerKey) -> Path:
         name, *depends = scorer
         paths = {each: Path(each).expanduser() for each in depends if each}
         identity = "\n".join(content_digest(path) if path.exists() else each for each, path in paths.items())

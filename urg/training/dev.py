@@ -32,11 +32,11 @@ class DevSet:
         self.text_metrics = TextMetrics({"bertscore": MetricModel(encoder)} if encoder else {})
 
     @torch.inference_mode()
-    def evaluate(self, task: Task, device: torch.device, moved: Callable[[], None]) -> dict[str, float]:
+    def evaluate(self, task: Task, device: torch.device, progressed: Callable[[], None]) -> dict[str, float]:
         """Means over the dev rows: text metrics of the answers, and the ranking's metrics against the label.
         Collective.
 
-        moved: called after each batch. `label` is the mean label of the top pick. A metric that no row defines is
+        progressed: called after each batch. `label` is the mean label of the top pick. A metric that no row defines is
         absent.
         """
         task.module.eval()
@@ -45,7 +45,7 @@ class DevSet:
             own = self.own[i * self.config.eval.batch : (i + 1) * self.config.eval.batch]
             examples = [self.split[row] for row in own or [0]]
             judged += list(zip(examples, task.judge(examples, device), strict=True))[: len(own)]
-            moved()
+            progressed()
         task.module.train()
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, self._measure(judged))

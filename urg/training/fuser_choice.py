@@ -4,13 +4,13 @@ system said of them in `urg.evaluate`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_writing import file_sha256
 from data_pipeline.shards import ShardSet, Split, TokenizedExample
 from urg.config import TrainConfig
 from urg.system_config import BY_LABEL, RANDOM
@@ -22,24 +22,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("id", "system", "models", "scores", "picked", "text")
-"""What is read of predictions.parquet (`urg.evaluation.results.predictions_table`)."""
+"""What predictions.parquet must have (`urg.evaluation.results.predictions_table`)."""
 MEND = "give predictions.parquet of urg.evaluate"
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a system made of a row's candidates."""
-
-    models: tuple[str, ...]
-    scores: Scores
-    """[N], NaN = no opinion."""
-    picked: int | None
-    """The candidate that is its answer; None where this is a text of its own."""
-    text: str
-
-    def is_of(self, row: TokenizedExample) -> bool:
-        """Whether it was made of the row's candidates, as far as it tells."""
-        return self.models == row.models and (self.picked is None or row.texts[self.picked] == self.text)
+Line = dict[str, Any]
+"""Some columns of what a system made of a row's candidates."""
 
 
 def candidate_scores(config: TrainConfig) -> Callable[[TokenizedExample], np.ndarray]:
@@ -49,23 +36,33 @@ def candidate_scores(config: TrainConfig) -> Callable[[TokenizedExample], np.nda
         return lambda row: row.scores[config.data.label]
     if config.fuser.choose == RANDOM:
         return RandomScores(config.seed).scores
-    found = read_predictions(config.fuser.predictions or (), config.fuser.choose)
-    return lambda row: found[row.id].scores
+    found = scores_by_row(config.fuser.predictions or (), config.fuser.choose)
+    return lambda row: found[row.id]
 
 
 def require_predictions(config: TrainConfig, shards: ShardSet) -> None:
     """Raise UserError where `fuser.predictions` lack a row that the run reads, or are of other candidates: here, once,
     and not in every worker."""
-    own = config.fuser
-    if config.system != "gen_fuser" or own.predictions is None:
+    files, system = _files(config), config.fuser.choose
+    if not files:
         return
-    found = read_predictions(own.predictions, own.choose)
+    found = _lines(files, system, COLUMNS)
     train, dev = training_and_dev(config, shards)
-    _require(found, own.choose, train, training_rows(config, train))
-    _require(found, own.choose, dev, min(len(dev), config.eval.rows or len(dev)))
+    _require(found, system, train, training_rows(config, train))
+    _require(found, system, dev, min(len(dev), config.eval.rows or len(dev)))
 
 
-def _require(found: dict[str, Prediction], system: str, split: Split, rows: int) -> None:
+def predictions_digests(config: TrainConfig) -> list[str]:
+    """SHA-256 of each file of `fuser.predictions` that the run reads: with others it would be another run."""
+    return [file_sha256(Path(file)) for file in _files(config)]
+
+
+def _files(config: TrainConfig) -> Sequence[str]:
+    """Those of `fuser.predictions`, where it is a fuser that is trained."""
+    return (config.fuser.predictions or ()) if config.system == "gen_fuser" else ()
+
+
+def _require(found: dict[str, Line], system: str, split: Split, rows: int) -> None:
     lacking = [row_id for row_id in split.ids[:rows] if row_id not in found]
     if lacking:
         raise UserError(
@@ -73,44 +70,51 @@ def _require(found: dict[str, Prediction], system: str, split: Split, rows: int)
             f"split {split.name}, such as {lacking[0]}; name a file of urg.evaluate --split {split.name} that has them."
         )
     for row in (split[index] for index in range(rows)):
-        if not found[row.id].is_of(row):
+        if not _is_of(found[row.id], row):
             raise UserError(
                 f"fuser.predictions: row {row.id} has other candidates there than in data.shards; evaluate {system} on "
                 f"split {split.name} of these."
             )
 
 
-def read_predictions(files: Sequence[str], system: str) -> dict[str, Prediction]:
-    """The predictions of a system by row id, of those rows that it gave scores. Raises UserError for a file that is
-    none, for a system that has no scores in any, and for a row that stands there twice."""
-    import pyarrow.compute
+def _is_of(line: Line, row: TokenizedExample) -> bool:
+    """Whether it was made of the row's candidates, as far as it tells. picked: null where the text is of its own."""
+    picked = line["picked"]
+    return tuple(line["models"]) == row.models and (picked is None or row.texts[picked] == line["text"])
 
-    found: dict[str, Prediction] = {}
-    others: set[str] = set()
+
+def scores_by_row(files: Sequence[str], system: str) -> dict[str, Scores]:
+    """The scores [N] of a system by row id, NaN = no opinion, of those rows that it gave scores. Raises UserError for a
+    file that is none, for a system that has no scores in any, and for a row that stands there twice."""
+    found = _lines(files, system, ("id", "scores"))
+    return {row_id: np.array(line["scores"], dtype=np.float64) for row_id, line in found.items()}  # None becomes NaN
+
+
+def _lines(files: Sequence[str], system: str, columns: Sequence[str]) -> dict[str, Line]:
+    """`scores_by_row`, but whole lines of these columns."""
+    found: dict[str, Line] = {}
     for file in files:
-        table = _scored(Path(file))
-        others |= set(table["system"].unique().to_pylist())
-        for line in table.filter(pyarrow.compute.equal(table["system"], system)).to_pylist():
+        for line in _scored(file, columns, [("system", "==", system)]).to_pylist():
             if line["id"] in found:
                 raise UserError(f"fuser.predictions: {system} has row {line['id']} twice there; name one file of it.")
-            scores = np.array(line["scores"], dtype=np.float64)  # None becomes NaN
-            found[line["id"]] = Prediction(tuple(line["models"]), scores, line["picked"], line["text"])
+            found[line["id"]] = line
     if not found:
+        others = {name for file in files for name in _scored(file, ("system", "scores"))["system"].to_pylist()}
         known = ", ".join(sorted(others)) or "no system"
         raise UserError(f"fuser.choose={system!r}: fuser.predictions have scores of {known}; choose from these.")
     return found
 
 
-def _scored(file: Path) -> pyarrow.Table:
-    """The lines of a predictions.parquet that have scores."""
+def _scored(file: str, columns: Sequence[str], filters: list[tuple[str, str, str]] | None = None) -> pyarrow.Table:
+    """Columns, "scores" among them, of the lines of a predictions.parquet that have scores and pass the filters."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         lacking = [name for name in COLUMNS if name not in pyarrow.parquet.read_schema(file).names]
-        table = pyarrow.parquet.read_table(file, columns=[name for name in COLUMNS if name not in lacking])
+        if lacking:
+            raise UserError(f"fuser.predictions: {file} has no column {lacking[0]}; {MEND}.")
+        table = pyarrow.parquet.read_table(file, columns=list(columns), filters=filters)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"fuser.predictions: {file} cannot be read ({type(error).__name__}); {MEND}.") from error
-    if lacking:
-        raise UserError(f"fuser.predictions: {file} has no column {lacking[0]}; {MEND}.")
     return table.filter(table["scores"].is_valid())

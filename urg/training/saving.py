@@ -79,13 +79,13 @@ def _merged(own: checkpoints.Entries) -> checkpoints.Entries:
 
 
 class Saver:
-    """A worker's part in the checkpoints of a run. Every method is collective. moved: called after each part."""
+    """A worker's part in the checkpoints of a run. Every method is collective. progressed: called after each part."""
 
     def __init__(
-        self, job: Job, rank: int, world: int, task: Task, engine: Engine, log: RunLog, moved: Callable[[], None]
+        self, job: Job, rank: int, world: int, task: Task, engine: Engine, log: RunLog, progressed: Callable[[], None]
     ) -> None:
         self.job, self.rank, self.world, self.task = job, rank, world, task
-        self.engine, self.log, self.moved = engine, log, moved
+        self.engine, self.log, self.progressed = engine, log, progressed
 
     def write(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Write state and model of all workers, the manifest last; publish the model where it is the best so far, and
@@ -149,7 +149,7 @@ class Saver:
                 "goes on from there."
             )
         agree_to_go_on(refusal)
-        self.moved()
+        self.progressed()
 
     def _delete_unfinished(self, folder: Path) -> None:
         if self.rank == 0 and not (folder / checkpoints.MANIFEST).exists():

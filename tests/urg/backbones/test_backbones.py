@@ -333,7 +333,7 @@ def test_a_query_that_is_attended_to_in_parts_has_the_same_scores(
     model.chunk_tokens = 20
     model.freeze()
     for tokens in (1, 7, 16):
-        monkeypatch.setattr(one_token, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(one_token, "ATTENDED_AT_ONCE", tokens)
         torch.testing.assert_close(scores_of(model, packed), expected_BN, rtol=1e-5, atol=0)
 
 

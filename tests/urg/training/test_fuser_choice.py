@@ -21,9 +21,9 @@ from urg.evaluate import evaluate
 from urg.evaluation.config import EvaluateConfig, StatisticsConfig
 from urg.systems.gen_fuser import best_first
 from urg.systems.random import RandomScores
-from urg.train import with_absolute_paths
+from urg.train import _identity, _require_same_run, with_absolute_paths
 from urg.training.estimate import describe
-from urg.training.fuser_choice import candidate_scores, read_predictions, require_predictions
+from urg.training.fuser_choice import candidate_scores, require_predictions, scores_by_row
 from urg.training.fuser_task import FuserTask
 from urg.training.task import build_task
 
@@ -145,8 +145,39 @@ def test_a_row_without_scores_is_a_row_that_lacks(make: Make, predictions: dict[
 
 def test_a_score_that_is_missing_comes_last(predictions: dict[str, str], tmp_path: Path) -> None:
     file = altered(predictions["train"], tmp_path, scores=lambda own: [s and [None, *s[1:]] for s in own])
-    for one in read_predictions([file], "longest").values():
-        assert np.isnan(one.scores).tolist() == [True] + [False] * (len(one.scores) - 1)
+    for scores in scores_by_row([file], "longest").values():
+        assert np.isnan(scores).tolist() == [True] + [False] * (len(scores) - 1)
+
+
+def test_a_worker_holds_the_scores_of_its_system_alone(
+    make: Make, predictions: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pyarrow.parquet.read_table
+    own = read(predictions["train"])["system"].to_pylist().count("longest")
+    tables: list[pyarrow.Table] = []
+
+    def noted(*args: Any, **options: Any) -> pyarrow.Table:
+        tables.append(read(*args, **options))
+        return tables[-1]
+
+    monkeypatch.setattr(pyarrow.parquet, "read_table", noted)
+    candidate_scores(make([predictions["train"]]))
+    assert [(set(table.column_names), table.num_rows) for table in tables] == [({"id", "scores"}, own)]
+
+
+def test_a_run_does_not_go_on_with_files_that_have_changed(
+    make: Make, predictions: dict[str, str], tmp_path: Path
+) -> None:
+    """One that an older version began has not kept what they held."""
+    config = make([altered(predictions["train"], tmp_path), predictions["dev"]])
+    shards = ShardSet.open(config.data.shards)
+    stored = json.loads(json.dumps(_identity(config, shards)))
+    _require_same_run(tmp_path, stored, _identity(config, shards))
+    altered(predictions["train"], tmp_path, scores=lambda own: [scores and scores[::-1] for scores in own])
+    with pytest.raises(UserError, match=r"configuration: what the files of fuser\.predictions hold\. Choose another"):
+        _require_same_run(tmp_path, stored, _identity(config, shards))
+    del stored["predictions"]
+    _require_same_run(tmp_path, stored, _identity(config, shards))
 
 
 def test_paths_are_made_absolute_and_a_dry_run_tells_of_files_that_are_not_there(
