@@ -31,7 +31,8 @@ from data_pipeline.sources import list_source, shown_input
 if TYPE_CHECKING:
     from data_pipeline.survey import Survey
 
-VERSION = 3  # of the set's layout and of how scores are computed: raised, finished work is not taken for today's
+VERSION = 2  # of the set's layout and of how all scores are computed: raised, finished work is not taken for today's
+METRIC_VERSIONS = {"reward": 2}  # of how one metric is computed: raised, what was finished with it is not
 JOURNAL = "judge.jsonl"
 
 
@@ -74,7 +75,10 @@ class LabelJob:
         return [self._pass({name: fields[name] for name in group}, models) for group in groups]
 
     def _pass(self, fields: Mapping[str, Sequence[str]], models: Mapping[str, MetricModel]) -> Pass:
-        facts = [self._rows_key, fields, self.config.dtype, [self.fingerprints.get(name) for name in fields]]
+        facts: list[Any] = [self._rows_key, fields, self.config.dtype, [self.fingerprints.get(name) for name in fields]]
+        versions = {name: METRIC_VERSIONS[name] for name in fields if name in METRIC_VERSIONS}
+        if versions:  # else the key is as it was before there were any
+            facts.append(versions)
         named = {name: models[name] for name in fields}
         return Pass(", ".join(fields), fields, named, f"scores-{key(facts)}")
 

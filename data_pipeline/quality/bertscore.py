@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.quality.model_folder import LATE_POSITIONS, load_config
+from data_pipeline.quality.model_folder import load_config, own_limit
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
 
 PAIRS_PER_CHUNK = 768  # bert-score keeps the embedding of every text of one call: bounds memory at some hundred MB
 MAX_TOKENS = 512  # of a text, where neither tokenizer nor model names a limit
+FAR = 100_000  # tokens; a limit beyond it counts as none
 
 
 def bertscore(
@@ -104,7 +105,7 @@ def _load(model: str, num_layers: int | None, device: str) -> BERTScorer:
             f"the BERTScore encoder {model} cannot be loaded ({reason}); "
             "name a local folder with config.json, weights and tokenizer, or a hub id that this machine can reach"
         ) from error
-    scorer._tokenizer.model_max_length = _token_limit(scorer._tokenizer.model_max_length, config)
+    scorer._tokenizer.model_max_length = _token_limit(scorer._tokenizer, config)
     return scorer
 
 
@@ -125,10 +126,7 @@ def _layer(model: str, asked: int | None, depth: int) -> int:
     return int(layer)
 
 
-def _token_limit(tokenizer_limit: int, config: object) -> int:
+def _token_limit(tokenizer: Any, config: Any) -> int:
     """Tokens that a text may have. A tokenizer without a limit says 10^30, on which bert-score raises OverflowError."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and getattr(config, "model_type", "") in LATE_POSITIONS:
-        positions -= 2
-    limits = [limit for limit in (tokenizer_limit, positions) if limit and limit <= 100_000]
-    return int(min(limits, default=MAX_TOKENS))
+    limit = own_limit(tokenizer, config)
+    return limit if limit and limit <= FAR else MAX_TOKENS

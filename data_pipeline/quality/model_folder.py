@@ -11,6 +11,8 @@ from data_pipeline.errors import UserError
 
 LATE_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 """Model types that start counting positions after the padding index, so that two of them are never used."""
+RELATIVE_POSITIONS = ("t5", "mt5", "umt5")
+"""Model types whose positions are relative, whatever their config says; DeBERTa's says so itself."""
 DTYPES = ("float32", "bfloat16", "float16")
 NO_LIMIT = 10**9
 """A tokenizer without a limit says 10^30."""
@@ -166,12 +168,21 @@ def _tied(model: Any) -> set[str]:
     return shared | {name for name in model.state_dict() if name.endswith("final_logits_bias")}
 
 
+def positions(config: Any) -> int | None:
+    """Tokens that a model has positions for, by its config; None where they are relative or it names no number.
+
+    DeBERTa of v3 has a `max_position_embeddings` of 512 and takes any length: `position_biased_input` is false.
+    """
+    kind = getattr(config, "model_type", "")
+    named = getattr(config, "max_position_embeddings", None)
+    if not named or kind in RELATIVE_POSITIONS or not getattr(config, "position_biased_input", True):
+        return None
+    return int(named) - 2 * (kind in LATE_POSITIONS)
+
+
 def own_limit(tokenizer: Any, config: Any) -> int | None:
     """Tokens that a sequence may have: the less of what tokenizer and model name; None where neither names a limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in LATE_POSITIONS:
-        positions -= 2
-    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and limit < NO_LIMIT]
+    limits = [limit for limit in (tokenizer.model_max_length, positions(config)) if limit and limit < NO_LIMIT]
     return int(min(limits)) if limits else None
 
 

@@ -16,7 +16,7 @@ from data_pipeline.quality.batches import in_batches, padded
 from data_pipeline.quality.model_folder import MetricModel, load_model, own_limit, token_limit
 
 BLEURT_TOKENS = 512  # of reference and text, where the user names no other number
-REWARD_TOKENS = 2048  # of prompt and answer, where neither tokenizer nor model names a limit
+REWARD_TOKENS = 2048  # of prompt and answer, where neither tokenizer nor model has a limit (see `own_limit`)
 
 
 class SequenceScorer:

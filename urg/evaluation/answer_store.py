@@ -1,7 +1,7 @@
 """Answers that outlive a killed run: one Parquet file a system, written whole or not at all, with a key.
 
-The key stands for the rows, the system, the options that it depends on (`urg.systems.NEEDS`) and the content of the
-folders and files that they name; under another key a file is not there.
+The key stands for the rows, the system, the options that it depends on (`urg.systems.NEEDS`), the content of the
+folders and files that they name and the version of what reads them; under another key a file is not there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from data_pipeline.shards import TokenizedExample
 
 FOLDER = "answers"
-FORMAT = 4
+FORMAT = 3
+VERSIONS = {"reward_model": 2, "gen_fuser": 2}
+"""Of how the model of a folder is used; raised, the answers that it had a part in are made anew, and only they."""
 # Settings that no answer depends on. Whatever is not named here (an option of a new system, say) is part of the key.
 NOT_IN_KEY = frozenset({
     "shards", "output", "systems", "list", "experiment", "split", "label", "rows", "batch_size", "workers", "fresh",
@@ -102,7 +104,10 @@ class AnswerStore:
         return self._digest(self._options, {"label": self._label})
 
     def _digest(self, options: dict[str, Any], facts: dict[str, str | None]) -> str:
-        parts = {"format": FORMAT, "rows": self._rows, "options": _by_content(options)} | facts
+        parts: dict[str, Any] = {"format": FORMAT, "rows": self._rows, "options": _by_content(options)} | facts
+        versions = {name: version for name, version in VERSIONS.items() if name in options["folders"]}
+        if versions:  # else the key is as it was before there were any
+            parts["versions"] = versions
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _path(self, name: str) -> Path:

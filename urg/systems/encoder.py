@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from data_pipeline.quality.model_folder import positions
 from urg.devices import moved
 from urg.encoder import computed_tokens, encode_packed
 from urg.frozen_encoder import CHUNK_TOKENS, FrozenEncoder, freeze_linears
@@ -238,9 +239,4 @@ def grow_embedding(encoder: Any, tokens: int) -> None:
 
 def position_limit(encoder: Any) -> int:
     """The longest sequence that the encoder has positions for; `sys.maxsize` where positions are relative."""
-    config = encoder.config
-    if config.model_type in ("t5", "mt5", "umt5") or not getattr(config, "position_biased_input", True):
-        return sys.maxsize
-    # RoBERTa and its kin start counting positions after the padding index.
-    offset = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize) - offset
+    return positions(encoder.config) or sys.maxsize

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.quality.bertscore import bertscore, describe, load_scorer
+from data_pipeline.quality.bertscore import _token_limit, bertscore, describe, load_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "home", "."]
 
@@ -129,6 +131,23 @@ def test_long_text_is_cut_at_the_encoders_limit(tiny_bert: str) -> None:
     assert load_scorer(tiny_bert)._tokenizer.model_max_length == 32
     kept = " ".join(["cat", "dog"] * 15)  # 30 words and two specials fill the 32 positions
     assert bertscore([kept + " home" * 70], [kept], tiny_bert) == pytest.approx([1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "facts", "expected"),
+    [
+        (10**30, {"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        (10**30, {"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False}, 512),
+        (10**30, {"model_type": "t5"}, 512),
+        (131_072, {"model_type": "llama", "max_position_embeddings": 131_072}, 512),
+        (131_072, {"model_type": "qwen2", "max_position_embeddings": 32_768}, 32_768),
+        (77, {"model_type": "bert", "max_position_embeddings": 512}, 77),
+    ],
+)
+def test_a_text_is_cut_at_the_least_limit_and_at_512_where_none_is_near(
+    tokens: int, facts: dict[str, Any], expected: int
+) -> None:
+    assert _token_limit(SimpleNamespace(model_max_length=tokens), SimpleNamespace(**facts)) == expected
 
 
 def test_loads_once_and_says_with_what(tiny_bert: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from data_pipeline.quality.model_folder import (
     fingerprint,
     load_model,
     own_limit,
+    positions,
     require_model,
     token_limit,
 )
@@ -68,6 +70,26 @@ def test_the_least_limit_of_length_counts():
     assert token_limit(SimpleNamespace(model_max_length=77), SimpleNamespace(), 1024) == 77
     assert own_limit(tokenizer, SimpleNamespace(**vars(config), model_type="bert")) == 514
     assert own_limit(tokenizer, SimpleNamespace()) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False}, None),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": True}, 512),
+        ({"model_type": "t5"}, None),
+        ({"model_type": "mt5", "max_position_embeddings": 512}, None),
+        ({"model_type": "llama", "max_position_embeddings": 131072}, 131072),
+        ({"model_type": "mamba"}, None),
+    ],
+)
+def test_a_model_of_relative_positions_takes_any_length(facts: dict[str, Any], expected: int | None):
+    config = SimpleNamespace(**facts)
+    assert positions(config) == expected
+    assert own_limit(SimpleNamespace(model_max_length=10**30), config) == expected
+    assert own_limit(SimpleNamespace(model_max_length=100), config) == 100
 
 
 def test_a_fingerprint_is_of_the_content(tmp_path: Path):

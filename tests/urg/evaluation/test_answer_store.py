@@ -12,7 +12,8 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards import TokenizedExample
 from tests.urg.made_up import random_rows
-from urg.evaluation.answer_store import AnswerStore
+from urg.evaluation import answer_store
+from urg.evaluation.answer_store import VERSIONS, AnswerStore
 from urg.evaluation.answering import answer
 from urg.evaluation.config import EvaluateConfig
 from urg.systems import NEEDS, SYSTEMS, Answer
@@ -55,6 +56,28 @@ def test_a_system_that_does_not_say_depends_on_everything(monkeypatch: pytest.Mo
     assert "longest" in changed(config, replace(config, num_beams=2))
     first, second = (AnswerStore(Path("o"), replace(config, num_beams=n), ROWS, "q").key_of_all() for n in (1, 2))
     assert first != second
+
+
+def test_a_models_version_is_in_the_keys_of_what_it_has_a_part_in_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert answer_store.FORMAT == 3  # raised, every paid answer of every user is asked for again
+    named = {name: f"some/{name}" for name in ("reward_model", "gen_fuser", "simcls", "pair_ranker", "judge")}
+    config = EvaluateConfig(shards="x", output="y", folders=named)
+    store = AnswerStore(Path("out"), config, ROWS, "quality")
+    now = {name: store.key(name) for name in SYSTEMS}
+    fused = {"simcls_gen", "summareranker_gen", "llm_blender"}
+    for versions, expected in (
+        ({}, {"reward_model", *fused}),
+        ({**VERSIONS, "judge": 2}, {"judge_rank", "judge_fuse"}),
+    ):
+        monkeypatch.setattr(answer_store, "VERSIONS", versions)  # {}: as older versions made their keys
+        assert {name for name in SYSTEMS if store.key(name) != now[name]} == expected
+    without = AnswerStore(Path("out"), replace(config, folders={"judge": "x"}), ROWS, "quality")
+    monkeypatch.setattr(answer_store, "VERSIONS", {})
+    old = without.key_of_all()
+    monkeypatch.setattr(answer_store, "VERSIONS", VERSIONS)
+    assert without.key_of_all() == old
 
 
 class Flaky:

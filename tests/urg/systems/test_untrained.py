@@ -58,9 +58,11 @@ def test_pseudo_log_likelihoods_are_those_of_a_slow_loop(family: str, chunk: int
                     assert score < min(scores[n] for n, other in enumerate(example.texts) if other.strip())
 
 
-@pytest.mark.parametrize("labels", [1, 2])
-def test_rewards_are_those_of_each_pair_alone(labels: int) -> None:
-    model, tokenizer = made(AutoModelForSequenceClassification, "bert", num_labels=labels), bert_tokenizer()
+@pytest.mark.parametrize(("family", "labels", "positions"), [("bert", 1, 128), ("bert", 2, 128), ("deberta-v2", 1, 16)])
+def test_rewards_are_those_of_each_pair_alone(family: str, labels: int, positions: int) -> None:
+    """Whole: DeBERTa-v3 takes more tokens than its config has positions."""
+    changes = {"num_labels": labels, "max_position_embeddings": positions}
+    model, tokenizer = made(AutoModelForSequenceClassification, family, **changes), bert_tokenizer()
     reward = Reward(tokenizer, model, batch_tokens=40)
     with torch.inference_mode():
         for example, scores in zip(ROWS, rewards(reward, ROWS), strict=True):
