@@ -29,6 +29,7 @@ def overrides(prepared_set: Path) -> dict[str, Any]:
     """Trials of four steps of a tiny model from random weights, untracked."""
     values: dict[str, Any] = {f"model.scratch.{key}": value for key, value in SHAPE.items()}
     values |= {"model.base": None, "data.shards": str(prepared_set), "steps": 4, "batch.micro": 2}
+    values |= {"model.k": 3, "optim.lr": 1.5e-3}
     values |= {"eval.every": 2, "eval.rows": 2, "eval.max_new_tokens": 4, "engine.dtype": "fp32"}
     return values | {"engine.workers": 1, "tracking.uri": "off", "tracking.log_every": 1}
 
