@@ -137,7 +137,7 @@ class Ensemble:
 
     Memory: of a query the encoder's states of all its candidates are held, N·L·D numbers (3 kB a token of T5-base in
     fp32), for ranking and fusing read them; while its text is written also keys and values of the K that are fused, of
-    every layer (but on a CPU, of every beam too). All else is bounded, for any number of candidates and queries.
+    every layer (not on a CPU: of every beam, too). All else is bounded, for any number of candidates and queries.
     """
 
     def __init__(self, model: URG, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
