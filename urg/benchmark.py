@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "ranker_shape": "t5-small",
     "batches": (2,),
     "train_rows": 2,
-    "repeats": 3,
+    "repeats": 1,
     "new_tokens": 16,
     "stack_steps": 32,
 }

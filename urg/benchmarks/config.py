@@ -46,7 +46,7 @@ class BenchmarkConfig:
     threads: int | None = None
     """Torch threads on a CPU; null: one a core."""
     quick: bool = False
-    """A first answer within five minutes: small shapes, one batch size, three repeats, where they are not given."""
+    """A first answer within five minutes: small shapes, one batch size, one repeat, where they are not given."""
 
     def __post_init__(self) -> None:
         if min(self.n, self.train_rows, self.repeats, self.new_tokens, *self.batches) < 1 or not self.batches:
