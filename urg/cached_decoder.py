@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from urg.t5_layers import activated
+from urg.t5_layers import activated, fp32_norm, inner_layers
 
 
 class CachedDecoder:
@@ -80,15 +79,13 @@ def _read_candidates(part: Any, x_BTD: Tensor, states_BLD: Tensor, bias_BL: Tens
 
 
 def _feed_forward(part: Any, x_BTD: Tensor) -> Tensor:
-    """Gated (v1.1) or plain (v1.0)."""
     dense = part.DenseReluDense
     normed_BTD = _normed(part.layer_norm, x_BTD, dense.wo.weight.dtype)
-    layers = [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
-    return dense.wo(activated(dense.act, *(layer(normed_BTD) for layer in layers)))  # type: ignore[no-any-return]
+    return dense.wo(activated(dense.act, *(layer(normed_BTD) for layer in inner_layers(dense))))  # type: ignore[no-any-return]
 
 
 def _normed(layer: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], layer.weight.float(), layer.variance_epsilon).to(dtype)
+    return fp32_norm(layer, x).to(dtype)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

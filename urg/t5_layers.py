@@ -32,12 +32,17 @@ def self_attention(part: Any, x_SD: Tensor, runs: Runs, bias_HLL: Tensor) -> Ten
 def feed_forward(part: Any, x_SD: Tensor) -> Tensor:
     """A layer's last part: gated (v1.1) or plain (v1.0)."""
     dense = part.DenseReluDense
-    layers = [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
+    layers = inner_layers(dense)
     inner = normed_products(layers, part.layer_norm, x_SD)
     rate = dense.dropout.p if dense.training else 0.0
     kept_SF = [torch.empty_like(inner[0], dtype=torch.bool).bernoulli_(1 - rate)] if rate else []
     before = functools.partial(_activated_and_dropped, dense.act, len(layers), 1 - rate, dense.wo.weight.dtype)
     return x_SD + part.dropout(products([dense.wo], before, *inner, *kept_SF)[0])
+
+
+def inner_layers(dense: Any) -> list[Any]:
+    """The feed-forward part's first products: two where it is gated (v1.1), or one (v1.0)."""
+    return [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
 
 
 def _activated_and_dropped(act: Any, gates: int, share: float, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
@@ -65,6 +70,11 @@ def normed_products(layers: list[Any], norm_layer: Any, x_SD: Tensor) -> tuple[T
 def norm(layer: Any, x_SD: Tensor) -> Tensor:
     """T5's RMS norm."""
     return layer(x_SD) if is_partitioned(layer) else _norm(layer.variance_epsilon, x_SD, layer.weight)
+
+
+def fp32_norm(layer: Any, x: Tensor) -> Tensor:
+    """T5's RMS norm of an fp32 x, in fp32 whatever the dtype of its weight."""
+    return F.rms_norm(x, x.shape[-1:], layer.weight.float(), layer.variance_epsilon)
 
 
 def _norm(epsilon: float, x_SD: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urg.backbones.one_token import cross_attention, linear
@@ -21,6 +20,7 @@ from urg.encoder import encode_packed
 from urg.frozen_encoder import FrozenEncoder
 from urg.layout import Layout, gather
 from urg.products import is_partitioned, product
+from urg.t5_layers import fp32_norm
 
 
 class T5(Backbone):
@@ -156,7 +156,7 @@ def _norm(layer: Any, x_BD: Tensor) -> Tensor:
     """T5's RMS norm in fp32."""
     if is_partitioned(layer):
         return layer(x_BD).float()  # type: ignore[no-any-return]
-    return F.rms_norm(x_BD, x_BD.shape[-1:], layer.weight.float(), layer.variance_epsilon)
+    return fp32_norm(layer, x_BD)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
