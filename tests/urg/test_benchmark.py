@@ -36,7 +36,7 @@ from urg.benchmarks.rankers import (
     pair_lengths,
 )
 from urg.benchmarks.ranking import packed_ranker
-from urg.benchmarks.ratios import FUSED, RATIOS, ratios
+from urg.benchmarks.ratios import FUSED, NOT_RUN, RATIOS, ratios
 from urg.benchmarks.shapes import make_model
 from urg.benchmarks.tables import sheets
 from urg.benchmarks.training import VARIANTS, training_step
@@ -342,10 +342,11 @@ def test_scores_that_differ_cost_the_ratios_of_their_dtype(dtype: str, lacking: 
 
 
 def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:
-    result = {"ratios": {}, "missing": {"n_exponent": "its experiment was not run"}, "config": {"quick": True}}
-    (sheet,) = sheets(result)
-    assert sheet.groups[0].lines[0].cells == ("n_exponent", "missing: its experiment was not run")
+    missing = {"n_exponent": NOT_RUN, "train_vs_naive3": "not equal"}
+    (sheet,) = sheets({"ratios": {}, "missing": missing, "config": {"quick": True}})
+    assert [line.cells for line in sheet.groups[0].lines] == [("train_vs_naive3", "missing: not equal")]
     assert "no result" in sheet.notes[0]
+    assert sheet.notes[1] == "Not asked for here (--experiment): n_exponent."
 
 
 def test_quick_leaves_what_was_given() -> None:

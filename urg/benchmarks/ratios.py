@@ -8,6 +8,8 @@ from typing import Any
 
 from urg.benchmarks.config import SAME_ENCODER
 
+NOT_RUN = "its experiment was not run"
+"""Why a ratio is missing that nobody asked for."""
 TOLERANCE = 1e-5
 """Largest relative difference of scores, and of all gradients together, in fp32."""
 
@@ -51,7 +53,7 @@ RATIOS = (
 def ratios(parts: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
     """(ratios, why the others are missing) of the experiments that were run."""
     values = {key: value for name, part in parts.items() for key, value in _values(name, part).items()}
-    missing = {name: "its experiment was not run" for name in RATIOS if name not in values}
+    missing = {name: NOT_RUN for name in RATIOS if name not in values}
     for name, part in parts.items():
         for key, reason in _UNEQUAL[name](part).items() if name in _UNEQUAL else ():
             missing[key] = f"not equal: {reason}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from urg.benchmarks.config import SAME_ENCODER
+from urg.benchmarks.ratios import NOT_RUN
 from urg.evaluation.paper_tables import published, published_urg
 from urg.evaluation.sheet import NONE, Group, Line, Sheet
 
@@ -200,8 +201,11 @@ def _faults(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
 
 def _ratios(result: dict[str, Any]) -> Sheet:
     lines = [Line((name, f"{value:.3f}")) for name, value in result["ratios"].items()]
-    lines += [Line((name, f"missing: {reason}")) for name, reason in result["missing"].items()]
+    missing = result["missing"]
+    lines += [Line((name, f"missing: {reason}")) for name, reason in missing.items() if reason != NOT_RUN]
     notes = ["--quick: small shapes and few rows; a first answer, no result."] if result["config"]["quick"] else []
+    if left_out := [name for name, reason in missing.items() if reason == NOT_RUN]:
+        notes.append(f"Not asked for here (--experiment): {', '.join(left_out)}.")
     if machine := result.get("machine"):
         told = f"Commit {result['commit']}; {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         notes.append(
