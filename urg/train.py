@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,10 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
     Raises UserError for what the user can mend, and Stopped where the run was told to stop.
     """
     from data_pipeline.commit import locked
+    from urg.tracking import absolute_uri
     from urg.training.fuser_choice import require_predictions
     from urg.training.plan import Plan, open_data, require_base, training_and_dev, training_rows
+    from urg.training.state import Job
 
     config = with_absolute_paths(config)
     shards = open_data(config)
@@ -97,7 +100,9 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
             print(f"run {config.name} has already done its {plan.steps} steps; choose another --name for a new run.")
             return run / "model"
         print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
-        outcome = _fit(config, run, resume_from, {"data": str(shards.manifest["key"]), **(tags or {})})
+        all_tags = {"data": identity["data"], "git_commit": git_commit(), "system": config.system, **(tags or {})}
+        uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
+        outcome = _fit(Job(config, run, uri, resume_from, all_tags, identity["attempt"]))
     _require_finished(outcome, config, plan.steps)
     return run / "model"
 
@@ -131,13 +136,14 @@ def absolute_if_folder(name: str | None) -> str | None:
 
 
 def _identity(config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
-    """What a run is, as its folder keeps it: its settings, and what it reads by content."""
+    """What a run is, as its folder keeps it: its settings, what it reads by content, and this start of it."""
     from urg.training.fuser_choice import predictions_digests
 
     return {
         "config": _flat(config),
-        "data": shards.manifest["key"],
+        "data": str(shards.manifest["key"]),
         "predictions": predictions_digests(config),
+        "attempt": uuid.uuid4().hex,
     }
 
 
@@ -204,27 +210,24 @@ def _require_metric_of_ranking(config: TrainConfig) -> None:
 
 
 def _is_done(run: Path, steps: int) -> bool:
-    """Whether the run's last checkpoint is there and whole, and its model published."""
+    """Whether the run's last checkpoint is there and whole, its model measured and published."""
     from urg.training import checkpoints
 
     if checkpoints.last_step(run) < steps or not (run / "model").is_dir():
         return False
     newest, _ = checkpoints.newest_whole(checkpoints.newest_first(run))
-    return newest is not None and int(checkpoints.load_state(newest)["step"]) >= steps
+    stored = checkpoints.load_state(newest) if newest else {"step": -1}
+    return int(stored["step"]) >= steps and not stored.get("evaluation_due")
 
 
-def _fit(config: TrainConfig, run: Path, resume_from: Path | None, tags: Mapping[str, str]) -> Outcome:
+def _fit(job: Job) -> Outcome:
     """Start Ray Train and wait, showing the workers' log."""
     from urg.progress import follow
-    from urg.tracking import absolute_uri
-    from urg.training.state import Job
 
-    uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-    job = Job(config, run, uri, resume_from, {"git_commit": git_commit(), "system": config.system, **tags})
     # A process that is stopped has no watchdog that could end it: Ray asks each worker whether it lives.
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, config.engine.timeout_s)))
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600, job.config.engine.timeout_s)))
     finished = threading.Event()
-    follower = threading.Thread(target=follow, args=(run / "train.log", finished), daemon=True)
+    follower = threading.Thread(target=follow, args=(job.run / "train.log", finished), daemon=True)
     follower.start()
     try:
         return _through_failed_starts(job)

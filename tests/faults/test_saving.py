@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -60,7 +61,7 @@ class _Worker:
 
     def __init__(self, run: Path) -> None:
         config = TrainConfig(keep_checkpoints=2, eval=EvalConfig(metric="rougeL"))
-        self.job = SimpleNamespace(run=run, config=config, resume_from=None)
+        self.job = SimpleNamespace(run=run, config=config, resume_from=None, attempt="")
         self.log = SimpleNamespace(line=lambda text: None)
         self.state = TrainState()
         self.engine = _Engine(self.state)
@@ -194,6 +195,30 @@ def test_a_part_that_went_to_the_disk_of_another_node_ends_the_run_before_it_cou
         before.save(2)
     assert list(tmp_path.glob("checkpoint-*")) == [kept]
     assert worker().resume().step == 1
+
+
+@pytest.mark.parametrize("at", ["before", "between"])
+def test_workers_that_have_outlived_their_driver_change_nothing_once_the_run_is_started_anew(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Before a checkpoint, and between two parts of it."""
+    older, newer = worker(), worker()
+    newer.job.attempt = "the second"
+    older.save(2)
+
+    def start_anew() -> None:
+        (tmp_path / IDENTITY).write_text(json.dumps({"attempt": "the second"}))
+
+    if at == "before":
+        start_anew()
+    else:
+        monkeypatch.setattr(older.engine, "full_weights", lambda: start_anew() or {})
+    with pytest.raises(Refused, match="this start of the run writes no more"):
+        older.save(3)
+    assert (tmp_path / "model" / "weights").read_text() == "model of step 2"
+    newer.resume()
+    newer.save(1)  # as where the others were damaged
+    assert [folder.name.split("-")[1] for folder in checkpoints.newest_first(tmp_path)] == ["00000001"]
 
 
 @pytest.mark.parametrize("there", [None, "of another run"])

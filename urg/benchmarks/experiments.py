@@ -121,7 +121,7 @@ def _fuse(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
 
 def _stack(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     with _scratch(config) as work:
-        return measure_stack(work, config.stack_steps, torch.get_num_threads(), device)
+        return measure_stack(work, config.stack_steps, min(3, config.repeats), torch.get_num_threads(), device)
 
 
 def _faults(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import socket
 import statistics
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -19,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from urg.benchmarks.clock import Timing
+from urg.benchmarks.urg_train import STEP, command, processes
 
 ROWS = 16
 """Rows of a step and worker."""
@@ -30,7 +27,6 @@ WARM = 10
 for."""
 SHORT = 40
 """Steps of the runs that something happens to."""
-_STEP = re.compile(r"^step (\d+)/\d+  loss", re.MULTILINE)
 Moments = list[tuple[int, float]]
 """(step, when its line came), repeated steps again."""
 
@@ -44,7 +40,7 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
     """
     prepare = ["data_pipeline.prepare", "--config", "sample", "--output", str(work / "data")]
     sizes = ["--sample.train", str(2 * ROWS * steps), "--sample.dev", "8", "--sample.test", "8"]
-    subprocess.run(_command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
     kinds: dict[str, dict[str, Any]] = {
         "bare": {},
         "two_runs": {},
@@ -107,7 +103,7 @@ class _Run:
             "tracking.log_every": WARM,
         } | options
         arguments = [part for key, value in changed.items() for part in (f"--{key}", str(value))]
-        self.command = _command(["urg.train", "--config", "sample", *arguments])
+        self.command = command(["urg.train", "--config", "sample", *arguments])
         self.log, self.steps = work / "runs" / name / "train.log", steps
 
 
@@ -117,7 +113,7 @@ def _train(run: _Run, at: dict[int, Callable[[subprocess.Popen[bytes]], None]] |
     with subprocess.Popen(run.command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             text = run.log.read_text() if run.log.exists() else ""
-            now, found = time.perf_counter(), _STEP.findall(text)
+            now, found = time.perf_counter(), STEP.findall(text)
             moments += [(int(step), now) for step in found[seen:]]
             seen = len(found)
             if moments and moments[-1][0] in due:
@@ -144,7 +140,7 @@ def _outage(work: Path, steps: int) -> dict[str, float]:
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (work / "server.log").open("w") as log:
         process = subprocess.Popen(
-            _command(server), stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
+            command(server), stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", process)
@@ -177,12 +173,12 @@ def _recovery(work: Path, steps: int) -> dict[str, float]:
     seen: dict[str, float] = {}
 
     def kill(driver: subprocess.Popen[bytes]) -> None:
-        old, killed = _workers(driver.pid), time.perf_counter()
+        old, killed = processes(driver.pid)[0], time.perf_counter()
         stages: dict[str, Callable[[str], bool]] = {
             "old_workers_ended": lambda log: not any(worker.is_running() for worker in old),
-            "new_worker_started": lambda log: bool(set(_workers(driver.pid)) - set(old)),
+            "new_worker_started": lambda log: bool(set(processes(driver.pid)[0]) - set(old)),
             "checkpoint_loaded": lambda log: "resuming from" in log,
-            "next_step": lambda log: bool(_STEP.search(log.partition("resuming from")[2])),
+            "next_step": lambda log: bool(STEP.search(log.partition("resuming from")[2])),
         }
         old[-1].kill()
         while len(seen) < len(stages):
@@ -195,19 +191,3 @@ def _recovery(work: Path, steps: int) -> dict[str, float]:
 
     _train(run, {12: kill})
     return seen
-
-
-def _workers(driver: int) -> list[psutil.Process]:
-    """Ray Train's workers among the descendants of a process."""
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if "TrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def _command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", *arguments]

@@ -2,56 +2,55 @@
 
 Both train the sample's model in fp32 on the same batches of the generated sample, in the same order, with AdamW and
 clipping, on a GPU where there is one. The clock of `urg.train` is the wall's, from its first logged step to its last,
-with all that lies between: data, logging, tracking, and a checkpoint.
+with all that lies between: data, logging, tracking, and a checkpoint. Beside it the processor's time, of the worker and
+of all other processes, most of them Ray's: where these have no core of their own, the worker waits for them.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
-import sys
 import time
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from urg.benchmarks.clock import synchronize
+from urg.benchmarks.clock import Timing, synchronize
+from urg.benchmarks.urg_train import STEP, command, processes
 
 ROWS = 16
 """Rows of a step."""
-_STEP = re.compile(r"^step (\d+)/\d+  loss")
 
 
-def measure_stack(work: Path, steps: int, threads: int, device: torch.device) -> dict[str, Any]:
+def measure_stack(work: Path, steps: int, repeats: int, threads: int, device: torch.device) -> dict[str, Any]:
     """Seconds a step of both, over the steps from the first logged one to the last. work: an empty folder.
 
-    The bare loop runs before and after, so that a machine that grows busier shows.
+    The two take turns, `repeats` times, with the bare loop once more at the end: medians, and the spread of each.
     """
     prepare = ["data_pipeline.prepare", "--config", "sample", "--output", str(work / "data")]
     sizes = ["--sample.train", str(ROWS * steps), "--sample.dev", "8", "--sample.test", "8"]
-    subprocess.run(_command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
     every = max(1, steps // 8)
-    arguments = _arguments(work, steps, every, threads, device)
-    before = _bare(arguments, steps, every, device)
-    stack = _train(arguments, steps, every)
-    after = _bare(arguments, steps, every, device)
-    mean = (before + after) / 2
-    bare = {
-        "bare_seconds": mean,
-        "bare_seconds_before_and_after": [before, after],
-        "spread": abs(after - before) / mean,
-    }
-    return {"steps": steps - every, "stack_seconds": stack, **bare}
+    found: dict[str, list[float]] = defaultdict(list)
+    for repeat in range(repeats + 1):
+        arguments = _arguments(work, f"stack-{repeat}", steps, every, threads, device)
+        for name, seconds in _bare(arguments, steps, every, device).items():
+            found[name].append(seconds)
+        if repeat < repeats:
+            for name, seconds in _train(arguments, steps, every).items():
+                found[name].append(seconds)
+    medians = {name: Timing(tuple(values)).median for name, values in found.items()}
+    spread = {name: Timing(tuple(found[name])).spread for name in ("stack_seconds", "bare_seconds")}
+    return {"steps": steps - every, **medians, "spread": spread}
 
 
-def _command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", *arguments]
-
-
-def _arguments(work: Path, steps: int, every: int, threads: int, device: torch.device) -> list[str]:
+def _arguments(work: Path, name: str, steps: int, every: int, threads: int, device: torch.device) -> list[str]:
     """What both train, as options of `urg.train`."""
     changed = {
+        "name": name,
         "storage": work / "runs",
         "data.shards": work / "data",
         "steps": steps,
@@ -68,21 +67,35 @@ def _arguments(work: Path, steps: int, every: int, threads: int, device: torch.d
     return ["--config", "sample", *(part for key, value in changed.items() for part in (f"--{key}", str(value)))]
 
 
-def _train(arguments: list[str], steps: int, every: int) -> float:
-    """Seconds a step of `urg.train`, by when its lines come."""
-    moments: dict[int, float] = {}
-    process = subprocess.Popen(_command(["urg.train", *arguments]), stdout=subprocess.PIPE, text=True)
+def _train(arguments: list[str], steps: int, every: int) -> dict[str, float]:
+    """Seconds a step of `urg.train`, by when its lines come, and the processor's, of its worker and of the others."""
+    moments: dict[int, tuple[float, ...]] = {}
+    process = subprocess.Popen(command(["urg.train", *arguments]), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if found := _STEP.match(line):
-            moments[int(found[1])] = time.perf_counter()
+        if (found := STEP.match(line)) and int(found[1]) in (every, steps):
+            now = time.perf_counter()
+            moments[int(found[1])] = (now, *map(_processor_seconds, processes(process.pid)))
     if process.wait():
         raise RuntimeError(f"urg.train ended with code {process.returncode}.")
-    return (moments[steps] - moments[every]) / (steps - every)
+    names = ("stack_seconds", "worker_processor_seconds", "other_processor_seconds")
+    spent = zip(names, moments[every], moments[steps], strict=True)
+    return {name: (end - start) / (steps - every) for name, start, end in spent}
 
 
-def _bare(arguments: list[str], steps: int, every: int, device: torch.device) -> float:
-    """Seconds a step of the loop that one would write without all of it: the same model, batches and losses."""
+def _processor_seconds(processes: list[psutil.Process]) -> float:
+    """What these have used so far, those that have ended left out."""
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _bare(arguments: list[str], steps: int, every: int, device: torch.device) -> dict[str, float]:
+    """Seconds a step, and the processor's, of the loop that one would write without all of it: the same model, batches
+    and losses."""
     from data_pipeline.cli import parse_config
     from urg.batching import Cursor, GlobalBatches
     from urg.config import PRESETS, TrainConfig
@@ -96,7 +109,7 @@ def _bare(arguments: list[str], steps: int, every: int, device: torch.device) ->
     batches, plan, cursor = GlobalBatches(len(split), ROWS, config.seed), Plan.of(config, len(split)), Cursor()
     task.module.to(device)
     optimizer = torch.optim.AdamW(task.module.parameters(), weight_decay=0.0)
-    started = 0.0
+    started, used = 0.0, 0.0
     for step in range(1, steps + 1):
         rows, cursor = batches.at(cursor)
         batch = task.batch(Share([split[int(row)] for row in rows], rows, step, 0), device)
@@ -107,6 +120,7 @@ def _bare(arguments: list[str], steps: int, every: int, device: torch.device) ->
         optimizer.zero_grad(set_to_none=True)
         if step == every:
             synchronize(device)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
     synchronize(device)
-    return (time.perf_counter() - started) / (steps - every)
+    spent = {"bare_seconds": time.perf_counter() - started, "bare_processor_seconds": time.process_time() - used}
+    return {name: seconds / (steps - every) for name, seconds in spent.items()}

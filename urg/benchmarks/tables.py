@@ -142,12 +142,16 @@ def _seconds(title: str, part: dict[str, Any], *notes: str, peaks: dict[str, str
 
 
 def _stack(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:
-    lines = [Line(("urg.train, one worker", f"{part['stack_seconds']:.4f}"))]
-    lines.append(Line(("bare loop", f"{part['bare_seconds']:.4f}")))
-    moments = " and ".join(f"{value:.4f}" for value in part["bare_seconds_before_and_after"])
-    note = f"Wall clock, a checkpoint and logging included; the bare loop before and after: {moments}, a spread of "
-    note += f"{part['spread']:.0%}."
-    return [_sheet(f"Seconds a step over {part['steps']} steps", ("loop", "seconds"), lines, note)]
+    def line(name: str, what: str, of: str) -> Line:
+        return Line(
+            (name, *(f"{part[f'{key}_seconds']:.4f}" for key in (what, of)), f"{part['spread'][f'{what}_seconds']:.0%}")
+        )
+
+    head = ("loop", "seconds", "processor's seconds", "spread")
+    lines = [line("urg.train, one worker", "stack", "worker_processor"), line("bare loop", "bare", "bare_processor")]
+    note = "Wall clock, a checkpoint and logging included. Beside the worker the other processes, most of them Ray's, "
+    note += f"use {part['other_processor_seconds']:.4f} s of the processor a step."
+    return [_sheet(f"Seconds a step over {part['steps']} steps", head, lines, note)]
 
 
 def _complexity(part: dict[str, Any], result: dict[str, Any]) -> list[Sheet]:

@@ -32,24 +32,35 @@ class DevSet:
         self.text_metrics = TextMetrics({"bertscore": MetricModel(encoder)} if encoder else {})
 
     @torch.inference_mode()
-    def evaluate(self, task: Task, device: torch.device, progressed: Callable[[], None]) -> dict[str, float]:
+    def evaluate(self, task: Task, device: torch.device, goes_on: Callable[[], bool]) -> dict[str, float] | None:
         """Means over the dev rows: text metrics of the answers, and the ranking's metrics against the label.
         Collective.
 
-        progressed: called after each batch. `label` is the mean label of the top pick. A metric that no row defines is
-        absent.
+        goes_on: called after each batch on all workers, and the same on all; where it is false that is the end, and
+        there are no metrics. `label` is the mean label of the top pick. A metric that no row defines is absent.
         """
         task.module.eval()
+        try:
+            judged = self._judged(task, device, goes_on)
+        finally:
+            task.module.train()
+        if judged is None:
+            return None
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self._measure(judged))
+        return _means(gathered)
+
+    def _judged(
+        self, task: Task, device: torch.device, goes_on: Callable[[], bool]
+    ) -> list[tuple[TokenizedExample, Judged]] | None:
         judged: list[tuple[TokenizedExample, Judged]] = []
         for i in range(self.passes):
             own = self.own[i * self.config.eval.batch : (i + 1) * self.config.eval.batch]
             examples = [self.split[row] for row in own or [0]]
             judged += list(zip(examples, task.judge(examples, device), strict=True))[: len(own)]
-            progressed()
-        task.module.train()
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._measure(judged))
-        return _means(gathered)
+            if not goes_on():
+                return None
+        return judged
 
     def _measure(self, judged: list[tuple[TokenizedExample, Judged]]) -> dict[str, list[float]]:
         """Each metric's value for each row; NaN where a row does not define it."""

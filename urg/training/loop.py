@@ -129,22 +129,30 @@ class Trainer:
             return self._fit(ahead)
 
     def _fit(self, ahead: Iterator[MicroBatch]) -> Outcome:
-        notice, evaluates, saves = Notice.GO_ON, False, False
-        while self.state.step < self.plan.steps:
+        self.notice, saves = Notice.GO_ON, self.state.evaluation_due
+        while saves or self.state.step < self.plan.steps:
+            last = self.state.step == self.plan.steps
+            if saves and (last or not self.non_finite.in_a_row):  # else put off: the weights may be beyond repair
+                self.saver.write(self.state, self._evaluate_if_due())
+                if self.notice and self._stops_on(self.notice):
+                    return Outcome(stopped_at=self.state.step)
+                self.notice, saves = Notice.GO_ON, self.state.evaluation_due
+                continue
             self._train_step(ahead)
             step, last = self.state.step, self.state.step == self.plan.steps
             if step % self.config.tracking.log_every == 0 or last:
                 self._log_window()
-            notice = max(notice, self.notices.after_step())
-            evaluates |= step % self.config.eval.every == 0 or last
-            saves |= evaluates or bool(notice) or self._is_due(step)
-            if saves and (last or not self.non_finite.in_a_row):  # else put off: the weights may be beyond repair
-                self.saver.write(self.state, self._evaluate() if evaluates else {})
-                if notice and not last and self._stops_on(notice):
-                    return Outcome(stopped_at=step)
-                notice, evaluates, saves = Notice.GO_ON, False, False
+            self._listen()
+            self.state.evaluation_due |= step % self.config.eval.every == 0 or last
+            saves |= self.state.evaluation_due or bool(self.notice) or self._is_due(step)
         self.tracker.log_artifact(self.job.run / "model" / CARD_FILE)
         return Outcome()
+
+    def _listen(self) -> bool:
+        """Take in what the workers were told; whether that is nothing since the last checkpoint. Collective."""
+        self.watchdog.moved()
+        self.notice = max(self.notice, self.notices.after_step())
+        return not self.notice
 
     def _is_due(self, step: int) -> bool:
         return bool(self.config.checkpoint_every) and step % int(self.config.checkpoint_every or 1) == 0
@@ -175,7 +183,6 @@ class Trainer:
         self.state.step, self.state.cursor = step, micro.after
         self.window.end_step(time.perf_counter() - started)
         self.non_finite.check(step, self.engine.skipped_steps, last=step == self.plan.steps)
-        self.watchdog.moved()
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         """All that is left of the run. Another thread goes through it, so that it reads the state at first only."""
@@ -213,10 +220,23 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
         self.log.line(f"step {step}/{self.plan.steps}  loss {loss:.4f}  {shown}  {values['tokens_per_s']:.0f} tokens/s")
 
-    def _evaluate(self) -> dict[str, float]:
-        """Measure the dev split; note in the state where the model is the best so far. Of a run that measures the part
-        that cross-validation holds out, the newest counts as that: what is tested on must not choose."""
-        metrics, step = self.dev.evaluate(self.task, self.engine.device, self.watchdog.moved), self.state.step
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """Metrics of the dev split, where they are due. A notice puts them off, even in their midst, until the
+        checkpoint, which must be in time, is written: there or where it is resumed they are measured at the same
+        step."""
+        if not self.state.evaluation_due or self.notice:
+            return {}
+        metrics = self.dev.evaluate(self.task, self.engine.device, self._listen)
+        if metrics is None:
+            return {}
+        self.state.evaluation_due = False
+        self._take(metrics)
+        return metrics
+
+    def _take(self, metrics: dict[str, float]) -> None:
+        """Log what dev has measured, and note in the state where the model is the best so far. Of a run that measures
+        the part that cross-validation holds out, the newest counts as that: what is tested on must not choose."""
+        step = self.state.step
         score, newest = metrics.get(self.config.eval.metric, UNDEFINED), self.config.data.measures_held_out
         # Where no metric is defined, the newest.
         if newest or self.state.best_metric is None or score >= self.state.best_metric:
@@ -226,7 +246,6 @@ class Trainer:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             best = "  (best so far)" if self.state.best_step == step and not newest else ""
             self.log.line(f"step {step}/{self.plan.steps}  dev: {shown}{best}")
-        return metrics
 
     def start_tracking(self) -> Tracker | str:
         """MLflow from rank 0, a tracker that is off elsewhere; or why there can be none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -99,7 +100,7 @@ class Saver:
         folder = Path(str(name[0]))
         own: checkpoints.Entries = {}
         try:
-            self._together(folder, lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
+            self._together(folder, lambda: self._begin(folder))
             self._together(folder, lambda: own.update(checkpoints.entries(folder, self.engine.save(folder))))
             known = _merged(own)
             weights = self.engine.full_weights()
@@ -113,8 +114,27 @@ class Saver:
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
-        if self.rank == 0:
+        if self.rank == 0 and self._is_ours():
             checkpoints.retain(self.job.run, folder, self.job.config.keep_checkpoints)
+
+    def _begin(self, folder: Path) -> None:
+        self._require_ours()
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+
+    def _require_ours(self) -> None:
+        """Raise Refused where the run has been started anew: the workers of a driver that was killed train on until Ray
+        ends them, on a node that is cut off for a minute, and must change nothing of what the newer ones write."""
+        if self.rank == 0 and not self._is_ours():
+            raise Refused(f"the same command was given again for {self.job.run}: this start of the run writes no more.")
+
+    def _is_ours(self) -> bool:
+        """Whether this start of the run is the last one. Where the storage does not answer well nobody else has
+        taken it."""
+        try:
+            text = (self.job.run / IDENTITY).read_text()
+            return bool((json.loads(text) if text else {}).get("attempt", "") == self.job.attempt)
+        except (OSError, ValueError):
+            return True
 
     def _write_model(
         self, folder: Path, weights: dict[str, Tensor], state: TrainState, metrics: dict[str, float]
@@ -125,6 +145,7 @@ class Saver:
             (folder / "model" / CARD_FILE).write_text(self.task.card(state.step, metrics))
 
     def _finish(self, folder: Path, state: TrainState, metrics: dict[str, float], known: checkpoints.Entries) -> None:
+        self._require_ours()
         if self.rank == 0:
             checkpoints.commit(folder, state.to_json(), self.world, known)
             ray_metrics.checkpoint_written(self.job.config.name)

@@ -16,7 +16,7 @@ RESUMES = 75
 """Exit code of a run that stopped on notice and that the same command resumes (EX_TEMPFAIL: try again)."""
 
 IDENTITY = "run.json"
-"""What the driver writes into a run's folder before its workers start: its configuration and its data."""
+"""What the driver writes into a run's folder before its workers start: its configuration, its data, and `attempt`."""
 
 
 class Refused(Exception):
@@ -47,6 +47,8 @@ class TrainState:
     best_metric: float | None = None
     best_step: int = 0
     tokens: int = 0
+    evaluation_due: bool = False
+    """Whether the dev split is still to be measured at this step."""
 
     def to_json(self) -> dict[str, Any]:
         """As it is written to train_state.json."""
@@ -68,3 +70,5 @@ class Job:
     tracking_uri: str
     resume_from: Path | None
     tags: dict[str, str]
+    attempt: str = ""
+    """By which the run's folder tells this start of the run from another."""

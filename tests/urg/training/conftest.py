@@ -97,9 +97,10 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         (folder / UNTIL_STOPPED).touch()
         written_by_a_driver = (folder / IDENTITY).exists()
         (folder / IDENTITY).touch()
+        attempt = json.loads((folder / IDENTITY).read_text() or "{}").get("attempt", "")
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
         (folder / "job.pickle").write_bytes(
-            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}), wrap))
+            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}, attempt), wrap))
         )
         (port,) = free_ports(1)
         limited = ["prlimit", f"--fsize={limit}"] if limit else []

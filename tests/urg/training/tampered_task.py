@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from urg.training.task import Share, Task
+from data_pipeline.shards import TokenizedExample
+from urg.training.task import Judged, Share, Task
 
 
 class Tampered:
@@ -76,3 +78,12 @@ class RowsRecorded(Tampered):
         with (self.folder / f"rank-{dist.get_rank()}.jsonl").open("a") as file:
             file.write(json.dumps({"process": os.getpid(), "step": share.step, "rows": rows}) + "\n")
         return self.task.terms(forward, batch, counts)
+
+
+class SlowToJudge(Tampered):
+    """A second and a half for a batch of dev rows."""
+
+    def judge(self, examples: Sequence[TokenizedExample], device: torch.device) -> list[Judged]:
+        """The task's."""
+        time.sleep(1.5)
+        return self.task.judge(examples, device)

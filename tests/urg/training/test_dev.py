@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from unittest.mock import MagicMock
 
 import numpy as np
+import pytest
+import torch
 
 from data_pipeline.shards import ShardSet
 from urg.config import TrainConfig
@@ -31,3 +34,17 @@ def test_a_row_whose_scores_are_no_numbers_has_no_ranking_and_spoils_no_mean(
         assert part[metric][1] == whole[metric][1]
         assert _means([part])[metric] == whole[metric][1]
     np.testing.assert_array_equal(part["rougeL"], whole["rougeL"])
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_evaluation_that_is_told_not_to_go_on_ends_after_its_batch(
+    make_config: Callable[..., TrainConfig], batches: int
+) -> None:
+    config = make_config(eval__metric="label", eval__batch=1)
+    task, answers = MagicMock(), iter([True] * (batches - 1) + [False])
+    task.judge.side_effect = lambda rows, device: [Judged(None, "")] * len(rows)
+    dev = DevSet(config, ShardSet.open(config.data.shards), 0, 1)
+    assert dev.passes == 3
+    assert dev.evaluate(task, torch.device("cpu"), lambda: next(answers)) is None
+    assert task.judge.call_count == batches
+    assert [call[0] for call in task.module.method_calls] == ["eval", "train"]

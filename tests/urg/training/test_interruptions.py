@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.urg.training.tampered_task import SlowToJudge
 from urg.config import TrainConfig
 from urg.train import main, train
+from urg.training.evaluations import read_evaluations
 from urg.training.notices import UNTIL_STOPPED
 from urg.training.state import RESUMES, Outcome, Stopped
 
@@ -94,6 +96,22 @@ def test_sigterm_to_the_driver_writes_a_checkpoint_that_the_same_command_resumes
     assert ended.value.code == RESUMES == 75
     assert "the same command resumes it" in capsys.readouterr().err
     _require_goes_on(config, 1, undisturbed)
+
+
+def test_a_stop_in_the_midst_of_an_evaluation_does_not_wait_for_its_end(
+    make_run: Make, run_workers: Callable[..., list[Outcome | None]]
+) -> None:
+    """It is heard after a batch or two of each worker's three; when the run goes on all are measured, at that step."""
+    options = {"steps": 6, "eval__every": 6, "eval__rows": 6, "eval__batch": 1}
+    config, calm = make_run("evaluates", **options), make_run("undisturbed", **options)
+    run = Path(config.storage) / config.name
+    _after(run, 6, (run / UNTIL_STOPPED).unlink)
+    assert run_workers(config, wrap=SlowToJudge) == [Outcome(stopped_at=6)] * 2
+    assert read_evaluations(run) == []
+    assert run_workers(config) == run_workers(calm) == [Outcome()] * 2
+    [measured], [expected] = read_evaluations(run), read_evaluations(Path(calm.storage) / calm.name)
+    assert (measured.step, measured.metrics) == (6, expected.metrics)
+    assert (run / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.exhaustive

@@ -3,8 +3,10 @@ test_runs.py."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -40,16 +42,12 @@ def test_the_part_that_is_tested_on_does_not_choose_the_model() -> None:
 
 def best_step(config: TrainConfig, found: Sequence[float | None]) -> int:
     """The evaluation, from 1, whose model is kept."""
-    answers = iter([{} if value is None else {"label": value} for value in found])
     trainer = Trainer.__new__(Trainer)  # of a worker that is not rank 0, without engine and data
     trainer.config = config
-    trainer.state, trainer.rank, trainer.task = TrainState(), 1, SimpleNamespace()  # type: ignore[assignment]
-    trainer.engine = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
-    trainer.dev = SimpleNamespace(evaluate=lambda *_: next(answers))  # type: ignore[assignment]
-    trainer.watchdog = SimpleNamespace(moved=None)  # type: ignore[assignment]
-    for step in range(1, len(found) + 1):
+    trainer.state, trainer.rank = TrainState(), 1
+    for step, value in enumerate(found, 1):
         trainer.state.step = step
-        trainer._evaluate()
+        trainer._take({} if value is None else {"label": value})
     return trainer.state.best_step
 
 
@@ -126,6 +124,51 @@ def test_a_loop_that_was_stopped_goes_on_with_what_an_undisturbed_one_has(stoppe
     (maker,) = whole.makers
     assert maker is not threading.current_thread()
     assert not any(thread.is_alive() for thread in whole.makers | before.makers | after.makers)
+
+
+@pytest.mark.parametrize("heard", ["at the step", "in its midst"])
+@pytest.mark.parametrize("step", [4, STEPS])
+def test_a_notice_puts_the_evaluation_off_until_the_checkpoint_is_written(step: int, heard: str) -> None:
+    """Where the run goes on it is made up for at the same step, before another step, and then never again."""
+    before, after = trainer_of(Recorded()), Recorded()
+    before.config = after_config = dataclasses.replace(before.config, eval=EvalConfig(metric="label", every=4))
+    told = {"at the step": 0, "in its midst": 2}[heard]
+    asked: list[int] = []
+
+    def after_step() -> Notice:
+        asked.append(before.state.step)
+        return Notice.STOP if asked.count(step) > told else Notice.GO_ON
+
+    before.notices.after_step.side_effect = after_step  # type: ignore[attr-defined]
+    before.dev.evaluate.side_effect = evaluation  # type: ignore[attr-defined]
+    assert before.fit(MagicMock()) == Outcome(stopped_at=step)
+    saved = [(call.args[0].step, call.args[1]) for call in before.saver.write.call_args_list]  # type: ignore[attr-defined]
+    assert saved[-1] == (step, {})
+    assert before.state.evaluation_due
+    stored = TrainState.from_json(json.loads(json.dumps(before.state.to_json())))
+    resumed = trainer_of(after, stored)
+    resumed.config = after_config
+    resumed.dev.evaluate.side_effect = evaluation  # type: ignore[attr-defined]
+    trained: list[int] = []
+    resumed.saver.write.side_effect = lambda state, metrics: trained.append(len(after.trained))  # type: ignore[attr-defined]
+    assert resumed.fit(MagicMock()) == Outcome()
+    assert trained[0] == 0
+    assert [call.args[1] for call in resumed.saver.write.call_args_list] == [{"label": 0.5}] * (1 + (step < STEPS))  # type: ignore[attr-defined]
+    assert not resumed.state.evaluation_due
+
+
+def evaluation(task: Any, device: Any, goes_on: Callable[[], bool]) -> dict[str, float] | None:
+    """Three batches."""
+    return {"label": 0.5} if all(goes_on() for _ in range(3)) else None
+
+
+def test_a_node_that_goes_has_its_checkpoint_before_the_evaluation_and_the_run_goes_on() -> None:
+    trainer = trainer_of(Recorded())
+    notices = iter([Notice.GO_ON] * (STEPS - 1) + [Notice.CHECKPOINT])
+    trainer.notices.after_step.side_effect = lambda: next(notices, Notice.GO_ON)  # type: ignore[attr-defined]
+    trainer.dev.evaluate.side_effect = evaluation  # type: ignore[attr-defined]
+    assert trainer.fit(MagicMock()) == Outcome()
+    assert [call.args[1] for call in trainer.saver.write.call_args_list] == [{}, {"label": 0.5}]  # type: ignore[attr-defined]
 
 
 def test_an_error_in_making_a_batch_ends_the_loop_at_its_step() -> None:
