@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import importlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -20,23 +22,34 @@ from datetime import UTC, datetime
 METADATA = "http://169.254.169.254"
 """Where both clouds have it."""
 NOTICE_SECONDS = {"aws": 120.0, "gcp": 30.0}
+"""How long before the end it is announced."""
+LOOK_EVERY_S = 2.0
 PART_FOR_THE_TRAINING = 0.75
 """Of the time that is left. At the deadline Ray Train ends the workers, which it can while the node is still there."""
+RAY_ANSWERS_S = 15.0
+"""How long `ray drain-node` may take, most of it for its imports, before it is tried again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look for a notice until there is one and the node is drained; returns 0."""
+    """Look for a notice until there is one and the node is drained; returns 0. Whatever hinders it is tried again."""
     parser = argparse.ArgumentParser(prog="cluster.drain_on_notice", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("cloud", choices=NOTICE_SECONDS)
     parser.add_argument(
         "--metadata", default=METADATA, metavar="URL", help="the metadata service (default: %(default)s)"
     )
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument("--every", type=float, default=LOOK_EVERY_S, metavar="SECONDS", help="between two looks")
     options = parser.parse_args(argv)
     look = {"aws": seconds_left_on_aws, "gcp": seconds_left_on_gcp}[options.cloud]
-    while (left := look(options.metadata)) is None or not drain(max(1, int(left * PART_FOR_THE_TRAINING))):
+    importlib.import_module("ray")  # takes seconds, which there are now and will not be then
+    end = math.inf
+    while True:
+        left = look(options.metadata)
+        if left is not None:
+            # It may have been announced just after the look before. Google Cloud says the same at every look.
+            end = min(end, time.monotonic() + left - options.every)
+            if drain(end):
+                return 0
         time.sleep(options.every)
-    return 0
 
 
 def seconds_left_on_aws(metadata: str) -> float | None:
@@ -59,26 +72,35 @@ def seconds_left_on_gcp(metadata: str) -> float | None:
     return NOTICE_SECONDS["gcp"] if said == "TRUE" else None
 
 
-def drain(seconds: int) -> bool:
-    """Have Ray drain the node that this runs on, which is gone after `seconds`; whether Ray was there and will."""
+def drain(end: float) -> bool:
+    """Have Ray drain the node that this runs on, which is gone at `end` (of time.monotonic); whether it will."""
     try:
         node, address = own_node()
-    except (ConnectionError, RuntimeError) as error:
-        print(f"this machine will be taken away, and Ray cannot be told: {error}", file=sys.stderr, flush=True)
+        command = ["ray", "drain-node", f"--address={address}", f"--node-id={node}"]
+        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the cloud takes the machine away"]
+        seconds = max(1, int((end - time.monotonic()) * PART_FOR_THE_TRAINING))
+        _say(f"this machine will be taken away: draining node {node} within {seconds} s")
+        command += [f"--deadline-remaining-seconds={seconds}"]
+        return subprocess.run(command, timeout=RAY_ANSWERS_S).returncode == 0
+    except Exception as error:  # Ray's own are of no common kind, and nobody starts this again
+        _say(f"this machine will be taken away, and Ray cannot be told: {type(error).__name__}: {error}")
         return False
-    print(f"{datetime.now(UTC):%H:%M:%S} this machine will be taken away: draining node {node}", flush=True)
-    command = ["ray", "drain-node", f"--address={address}", f"--node-id={node}"]
-    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the cloud takes the machine away"]
-    return subprocess.run([*command, f"--deadline-remaining-seconds={seconds}"]).returncode == 0
 
 
 def own_node() -> tuple[str, str]:
     """(the id of the node that this runs on, the address of its cluster), as Ray knows them."""
     import ray
 
-    with ray.init(address="auto", log_to_driver=False):
+    try:
+        ray.init(address="auto", log_to_driver=False)
         context = ray.get_runtime_context()
         return str(context.get_node_id()), str(context.gcs_address)
+    finally:
+        ray.shutdown()
+
+
+def _say(what: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {what}", file=sys.stderr, flush=True)
 
 
 def _answer(url: str, headers: dict[str, str], method: str = "GET") -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -111,6 +113,103 @@ def test_google_clouds_driver_is_waited_for_before_ray_looks_for_gpus(
     if not code:
         asked = len(tries.read_text()) if tries.exists() else 0
         assert asked == (driver_after + 1 if vendor == "0x10de" else 0)
+
+
+def tool(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("there", [(), ("docker",), ("docker", "nvidia-container-runtime", "nvidia-ctk")])
+def test_google_clouds_machine_gets_what_it_lacks_of_docker_and_nvidias_runtime(
+    there: tuple[str, ...], gpu: bool, tmp_path: Path
+) -> None:
+    commands = [
+        line for line in loaded("cluster/gcp.yaml")["initialization_commands"] if "docker" in line or "nvidia-c" in line
+    ][:3]
+    device = tmp_path / "devices" / "0000:00:04.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n" if gpu else "0x1af4\n")
+    tools, done = tmp_path / "tools", tmp_path / "done"
+    note = f'echo "$(basename "$0") $*" >> {done}; '
+    for name in ("apt-get", "usermod", "gpg", "systemctl"):
+        tool(tools, name, note)
+    runs = f"[ -e {tmp_path}/configured ] && echo nvidia-container-runtime || echo runc"
+    made = {
+        "docker.io": [("docker", runs)],
+        "nvidia-container-toolkit": [
+            ("nvidia-container-runtime", ""),
+            ("nvidia-ctk", f"{note} touch {tmp_path}/configured"),
+        ],
+    }
+    scripts = dict(each for parts in made.values() for each in parts)
+    for name in there:
+        tool(tools, name, scripts[name])
+    if "nvidia-ctk" in there:
+        (tmp_path / "configured").touch()
+    for name, parts in made.items():  # what a package brings is there once it has been installed
+        for part, script in parts:
+            tool(tmp_path / name, part, script)
+    tool(
+        tools,
+        "apt-get",
+        f'{note} for p in {" ".join(made)}; do case "$*" in *"$p"*) cp {tmp_path}/$p/* {tools}/ ;; esac; done',
+    )
+    tool(tools, "sudo", 'exec "$@"')
+    tool(tools, "tee", "cat > /dev/null")
+    tool(tools, "curl", "echo key")
+    for name in ("basename", "cat", "cp", "grep", "id", "touch", "sh"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    for _ in range(2):  # the second time there is nothing to do
+        before = done.read_text() if done.exists() else ""
+        for command in commands:
+            line = command.replace("/sys/bus/pci", str(tmp_path))
+            subprocess.run(["/bin/bash", "-c", f"true && (export A=b; {line})"], env={"PATH": str(tools)}, check=True)
+    said = done.read_text() if done.exists() else ""
+    assert said == before
+    assert ("install -y -qq docker.io" in said) == ("docker" not in there)
+    assert ("usermod -aG docker" in said) == ("docker" not in there)
+    lacks = gpu and "nvidia-ctk" not in there
+    assert ("install -y -qq nvidia-container-toolkit" in said) == lacks
+    assert ("systemctl restart docker" in said) == lacks
+
+
+def test_google_clouds_image_is_of_a_family_that_names_its_driver() -> None:
+    """The families without that suffix are gone."""
+    for kind in loaded("cluster/gcp.yaml")["available_node_types"].values():
+        (disk,) = kind["node_config"]["disks"]
+        family = disk["initializeParams"]["sourceImage"].rpartition("/family/")[2]
+        assert re.fullmatch(r"common-cu\d+-ubuntu-2204-nvidia-\d+", family)
+
+
+def test_google_clouds_head_has_an_account_of_ours() -> None:
+    """Ray's own may start a machine as any account of the project. What it may is read in Ray's source, which cannot be
+    imported without Google's library."""
+    commands = (ROOT / "cluster" / "README.md").read_text()
+    types = loaded("cluster/gcp.yaml")["available_node_types"]
+    accounts = {
+        name: [each["email"].partition("@")[0] for each in kind["node_config"]["serviceAccounts"]]
+        for name, kind in types.items()
+    }
+    assert accounts == {"head": ["urg-head"], "gpu": ["urg-worker"]}
+    assert "for ACCOUNT in urg-head urg-worker; do" in commands
+    assert set(re.findall(r"--role (roles/\S+)", commands)) == {
+        "roles/artifactregistry.reader",
+        "roles/compute.instanceAdmin.v1",
+        "roles/iam.serviceAccountUser",
+    }
+    assert (
+        "add-iam-policy-binding urg-worker@$PROJECT.iam.gserviceaccount.com --role roles/iam.serviceAccountUser"
+        in commands
+    )
+    source = (Path(ray.__file__).parent / "autoscaler" / "_private" / "gcp" / "config.py").read_text()
+    (given,) = re.findall(r"^DEFAULT_SERVICE_ACCOUNT_ROLES = \[(.*?)\]", source, re.M | re.S)
+    roles = re.findall(r'"roles/([\w.]+)"', given)
+    assert len(roles) == 4
+    told = (ROOT / "SECURITY.md").read_text()
+    assert [role for role in roles if f"`{role}`" not in told] == []
 
 
 @pytest.mark.parametrize("name", FILES)

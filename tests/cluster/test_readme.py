@@ -76,6 +76,7 @@ def test_google_cloud_is_asked_for_each_service_before_it_is_used() -> None:
     enabled = re.search(r"^gcloud services enable (.*)$", commands, re.M)
     assert enabled
     names = {"compute": "compute", "filestore": "file", "artifacts": "artifactregistry", "iam": "iam"}
+    names["projects"] = "cloudresourcemanager"
     first_words = set(re.findall(r"gcloud (\w+)", commands)) - {"config", "auth", "services"}
     needed = {names[word] for word in first_words} | {"cloudresourcemanager"}
     assert needed == {name.removesuffix(".googleapis.com") for name in enabled[1].split()}

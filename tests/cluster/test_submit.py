@@ -192,10 +192,11 @@ def test_what_is_wrong_is_said_in_one_line(two_nodes: LocalCluster, checkout: Pa
     ("arguments", "said"),
     [
         (["train", "--env", "HF_TOKEN=abc"], "looks like a secret"),
+        (["train", "--env", "PGPASSWORD=abc"], "looks like a secret"),
         (["train", "--env", "URL=http://a:b@c"], "looks like a secret"),
         (["train", "--env", "A-B=c"], "give KEY=VALUE"),
         (["train", "--secret", "HF_TOKEN=abc"], "never the value"),
-        (["train", "--", "--tracking.uri", "https://me:pw@mlflow"], "has a password in it"),
+        (["train", "--", "--tracking.uri", "https://me:pw@mlflow"], "has a password or a token in it"),
         (["train", "--name", "a/b"], "letters, digits"),
         (["sweep"], "no tuning.sweep"),
         (["train", "--working-dir", "/nowhere"], "has no package urg"),
@@ -320,6 +321,69 @@ def test_a_job_carries_its_name_and_attempt() -> None:
     assert job["submission_id"] == "a-2"
 
 
+SECRETS = ["PGPASSWORD", "MYSQL_PWD", "HFTOKEN", "hf_token", "GITHUB_PAT", "REDISCLI_AUTH", "WANDB_API_KEY", "APIKEY"]
+SECRETS += ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "SSH_PRIVATE_KEY", "DB_CREDENTIALS", "KEY", "RAY_AUTH_TOKEN"]
+NO_SECRETS = ["TOKENIZERS_PARALLELISM", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "BATCH_TOKENS", "MAX_TOKENS", "PATH"]
+NO_SECRETS += ["TOKEN_LIMIT", "AUTHOR", "KEYBOARD", "NCCL_SOCKET_IFNAME", "GOOGLE_APPLICATION_CREDENTIALS", "HF_HOME"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_variable_that_is_named_as_a_secret_is_refused(name: str) -> None:
+    from cluster.runtime_environment import runtime_environment
+
+    with pytest.raises(UserError, match=f"--env {name}=… looks like a secret") as raised:
+        runtime_environment(ROOT, [f"{name}=v4lue"], [], "urg.train")
+    assert "v4lue" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", NO_SECRETS)
+def test_other_variables_are_sent(name: str) -> None:
+    from cluster.runtime_environment import runtime_environment
+
+    assert runtime_environment(ROOT, [f"{name}=3"], [], "urg.train")["env_vars"][name] == "3"
+
+
+@pytest.mark.parametrize(
+    ("argument", "hidden"),
+    [
+        ("https://me:pw@mlflow/", "pw"),
+        ("--tracking.uri=https://ghp_abc@mlflow", "ghp_abc"),
+        ("postgresql://u:p/w@host/db", "p/w"),
+        ("postgresql+psycopg2://u:p:w#x@host/db", "p:w"),
+        ('{"uri": "mysql://:pw@host"}', "pw"),
+        ("postgresql://host/db?user=u&password=pw", "pw"),
+        ("https://bucket.s3.amazonaws.com/x?X-Amz-Signature=0f0f", "0f0f"),
+    ],
+)
+def test_a_login_in_a_url_is_refused_and_not_repeated(argument: str, hidden: str) -> None:
+    from cluster.runtime_environment import require_no_secret, runtime_environment
+
+    with pytest.raises(UserError, match="has a password or a token in it") as raised:
+        require_no_secret(["--x", argument])
+    assert hidden not in str(raised.value)
+    with pytest.raises(UserError, match="looks like a secret") as raised:
+        runtime_environment(ROOT, [f"A={argument}"], [], "urg.train")
+    assert hidden not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "http://mlflow.urg-mlflow:5000",
+        "http://10.0.0.1:5000/a@b",
+        '["http://a:8000/v1", "http://b:8000/v1", "me@host"]',
+        "postgresql://mlflow@database:5432/mlflow",
+        "s3://bucket/a:b@c",
+        "https://host/x?tokens=5",
+        "me@host",
+    ],
+)
+def test_a_url_without_a_login_passes(argument: str) -> None:
+    from cluster.runtime_environment import require_no_secret
+
+    require_no_secret([argument])
+
+
 def test_a_variable_named_after_tokenizers_is_no_secret() -> None:
     from cluster.runtime_environment import runtime_environment
 
@@ -345,19 +409,51 @@ def test_a_job_knows_the_commit_that_was_sent(tmp_path: Path) -> None:
     assert sent[COMMIT] == f"{head[:12]}+"
 
 
-def test_no_secret_is_sent_with_a_checkout(tmp_path: Path) -> None:
+AT_HOME = [".env", ".env.local", ".netrc", "server.pem", "a/server.key", "a/b.p12", "b.pfx", "id_rsa", "id_ed25519.pub"]
+AT_HOME += [".aws/credentials", ".ssh/config", "cluster/mlflow/database_password", ".git/config", ".venv/pyvenv.cfg"]
+AT_HOME += ["data/shard", "runs/xl/model", "a/__pycache__/b.pyc", "urg.egg-info/PKG-INFO"]
+SENT = ["cluster/mlflow/compose.yaml", "data_pipeline/sample/base/model.safetensors", "urg/data/runs.py"]
+
+
+@pytest.mark.parametrize("by", ["cluster.submit", "ray job submit"])
+def test_no_secret_is_sent_with_a_checkout(by: str, tmp_path: Path) -> None:
+    """By the options that our command gives to Ray, and by the file that Ray itself finds in a checkout."""
     from ray._private.runtime_env.packaging import create_package
 
     from cluster.runtime_environment import EXCLUDES
 
     folder = tmp_path / "checkout"
-    (folder / "cluster" / "mlflow").mkdir(parents=True)
-    for name in (".env", "server.pem", "cluster/mlflow/database_password", "cluster/mlflow/compose.yaml"):
+    for name in AT_HOME + SENT:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    # Ray heeds a .gitignore as well, where it finds one.
-    create_package(str(folder), tmp_path / "sent.zip", include_gitignore=False, excludes=list(EXCLUDES))
+    if by == "ray job submit":
+        shutil.copy(ROOT / ".rayignore", folder)
+    excludes = list(EXCLUDES) if by == "cluster.submit" else []
+    # Ray heeds a .gitignore as well, where it finds one and is not told to ignore it.
+    create_package(str(folder), tmp_path / "sent.zip", include_gitignore=False, excludes=excludes)
     with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
-        assert [name for name in sent.namelist() if not name.endswith("/")] == ["cluster/mlflow/compose.yaml"]
+        names = {name for name in sent.namelist() if not name.endswith("/")}
+    assert names - {".rayignore"} == set(SENT)
+
+
+def test_ray_leaves_out_the_same_files_without_our_command() -> None:
+    from cluster.runtime_environment import EXCLUDES
+
+    lines = (ROOT / ".rayignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == list(EXCLUDES)
+
+
+def test_every_file_of_the_project_reaches_the_job() -> None:
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=240)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in listed.stdout.split("\0") if name]
+    assert len(names) > 100
+    excludes = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+    assert len(excludes) == 2
+    assert [name for name in names if any(exclude(ROOT / name) for exclude in excludes)] == []
 
 
 def test_a_stopped_job_has_the_time_for_a_checkpoint() -> None:

@@ -27,8 +27,10 @@ LISTENING = "listening"
 """File in the run folder once rank 0 listens: before, nobody is there who would write a checkpoint."""
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at that file."""
-ASK_RAY_EVERY_S = 5.0
-"""Seconds between two questions to Ray whether a node is being drained: as often as Ray itself looks."""
+ASK_RAY_EVERY_S = 1.0
+"""Seconds between two questions to Ray whether a node is being drained: of half a minute's notice each one counts."""
+ASKERS_A_SECOND = 100
+"""With more workers it is asked more seldom: each of them calls the same actor, and all wait for its answer."""
 
 _told = threading.Event()
 
@@ -50,7 +52,8 @@ class Notices:
     def __init__(self, run: Path, rank: int, timeout_s: int) -> None:
         self._until_stopped, self._leads = run / UNTIL_STOPPED, rank == 0
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        self._look, self._ask = _Every(LOOK_EVERY_S), _Every(ASK_RAY_EVERY_S)
+        self._look = _Every(LOOK_EVERY_S)
+        self._ask = _Every(max(ASK_RAY_EVERY_S, dist.get_world_size() / ASKERS_A_SECOND))
         self._drained: set[str] = set()
         if self._leads:
             with suppress(OSError):  # a full disk, say, which the next checkpoint meets

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -114,15 +115,37 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / UNTIL_STOPPED).exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_only_the_first_worker_looks_at_the_shared_folder(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module, for a worker of 512 that need not be there."""
     from torch import distributed
 
     from urg.training import notices
 
-    monkeypatch.setattr(notices, "LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(notices, "_told", threading.Event())
     monkeypatch.setattr(distributed, "new_group", lambda **_: None)
     monkeypatch.setattr(distributed, "all_reduce", lambda *_, **__: None)
-    notices.Notices(Path("/nowhere"), rank, 60)
-    assert notices._told.is_set() == (rank == 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 512)
+    return notices
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_worker_looks_at_the_shared_folder(
+    rank: int, alone: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "LOOK_EVERY_S", 0.0)
+    alone.Notices(Path("/nowhere"), rank, 60)
+    assert alone._told.is_set() == (rank == 0)
+
+
+def test_many_workers_ask_ray_more_seldom(alone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is a call of every worker to one actor, for which the step waits."""
+    now = [100.0]
+    monkeypatch.setattr(alone.time, "monotonic", lambda: now[0])
+    heard = alone.Notices(Path("/nowhere"), 0, 60)
+    asked = []
+    for second in range(1, 13):
+        now[0] = 100.0 + second
+        heard._send()
+        asked += [second] if heard._heard.tolist()[1] else []
+    assert asked == [6, 12]
