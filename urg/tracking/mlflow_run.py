@@ -272,16 +272,22 @@ def tag_experiment(uri: str, experiment: str, tags: Mapping[str, str]) -> str:
     return experiment_id
 
 
-def _make_client(uri: str) -> MlflowClient:
-    """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
+def load_client() -> type[MlflowClient]:
+    """MLflow's client, imported with our settings, which takes seconds the first time."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of the migrations
         logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient
+
+
+def _make_client(uri: str) -> MlflowClient:
+    """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
+    client = load_client()
     with _one_at_a_time(uri):
-        return MlflowClient(uri)
+        return client(uri)
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run | None:
