@@ -116,6 +116,8 @@ class Tracker:
             with suppress(Exception):  # the thread reports it
                 load_client()  # not beside what the caller imports next: each could find the other's modules half made
         self._sender = Sender(self._journal, self._run, connect_timeout, trusted=card.run_id is not None)
+        if run_id is not None:  # behind the end that an earlier process may have left in the spool
+            self._add([{"op": "status", "value": "RUNNING"}])
         self.set_tags(tags or {})
         if system_interval is not None:
             start_sampling(self._log_system, system_interval, self._stop_sampling)

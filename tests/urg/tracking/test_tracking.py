@@ -105,6 +105,19 @@ def test_a_continued_run_goes_on_and_doubles_nothing(uri, tmp_path, caplog):
     assert "began with other values of lr" in caplog.text
 
 
+def test_a_run_that_goes_on_is_running_though_its_failure_comes_late(uri, tmp_path):
+    """MLflow was away when the first process failed: its end is sent with the rest by the next one."""
+    with tracker(uri, tmp_path) as first:
+        pass
+    failed = tracker(dead_uri(), tmp_path, first.run_id)
+    assert not failed.close("FAILED", timeout=0.1)
+    failed._sender._thread.join(60)
+    with tracker(uri, tmp_path, first.run_id) as second:
+        assert second.flush()
+        assert client(uri).get_run(first.run_id).info.status == "RUNNING"
+    assert client(uri).get_run(first.run_id).info.status == "FINISHED"
+
+
 def test_a_run_that_the_server_does_not_have_is_made_anew(uri, tmp_path, caplog):
     with tracker(uri, tmp_path, "0" * 32) as run:
         run.log_metrics({"loss": 1.0}, 0)
