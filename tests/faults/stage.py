@@ -89,7 +89,8 @@ def stop_driver(stage: Stage) -> None:
 
 
 def spoil_snapshot(stage: Stage) -> None:
-    """Ray's own, which the run does not read; it is there when a first checkpoint was reported."""
+    """Ray's own, which the run does not read; it is there when a first checkpoint was reported. Ray may write it anew
+    before the run ends: that a start meets a damaged one is sure in test_snapshot.py."""
     stage.run.wait((stage.run.folder / SNAPSHOT).exists)
     break_snapshot(stage.run.folder, stage.random)
 

@@ -25,8 +25,7 @@ from tests.faults.training import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(900), STARTS_NODES]
-
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.exhaustive, pytest.mark.timeout(900), STARTS_NODES]
 
 LOST_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
 """The environment of nodes that end when their head has been away for so long; else they wait for a minute."""
@@ -34,13 +33,14 @@ LOST_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
 def test_a_node_dies_and_another_is_cut_off(make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor]) -> None:
-    with LocalCluster(3, isolate=True, environment=NODES, start_timeout=300) as cluster:
-        run = make_run("nodes", cluster.environment())
+    """Four nodes, so that two are left, which have room for both workers; a checkpoint every three steps, for Ray Train
+    takes one a second."""
+    with LocalCluster(4, isolate=True, environment=NODES, start_timeout=300) as cluster:
+        run = make_run("nodes", cluster.environment(), checkpoint_every=3)
         run.start()
         run.wait(lambda: len(run.checkpoints()) >= 2)
         with run.resumed():
-            cluster.kill(busy(cluster))  # the two that are left have room for both workers
-        cluster.add_node()
+            cluster.kill(busy(cluster))
         with run.resumed():
             lost = busy(cluster)
             cluster.cut_off(lost)
@@ -51,7 +51,6 @@ def test_a_node_dies_and_another_is_cut_off(make_run: Callable[..., Run], undist
         assert sorted(set(run.steps())) == list(range(1, 61))
 
 
-@pytest.mark.faults
 def test_the_head_is_started_anew_and_submitting_again_resumes(
     make_run: Callable[..., Run], undisturbed: dict[str, torch.Tensor]
 ) -> None:

@@ -92,7 +92,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Wor
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
-    monkeypatch.setattr(saving.ray_metrics, "checkpoint_written", lambda *_: None)
+    monkeypatch.setattr(saving.ray_metrics, "_set", lambda *_: None)
     return lambda: _Worker(tmp_path)
 
 
@@ -143,6 +143,32 @@ def test_killed_at_any_point_of_a_save_a_run_goes_on_from_a_whole_checkpoint(
         before, step, points = after, state.step + 2, points + 1
     assert points > 40
     assert resumed_at == {0, 1}
+
+
+def test_a_worker_that_begins_says_how_old_the_checkpoint_is_that_it_goes_on_from(
+    worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that dies again and again before its next one would show no age, and no alert would come. Without a
+    checkpoint of its own, since its driver was started."""
+    seen: list[float] = []
+    monkeypatch.setattr(saving.ray_metrics, "_set", lambda name, text, time, run: seen.append(time))
+    os.utime(tmp_path / IDENTITY, (1000, 1000))
+    before = worker()
+    assert seen == [1000]
+    for step in (1, 2):
+        before.save(step)
+    older, newer = sorted(tmp_path.glob("checkpoint-*"))
+    for folder, written in ((older, 2000), (newer, 3000)):
+        os.utime(folder / checkpoints.MANIFEST, (written, written))
+    worker().resume()
+    assert seen[-2:] == [1000, 3000]
+    damage(newer, "delete", Random(0))
+    worker().resume()
+    assert seen[-1] == 2000
+    other = worker()
+    other.job.run = tmp_path / "other"
+    other.saver.load(older, checkpoints.load_state(older))
+    assert seen[-1] == 1000
 
 
 @pytest.mark.parametrize("how", DAMAGES)

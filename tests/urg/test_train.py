@@ -394,6 +394,32 @@ def test_a_worker_that_dies_before_it_begins_is_tried_again_as_one_that_trains(
     assert said.count("a worker was lost before it began (ActorDiedError)") == again
 
 
+def test_no_start_meets_a_snapshot_of_ray_that_an_earlier_one_left(
+    make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None]
+) -> None:
+    """Ray starts no run over a damaged one (tests/faults/test_snapshot.py), and writes it in place, without a checksum.
+    The second start is one after a worker that was lost."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import ControllerError
+
+    from urg import train as module
+    from urg.training.state import Job, Outcome
+
+    snapshot, met = tmp_path / "checkpoint_manager_snapshot.json", []
+    snapshot.write_text('{"checkpoint_res')
+
+    def fit() -> SimpleNamespace:
+        met.append(snapshot.exists())
+        snapshot.write_text('{"checkpoint_res')
+        if len(met) < 2:
+            raise ControllerError(ActorDiedError())
+        return SimpleNamespace(return_value=Outcome())
+
+    play(fit)
+    assert module._through_failed_starts(Job(make(), tmp_path, "off", None, {})) == Outcome()
+    assert met == [False, False]
+
+
 def test_what_another_start_does_not_mend_ends_a_run(
     make: Make, tmp_path: Path, play: Callable[[Callable[[], Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,8 @@ class Sender:
     """Starts the thread and waits up to `connect_timeout` seconds for its first attempt.
 
     Raises UserError where that attempt shows that there is no hope; any other failure is retried for ever, with one
-    warning. trusted: it has worked before, so that nothing is hopeless: a training that goes on is not ended.
+    warning. trusted: it has worked before, so that nothing is hopeless and there is nothing to wait for: a training
+    that goes on is neither ended nor held up.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class Sender:
         self._away = self._full = False
         self._thread = threading.Thread(target=self._work, name="tracking-sender", daemon=True)
         self._thread.start()
-        self._tried.wait(connect_timeout)
+        if not trusted:
+            self._tried.wait(connect_timeout)
         if self._fatal:
             raise self._fatal
 

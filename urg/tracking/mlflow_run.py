@@ -55,14 +55,11 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 
 class MlflowRun:
-    """The run on the server: the Destination (urg.tracking.delivery) of the journal's events.
+    """The run on the server: the Destination (urg.tracking.delivery) of the journal's events."""
 
-    reopen: set an ended run to RUNNING again when it is continued.
-    """
-
-    def __init__(self, uri: str, card: RunCard, spool: Path, *, reopen: bool = True) -> None:
+    def __init__(self, uri: str, card: RunCard, spool: Path) -> None:
         self.name = f"MLflow at {redact(uri)}"
-        self._uri, self._card, self._spool, self._reopen = uri, card, spool, reopen
+        self._uri, self._card, self._spool = uri, card, spool
         self._client: MlflowClient | None = None
         self._steps: dict[str, set[int]] = {}  # per metric: the steps that the run has, once that was asked for
         self._is_new = False  # no point is there but those in _steps
@@ -83,8 +80,6 @@ class MlflowRun:
         if run is None:
             run = self._create(client)
             self._is_new = True
-        elif self._reopen and run.info.status != "RUNNING":
-            client.update_run(run.info.run_id, status="RUNNING")
         self._params = dict(run.data.params)
         self._card = replace(self._card, run_id=run.info.run_id)
         self._card.write(self._spool)
@@ -104,7 +99,7 @@ class MlflowRun:
             if event["op"] == "artifact":
                 self._store(event)
             elif event["op"] == "status":
-                self._connected.set_terminated(self.run_id, status=event["value"])
+                self._set_status(event["value"])
 
     def explain(self, error: Exception) -> str:
         """The error as one line of at most 300 characters, without the login of a URL."""
@@ -184,6 +179,12 @@ class MlflowRun:
         from mlflow.entities import RunTag
 
         self._send_batch("tags", [RunTag(key, value) for key, value in tags.items()])
+
+    def _set_status(self, status: str) -> None:
+        if status == "RUNNING":
+            self._connected.update_run(self.run_id, status=status)
+        else:
+            self._connected.set_terminated(self.run_id, status=status)
 
     def _send_batch(self, kind: str, entities: Sequence[Any]) -> None:
         """log_batch in parts. An entity that the server refuses is left out with a warning, and the others go on."""
@@ -272,16 +273,22 @@ def tag_experiment(uri: str, experiment: str, tags: Mapping[str, str]) -> str:
     return experiment_id
 
 
-def _make_client(uri: str) -> MlflowClient:
-    """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
+def load_client() -> type[MlflowClient]:
+    """MLflow's client, imported with our settings, which takes seconds the first time."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of the migrations
         logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient
+
+
+def _make_client(uri: str) -> MlflowClient:
+    """A client that leaves MLflow's global uri and active run alone. The first use of a database creates its tables."""
+    client = load_client()
     with _one_at_a_time(uri):
-        return MlflowClient(uri)
+        return client(uri)
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run | None:

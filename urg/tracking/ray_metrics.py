@@ -2,6 +2,7 @@
 
 publish({"train/tokens_per_s": 1200.0, ...}, run="sample")        # at each log, on rank 0
 checkpoint_written(run="sample")                                  # when a checkpoint is whole
+checkpoint_written("sample", folder / "manifest.json")            # when a run goes on from one
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +32,10 @@ GAUGES = {
     "train/skipped_steps": ("urg_skipped_steps", "Steps that were skipped for gradients that are not finite."),
 }
 """Prometheus' name and what it is, by the name in MLflow. A name that a training does not log is not published."""
-CHECKPOINT_TIME = ("urg_checkpoint_time_seconds", "When the newest whole checkpoint was written, in Unix time.")
+CHECKPOINT_TIME = (
+    "urg_checkpoint_time_seconds",
+    "When the newest whole checkpoint was written, before the first one when the run was started, in Unix time.",
+)
 """Not its age: a training that hangs would go on showing the last one. Dashboards subtract it from now."""
 
 
@@ -40,9 +46,11 @@ def publish(metrics: Mapping[str, float], run: str) -> None:
             _set(*GAUGES[name], value, run)
 
 
-def checkpoint_written(run: str) -> None:
-    """Note that a whole checkpoint was written now. Does nothing outside Ray."""
-    _set(*CHECKPOINT_TIME, time.time(), run)
+def checkpoint_written(run: str, file: Path | None = None) -> None:
+    """Note that a whole checkpoint was written now, or when `file` was: a run that fails again and again before its
+    next one would else show none. Does nothing outside Ray, or where the file is not there."""
+    with suppress(OSError):
+        _set(*CHECKPOINT_TIME, file.stat().st_mtime if file else time.time(), run)
 
 
 def _set(name: str, description: str, value: float, run: str) -> None:

@@ -41,7 +41,7 @@ def _replay_run(uri: str, spool: Path, card: RunCard) -> None:
     from urg.tracking.delivery import drain
     from urg.tracking.mlflow_run import MlflowRun
 
-    journal, run = Journal(spool, card.key), MlflowRun(absolute_uri(uri, spool), card, spool, reopen=False)
+    journal, run = Journal(spool, card.key), MlflowRun(absolute_uri(uri, spool), card, spool)
     try:
         if journal.pending:
             run.connect()

@@ -4,10 +4,10 @@
         tracker.log_params(config)
         tracker.log_metrics({"loss": 1.5}, step=10)
 
-A caller never waits for the server. Whatever is logged is appended to a file (urg.tracking.journal), and a thread
-(urg.tracking.delivery) sends what is in the file. The server may be away at the beginning, in the middle, or all the
-time: the file keeps everything, over the end of the process too, and the next Tracker of the run, or `python -m
-urg.tracking.replay`, sends it.
+Who logs never waits for the server; a new run's construction and `close` do, for a bounded time. Whatever is logged is
+appended to a file (urg.tracking.journal), and a thread (urg.tracking.delivery) sends what is in the file. The server
+may be away at the beginning, in the middle, or all the time: the file keeps everything, over the end of the process
+too, and the next Tracker of the run, or `python -m urg.tracking.replay`, sends it.
 
 Once and only once: sending is at-least-once (an event leaves the file after the server has confirmed it), and a check
 makes it once. A point is (metric, step); before points are sent to a run that may have them (continued, or after
@@ -21,6 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -36,12 +37,15 @@ from urg.tracking.loggable import (
     clean_text,
     flatten,
 )
-from urg.tracking.mlflow_run import MlflowRun
+from urg.tracking.mlflow_run import MlflowRun, load_client
 from urg.tracking.system_metrics import start_sampling
 
 OFF = "off"
 """The uri of a Tracker that does nothing."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+CLOSE_S: dict[Status, float] = {"FINISHED": 60.0, "KILLED": 10.0, "FAILED": 5.0}
+"""Seconds that `close` waits for the server: long where no other process of the run comes that could send the rest. One
+that was told to stop has a deadline, and after one that failed the others of a training wait to begin anew."""
 _log = logging.getLogger(__name__)
 
 
@@ -73,11 +77,13 @@ def last_run(spool: Path) -> str | None:
 
 
 class Tracker:
-    """One MLflow run, written from one process. Once constructed, it neither waits for the server nor raises for it.
+    """One MLflow run, written from one process. Between construction and `close` it neither waits for the server nor
+    raises for it.
 
     uri: see `absolute_uri`; "off" does nothing. run_id: an earlier `Tracker.run_id`, to continue; None makes a run.
     spool: a folder for what is not yet on the server; on storage that outlives the process, best in the run's folder.
-    connect_timeout: seconds that construction waits for the server before it goes on without.
+    connect_timeout: seconds that construction waits for the server before it goes on without; of a run that the server
+    has already it waits for nothing.
     system_interval: seconds between samples of CPU and memory; None for none.
     Raises UserError where the uri, the login or the spool folder is unusable; of a run that the server has already, the
     folder alone.
@@ -106,7 +112,12 @@ class Tracker:
         self._start_time = card.start_time
         self._journal = Journal(spool, card.key)
         self._run = MlflowRun(uri, card, spool)
+        if card.run_id is not None:
+            with suppress(Exception):  # the thread reports it
+                load_client()  # not beside what the caller imports next: each could find the other's modules half made
         self._sender = Sender(self._journal, self._run, connect_timeout, trusted=card.run_id is not None)
+        if run_id is not None:  # behind the end that an earlier process may have left in the spool
+            self._add([{"op": "status", "value": "RUNNING"}])
         self.set_tags(tags or {})
         if system_interval is not None:
             start_sampling(self._log_system, system_interval, self._stop_sampling)
@@ -147,14 +158,15 @@ class Tracker:
         """Wait until everything is on the server, at most `timeout` seconds; False where it is still on disk only."""
         return self._sender.flush(timeout) if self._run else True
 
-    def close(self, status: Status = "FINISHED", timeout: float = 60.0) -> bool:
-        """End the run with `status`; as `flush`. What is not on the server then stays in the spool, with a warning."""
+    def close(self, status: Status = "FINISHED", timeout: float | None = None) -> bool:
+        """End the run with `status`; as `flush`, by default for the seconds that CLOSE_S has for the status. What is
+        not on the server then stays in the spool, with a warning."""
         if self._closed or not self._run:
             return True
         self._stop_sampling.set()
         self._add([{"op": "status", "value": status}])
         self._closed = True
-        done = self._sender.close(timeout)
+        done = self._sender.close(CLOSE_S[status] if timeout is None else timeout)
         if not done:
             spool = self._journal.path.parent
             mend = f"python -m urg.tracking.replay --spool {spool} --uri URI"

@@ -87,6 +87,8 @@ class Saver:
     ) -> None:
         self.job, self.rank, self.world, self.task = job, rank, world, task
         self.engine, self.log, self.progressed = engine, log, progressed
+        if rank == 0:  # until there is a checkpoint its age is the start's, which the driver noted
+            ray_metrics.checkpoint_written(job.config.name, job.run / IDENTITY)
 
     def write(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Write state and model of all workers, the manifest last; publish the model where it is the best so far, and
@@ -179,6 +181,8 @@ class Saver:
     def load(self, folder: Path, stored: dict[str, Any]) -> TrainState:
         """Load a checkpoint, whatever the number of workers that wrote it. stored: its state. Raises Refused where a
         disk is full."""
+        if self.rank == 0 and folder.parent == self.job.run:  # another run's has any age
+            ray_metrics.checkpoint_written(self.job.config.name, folder / checkpoints.MANIFEST)
         if self.engine.resized:
             self._load_resized(folder)
         else:

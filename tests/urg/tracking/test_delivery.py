@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -108,10 +109,33 @@ def test_what_has_worked_before_is_not_hopeless(tmp_path, caplog):
     server.hopeless = True
     sender = Sender(Journal(tmp_path, "key"), server, 10, trusted=True)
     sender.add([point(0)])
+    assert sender._tried.wait(20)
     server.up.set()
     assert sender.close(20)
     assert server.got == [point(0)]
     assert "does not answer" in caplog.text
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_only_who_has_never_been_there_is_waited_for(tmp_path, trusted):
+    """The first attempt hangs until the test lets it go on: a trusted sender is there before."""
+    asked, gate = threading.Event(), threading.Event()
+
+    class Silent(FakeServer):
+        def connect(self):
+            asked.set()
+            gate.wait()
+
+    begun = time.monotonic()
+    sender = Sender(Journal(tmp_path, "key"), Silent(), 200 if trusted else 0.5, trusted=trusted)
+    waited = time.monotonic() - begun
+    assert waited < 100 if trusted else waited > 0.4
+    sender.add([point(0)])
+    assert asked.wait(20)
+    assert not sender.close(0.1)
+    gate.set()
+    sender._thread.join(20)
+    assert not sender._thread.is_alive()
 
 
 def test_a_full_disk_does_not_raise(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,8 @@
+import contextlib
 import fcntl
 import math
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from urg.tracking import OFF, Tracker, absolute_uri, default_uri, last_run
 from urg.tracking.journal import RunCard
 from urg.tracking.mlflow_run import Finished, MlflowRun, log_finished_runs, register_model, tag_experiment
 from urg.tracking.replay import ReplayConfig, replay
+from urg.tracking.tracker import CLOSE_S
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -88,6 +91,7 @@ def test_a_continued_run_goes_on_and_doubles_nothing(uri, tmp_path, caplog):
         for step in range(130):
             first.log_metrics({"loss": float(step)}, step)
     with tracker(uri, tmp_path, first.run_id) as second:
+        assert second.flush()
         assert client(uri).get_run(second.run_id).info.status == "RUNNING"
         second.log_params({"seed": 1, "lr": 0.2, "workers": 2})
         for step in range(100, 200):  # from the last checkpoint on
@@ -101,19 +105,25 @@ def test_a_continued_run_goes_on_and_doubles_nothing(uri, tmp_path, caplog):
     assert "began with other values of lr" in caplog.text
 
 
+def test_a_run_that_goes_on_is_running_though_its_failure_comes_late(uri, tmp_path):
+    """MLflow was away when the first process failed: its end is sent with the rest by the next one."""
+    with tracker(uri, tmp_path) as first:
+        pass
+    failed = tracker(dead_uri(), tmp_path, first.run_id)
+    assert not failed.close("FAILED", timeout=0.1)
+    failed._sender._thread.join(60)
+    with tracker(uri, tmp_path, first.run_id) as second:
+        assert second.flush()
+        assert client(uri).get_run(first.run_id).info.status == "RUNNING"
+    assert client(uri).get_run(first.run_id).info.status == "FINISHED"
+
+
 def test_a_run_that_the_server_does_not_have_is_made_anew(uri, tmp_path, caplog):
     with tracker(uri, tmp_path, "0" * 32) as run:
         run.log_metrics({"loss": 1.0}, 0)
     assert run.run_id != "0" * 32
     assert steps(uri, run.run_id) == [0]
     assert "a new one is made" in caplog.text
-
-
-def test_an_exception_ends_the_run_as_failed(uri, tmp_path):
-    run = tracker(uri, tmp_path)
-    with pytest.raises(ZeroDivisionError), run:
-        raise ZeroDivisionError
-    assert client(uri).get_run(run.run_id).info.status == "FAILED"
 
 
 def test_a_missing_artifact_is_a_warning(uri, tmp_path, caplog):
@@ -215,6 +225,69 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert stored.data.params == {"seed": "1", "uri": away.replace("ann:hunter2", "***")}
     assert stored.data.tags["a"] == "b"
     assert steps(uri, run.run_id) == list(range(60))
+
+
+REQUEST_S = 120
+"""How long MLflow's client waits for an answer where a test says so: who waits for one cannot be overlooked."""
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A server that takes connections and never answers; `accept` tells that a request is under way."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_S))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        yield server
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "continued"])
+def test_no_call_waits_for_a_server_that_never_answers(uri, tmp_path, silent, is_new):
+    """While a request is under way, which only this test could answer, every call returns: within a fraction of what
+    the client waits for one answer. A run that the server has already is not waited for when it is continued either."""
+    config, spool, known = tmp_path / "config.yaml", tmp_path / "spool", None
+    config.write_text("k: 3")
+    if not is_new:
+        with tracker(uri, spool) as first:
+            log(first, range(1))
+        known = first.run_id
+    away, begun = f"http://127.0.0.1:{silent.getsockname()[1]}", time.monotonic()
+    run = tracker(away, spool, known, connect_timeout=0.2 if is_new else 2 * REQUEST_S)
+    connection, _ = silent.accept()
+    with connection:
+        assert connection.recv(4) == b"GET "
+        run.log_params({"seed": 1})
+        run.set_tags({"a": "b"})
+        run.log_artifact(config)
+        log(run, range(1, 1000))
+        assert not run.flush(0.01)
+        assert not run.close("FAILED")
+        assert time.monotonic() - begun < REQUEST_S / 2
+        assert run._sender._thread.is_alive()  # it waits for the answer to that one request
+    silent.close()
+    run._sender._thread.join(60)
+    with tracker(uri, spool, last_run(spool)) as again:
+        log(again, range(1000, 1010))
+    assert steps(uri, again.run_id) == list(range(1 if is_new else 0, 1010))
+    stored = client(uri).get_run(again.run_id)
+    assert (stored.info.status, stored.data.params, stored.data.tags["a"]) == ("FINISHED", {"seed": "1"}, "b")
+    assert [file.path for file in client(uri).list_artifacts(again.run_id)] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
+)
+def test_how_long_the_end_waits_goes_by_the_status(uri, tmp_path, monkeypatch, error, status):
+    """Others wait for a worker that failed: it takes the least."""
+    run, given = tracker(uri, tmp_path), []
+    close = run._sender.close
+    monkeypatch.setattr(run._sender, "close", lambda timeout: given.append(timeout) or close(60))
+    with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError), run:
+        if error:
+            raise error
+    assert given == [CLOSE_S[status]]
+    assert client(uri).get_run(run.run_id).info.status == status
+    assert CLOSE_S["FAILED"] < CLOSE_S["KILLED"] < CLOSE_S["FINISHED"]
 
 
 def test_replay_sends_what_a_closed_run_left(uri, tmp_path, caplog, capsys):
