@@ -102,7 +102,7 @@ def train(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Path:
         print(f"training {config.name}: {plan.rows} rows, {plan.steps} steps of {plan.global_batch}, run folder {run}")
         all_tags = {"data": identity["data"], "git_commit": git_commit(), "system": config.system, **(tags or {})}
         uri = absolute_uri(config.tracking.uri or "", Path(config.storage))
-        outcome = _fit(Job(config, run, uri, resume_from, all_tags, identity["attempt"]))
+        outcome = _fit(Job(config, run, uri, resume_from, all_tags, identity["fencing_token"]))
     _require_finished(outcome, config, plan.steps)
     return run / "model"
 
@@ -143,7 +143,7 @@ def _identity(config: TrainConfig, shards: ShardSet) -> dict[str, Any]:
         "config": _flat(config),
         "data": str(shards.manifest["key"]),
         "predictions": predictions_digests(config),
-        "attempt": uuid.uuid4().hex,
+        "fencing_token": uuid.uuid4().hex,
     }
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -61,7 +62,7 @@ class _Worker:
 
     def __init__(self, run: Path) -> None:
         config = TrainConfig(keep_checkpoints=2, eval=EvalConfig(metric="rougeL"))
-        self.job = SimpleNamespace(run=run, config=config, resume_from=None, attempt="")
+        self.job = SimpleNamespace(run=run, config=config, resume_from=None, fencing_token="")
         self.log = SimpleNamespace(line=lambda text: None)
         self.state = TrainState()
         self.engine = _Engine(self.state)
@@ -86,7 +87,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Wor
     import ray.train
     from torch import distributed
 
-    (tmp_path / IDENTITY).touch()
+    (tmp_path / IDENTITY).write_text("{}")
     monkeypatch.setattr(distributed, "broadcast_object_list", lambda *_: None)
     monkeypatch.setattr(distributed, "all_gather_object", lambda gathered, own: gathered.__setitem__(0, own))
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
@@ -223,40 +224,58 @@ def test_a_part_that_went_to_the_disk_of_another_node_ends_the_run_before_it_cou
     assert worker().resume().step == 1
 
 
-@pytest.mark.parametrize("at", ["before", "between"])
+@pytest.mark.parametrize("at", ["mkdir", "full_weights", "commit", "report"])
 def test_workers_that_have_outlived_their_driver_change_nothing_once_the_run_is_started_anew(
     worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """Before a checkpoint, and between two parts of it."""
+    """Before a checkpoint, and between its parts: at most the checkpoint itself, which is as good as theirs."""
+    import ray.train
+
     older, newer = worker(), worker()
-    newer.job.attempt = "the second"
+    newer.job.fencing_token = "the second"
+    older.save(1)
     older.save(2)
 
-    def start_anew() -> None:
-        (tmp_path / IDENTITY).write_text(json.dumps({"attempt": "the second"}))
+    def start_anew(*_: Any, **__: Any) -> dict[str, Any]:
+        (tmp_path / IDENTITY).write_text(json.dumps({"fencing_token": "the second"}))
+        return {}
 
-    if at == "before":
+    if at == "mkdir":
         start_anew()
+    elif at == "full_weights":
+        monkeypatch.setattr(older.engine, "full_weights", start_anew)
+    elif at == "commit":
+        committed = checkpoints.commit
+        monkeypatch.setattr(checkpoints, "commit", lambda *given: (committed(*given), start_anew()))
     else:
-        monkeypatch.setattr(older.engine, "full_weights", lambda: start_anew() or {})
-    with pytest.raises(Refused, match="this start of the run writes no more"):
+        monkeypatch.setattr(ray.train, "report", start_anew)
+    expected = {"mkdir": [2, 1], "full_weights": [2, 1], "commit": [3, 2, 1], "report": [3, 2, 1]}[at]
+    with nullcontext() if at == "report" else pytest.raises(Refused, match="this start of the run writes no more"):
         older.save(3)
-    assert (tmp_path / "model" / "weights").read_text() == "model of step 2"
-    newer.resume()
-    newer.save(1)  # as where the others were damaged
-    assert [folder.name.split("-")[1] for folder in checkpoints.newest_first(tmp_path)] == ["00000001"]
+    assert [int(folder.name.split("-")[1]) for folder in checkpoints.newest_first(tmp_path)] == expected
+    assert all(checkpoints.damage(folder) is None for folder in checkpoints.newest_first(tmp_path))
+    assert (tmp_path / "model" / "weights").read_text() == f"model of step {3 if at == 'report' else 2}"
+    assert newer.resume().step == expected[0]
 
 
-@pytest.mark.parametrize("there", [None, "of another run"])
+def test_what_is_due_of_another_run_is_not_due_of_this_one(worker: Callable[[], _Worker], tmp_path: Path) -> None:
+    """Its weights would be measured and published as this run's before a step of it."""
+    other, own = worker(), tmp_path / "own"
+    other.state.evaluation_due = True
+    other.save(4)
+    newest, *_ = checkpoints.newest_first(tmp_path)
+    own.mkdir()
+    state = _Worker(own).saver.load(newest, checkpoints.load_state(newest))
+    assert (state.step, state.best_metric, state.best_step, state.evaluation_due) == (4, None, 0, False)
+
+
+@pytest.mark.parametrize("there", [None, "cut sho", '{"fencing_token": "another"}'])
 def test_a_worker_on_a_node_without_the_storage_begins_nothing(
     worker: Callable[[], _Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str | None
 ) -> None:
     """It would take each checkpoint for damaged, and the run would begin anew."""
-    from torch import distributed
-
     worker().save(1)
     monkeypatch.setattr(checkpoints, "SEEN_WITHIN_S", 0)
-    monkeypatch.setattr(distributed, "broadcast_object_list", lambda said: said.__setitem__(0, b"this run"))
     (tmp_path / IDENTITY).unlink()
     if there:
         (tmp_path / IDENTITY).write_text(there)

@@ -42,7 +42,8 @@ class BenchmarkConfig:
     train_rows: int = 4
     """Rows of a training step."""
     repeats: int = 5
-    """How often each variant runs, in turn with the others; medians are reported."""
+    """How often each variant runs, in turn with the others; medians are reported. At most three times in rankers, stack
+    and faults, which take long."""
     threads: int | None = None
     """Torch threads on a CPU; null: one a core."""
     quick: bool = False

@@ -69,28 +69,30 @@ def _arguments(work: Path, name: str, steps: int, every: int, threads: int, devi
 
 def _train(arguments: list[str], steps: int, every: int) -> dict[str, float]:
     """Seconds a step of `urg.train`, by when its lines come, and the processor's, of its worker and of the others."""
-    moments: dict[int, tuple[float, ...]] = {}
+    seen: dict[int, tuple[float, list[dict[int, float]]]] = {}
     process = subprocess.Popen(command(["urg.train", *arguments]), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if (found := STEP.match(line)) and int(found[1]) in (every, steps):
-            now = time.perf_counter()
-            moments[int(found[1])] = (now, *map(_processor_seconds, processes(process.pid)))
+            seen[int(found[1])] = time.perf_counter(), [_processor_seconds(own) for own in processes(process.pid)]
     if process.wait():
         raise RuntimeError(f"urg.train ended with code {process.returncode}.")
-    names = ("stack_seconds", "worker_processor_seconds", "other_processor_seconds")
-    spent = zip(names, moments[every], moments[steps], strict=True)
-    return {name: (end - start) / (steps - every) for name, start, end in spent}
+    (start, before), (end, after) = seen[every], seen[steps]
+    worker, others = (
+        sum(seconds - old.get(pid, 0.0) for pid, seconds in new.items()) for old, new in zip(before, after, strict=True)
+    )
+    spent = {"stack_seconds": end - start, "worker_processor_seconds": worker, "other_processor_seconds": others}
+    return {name: seconds / (steps - every) for name, seconds in spent.items()}
 
 
-def _processor_seconds(processes: list[psutil.Process]) -> float:
-    """What these have used so far, those that have ended left out."""
-    total = 0.0
+def _processor_seconds(processes: list[psutil.Process]) -> dict[int, float]:
+    """What each of these has used so far, those that have ended left out."""
+    used = {}
     for process in processes:
         with suppress(psutil.Error):
             times = process.cpu_times()
-            total += times.user + times.system
-    return total
+            used[process.pid] = times.user + times.system
+    return used
 
 
 def _bare(arguments: list[str], steps: int, every: int, device: torch.device) -> dict[str, float]:

@@ -77,8 +77,8 @@ def last_run(spool: Path) -> str | None:
 
 
 class Tracker:
-    """One MLflow run, written from one process. Between construction and `close` it neither waits for the server nor
-    raises for it.
+    """One MLflow run, written from one process. Between construction and `close` nothing but `flush` waits for the
+    server, and nothing raises for it.
 
     uri: see `absolute_uri`; "off" does nothing. run_id: an earlier `Tracker.run_id`, to continue; None makes a run.
     spool: a folder for what is not yet on the server; on storage that outlives the process, best in the run's folder.

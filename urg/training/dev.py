@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -41,26 +42,27 @@ class DevSet:
         """
         task.module.eval()
         try:
-            judged = self._judged(task, device, goes_on)
+            values = self._values(task, device, goes_on)
         finally:
             task.module.train()
-        if judged is None:
+        if values is None:
             return None
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._measure(judged))
+        dist.all_gather_object(gathered, values)
         return _means(gathered)
 
-    def _judged(
-        self, task: Task, device: torch.device, goes_on: Callable[[], bool]
-    ) -> list[tuple[TokenizedExample, Judged]] | None:
-        judged: list[tuple[TokenizedExample, Judged]] = []
+    def _values(self, task: Task, device: torch.device, goes_on: Callable[[], bool]) -> dict[str, list[float]] | None:
+        """Each metric's values on this worker's rows."""
+        values: dict[str, list[float]] = defaultdict(list)
         for i in range(self.passes):
             own = self.own[i * self.config.eval.batch : (i + 1) * self.config.eval.batch]
             examples = [self.split[row] for row in own or [0]]
-            judged += list(zip(examples, task.judge(examples, device), strict=True))[: len(own)]
+            judged = list(zip(examples, task.judge(examples, device), strict=True))[: len(own)]
+            for name, column in self._measure(judged).items():
+                values[name] += column
             if not goes_on():
                 return None
-        return judged
+        return dict(values)
 
     def _measure(self, judged: list[tuple[TokenizedExample, Judged]]) -> dict[str, list[float]]:
         """Each metric's value for each row; NaN where a row does not define it."""

@@ -1,4 +1,4 @@
-"""The training loop of one worker: one `while step < steps`, over an explicit state.
+"""The training loop of one worker: train a step, or write what is due, over an explicit state.
 
 Every random choice is keyed by (seed, step, worker), so that a resumed run repeats an uninterrupted one bit for bit,
 dropout included. What the loop trains on is known from the state too, and made by another thread, one micro-batch
@@ -64,7 +64,8 @@ def _train(job: Job, rank: int, world: int, watchdog: Watchdog) -> Outcome:
         outcome = trainer.fit(tracker)
         tracker.close("FINISHED" if outcome == Outcome() else "KILLED")
     except BaseException:
-        tracker.close("FAILED")
+        if trainer.saver.is_ours():  # else another start goes on with the same run in MLflow
+            tracker.close("FAILED")
         raise
     return outcome
 
@@ -142,16 +143,16 @@ class Trainer:
             step, last = self.state.step, self.state.step == self.plan.steps
             if step % self.config.tracking.log_every == 0 or last:
                 self._log_window()
-            self._listen()
+            self._hears_nothing()
             self.state.evaluation_due |= step % self.config.eval.every == 0 or last
             saves |= self.state.evaluation_due or bool(self.notice) or self._is_due(step)
         self.tracker.log_artifact(self.job.run / "model" / CARD_FILE)
         return Outcome()
 
-    def _listen(self) -> bool:
+    def _hears_nothing(self) -> bool:
         """Take in what the workers were told; whether that is nothing since the last checkpoint. Collective."""
         self.watchdog.moved()
-        self.notice = max(self.notice, self.notices.after_step())
+        self.notice = max(self.notice, self.notices.listen())
         return not self.notice
 
     def _is_due(self, step: int) -> bool:
@@ -226,14 +227,14 @@ class Trainer:
         step."""
         if not self.state.evaluation_due or self.notice:
             return {}
-        metrics = self.dev.evaluate(self.task, self.engine.device, self._listen)
+        metrics = self.dev.evaluate(self.task, self.engine.device, self._hears_nothing)
         if metrics is None:
             return {}
         self.state.evaluation_due = False
-        self._take(metrics)
+        self._note_evaluation(metrics)
         return metrics
 
-    def _take(self, metrics: dict[str, float]) -> None:
+    def _note_evaluation(self, metrics: dict[str, float]) -> None:
         """Log what dev has measured, and note in the state where the model is the best so far. Of a run that measures
         the part that cross-validation holds out, the newest counts as that: what is tested on must not choose."""
         step = self.state.step

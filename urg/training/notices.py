@@ -60,8 +60,8 @@ class Notices:
                 (run / LISTENING).touch()
         self._send()
 
-    def after_step(self) -> Notice:
-        """What was heard before this step began. Collective, once a step."""
+    def listen(self) -> Notice:
+        """What was heard before this step, or batch of dev rows, began. Collective."""
         self._reduced.wait()
         stop, ask = self._heard.tolist()
         drained = bool(ask) and self._is_draining()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from urg.tracking import ray_metrics
 from urg.training import checkpoints
 from urg.training.engine import Engine, convert_for_any_number_of_workers
 from urg.training.evaluations import record_evaluation
-from urg.training.state import IDENTITY, Job, Refused, TrainState
+from urg.training.state import IDENTITY, Job, Refused, TrainState, fencing_token
 from urg.training.task import Task
 
 
@@ -34,7 +33,7 @@ def agree_to_go_on(refusal: str | None) -> None:
 def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
     """The newest whole checkpoint of the run, else the one that the driver named; the same on all workers. Raises
     Refused where a worker does not see the run's folder: it would take every checkpoint for damaged."""
-    _require_shared(job.run)
+    _require_shared(job)
     folders: list[list[Path]] = [[]]
     if rank == 0:
         checkpoints.remove_unfinished(job.run)
@@ -47,21 +46,11 @@ def find_checkpoint(job: Job, rank: int, log: RunLog) -> Path | None:
     return newest or job.resume_from
 
 
-def _require_shared(run: Path) -> None:
-    """Raise Refused on all workers where one does not find in the run's folder what the driver has written there, the
-    same as the first worker."""
-
-    def identity() -> bytes | None:
-        try:
-            return (run / IDENTITY).read_bytes()
-        except OSError:
-            return None
-
-    first = [identity()]
-    dist.broadcast_object_list(first)
-    is_shared = checkpoints.seen(lambda: identity() is not None and identity() == first[0])
-    refusal = f"node {socket.gethostname()} has not the run's folder {run} that the others have: storage {run.parent} "
-    refusal += "is not shared by all nodes. Give a folder that they share (NFS, EFS, FSx, Filestore)."
+def _require_shared(job: Job) -> None:
+    """Raise Refused on all workers where one does not find in the run's folder what the driver has written there."""
+    is_shared = checkpoints.seen(lambda: fencing_token(job.run) == job.fencing_token)
+    refusal = f"node {socket.gethostname()} has not the run's folder {job.run} that the others have: storage "
+    refusal += f"{job.run.parent} is not shared by all nodes. Give a folder that they share (NFS, EFS, FSx, Filestore)."
     agree_to_go_on(None if is_shared else refusal)
 
 
@@ -116,7 +105,7 @@ class Saver:
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
-        if self.rank == 0 and self._is_ours():
+        if self.rank == 0 and self.is_ours():
             checkpoints.retain(self.job.run, folder, self.job.config.keep_checkpoints)
 
     def _begin(self, folder: Path) -> None:
@@ -126,17 +115,12 @@ class Saver:
     def _require_ours(self) -> None:
         """Raise Refused where the run has been started anew: the workers of a driver that was killed train on until Ray
         ends them, on a node that is cut off for a minute, and must change nothing of what the newer ones write."""
-        if self.rank == 0 and not self._is_ours():
+        if self.rank == 0 and not self.is_ours():
             raise Refused(f"the same command was given again for {self.job.run}: this start of the run writes no more.")
 
-    def _is_ours(self) -> bool:
-        """Whether this start of the run is the last one. Where the storage does not answer well nobody else has
-        taken it."""
-        try:
-            text = (self.job.run / IDENTITY).read_text()
-            return bool((json.loads(text) if text else {}).get("attempt", "") == self.job.attempt)
-        except (OSError, ValueError):
-            return True
+    def is_ours(self) -> bool:
+        """Whether no other start of the run has come since. Storage that does not answer well tells of none."""
+        return fencing_token(self.job.run) in (None, self.job.fencing_token)
 
     def _write_model(
         self, folder: Path, weights: dict[str, Tensor], state: TrainState, metrics: dict[str, float]
@@ -150,6 +134,7 @@ class Saver:
         self._require_ours()
         if self.rank == 0:
             checkpoints.commit(folder, state.to_json(), self.world, known)
+            self._require_ours()  # checksums take a while
             ray_metrics.checkpoint_written(self.job.config.name)
             if metrics:
                 record_evaluation(self.job.run, state.step, metrics)
@@ -182,14 +167,15 @@ class Saver:
         """Load a checkpoint, whatever the number of workers that wrote it. stored: its state. Raises Refused where a
         disk is full."""
         if self.rank == 0 and folder.parent == self.job.run:  # another run's has any age
-            ray_metrics.checkpoint_written(self.job.config.name, folder / checkpoints.MANIFEST)
+            begun = (folder / checkpoints.MANIFEST, self.job.run / IDENTITY)  # a pause between two starts costs no work
+            ray_metrics.checkpoint_written(self.job.config.name, max(begun, key=lambda file: file.stat().st_mtime))
         if self.engine.resized:
             self._load_resized(folder)
         else:
             self.engine.load(folder)
         state = TrainState.from_json(stored)
         if folder.parent != self.job.run:  # another run's best is no model of this one
-            state.best_metric, state.best_step = None, 0
+            state.best_metric, state.best_step, state.evaluation_due = None, 0, False
         if self.rank == 0:
             workers = f"{stored['world']} workers" + (f", now {self.world}" if stored["world"] != self.world else "")
             self.log.line(f"resuming from {folder} at step {state.step}, written by {workers}")

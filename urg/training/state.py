@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ RESUMES = 75
 """Exit code of a run that stopped on notice and that the same command resumes (EX_TEMPFAIL: try again)."""
 
 IDENTITY = "run.json"
-"""What the driver writes into a run's folder before its workers start: its configuration, its data, and `attempt`."""
+"""What the driver writes into a run's folder before its workers start: its configuration, its data, and the
+fencing token of this start."""
+
+
+def fencing_token(run: Path) -> str | None:
+    """The token of the last start of the run in this folder; None where the folder has none, or cannot be read."""
+    try:
+        return str(json.loads((run / IDENTITY).read_text()).get("fencing_token", ""))
+    except (OSError, ValueError):
+        return None
 
 
 class Refused(Exception):
@@ -70,5 +80,5 @@ class Job:
     tracking_uri: str
     resume_from: Path | None
     tags: dict[str, str]
-    attempt: str = ""
-    """By which the run's folder tells this start of the run from another."""
+    fencing_token: str = ""
+    """Of this start of the run. Once the run's folder has another one, this start's workers write nothing more."""

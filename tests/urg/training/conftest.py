@@ -19,7 +19,7 @@ from cluster.ports import free_ports
 from tests.preparing import prepare_without_ray
 from urg.config import TrainConfig
 from urg.training.notices import UNTIL_STOPPED
-from urg.training.state import IDENTITY, Job, Outcome
+from urg.training.state import IDENTITY, Job, Outcome, fencing_token
 from urg.training.task import Task
 
 SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
@@ -96,11 +96,12 @@ def run_workers() -> Iterator[Callable[..., list[Outcome | None]]]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNTIL_STOPPED).touch()
         written_by_a_driver = (folder / IDENTITY).exists()
-        (folder / IDENTITY).touch()
-        attempt = json.loads((folder / IDENTITY).read_text() or "{}").get("attempt", "")
+        if not written_by_a_driver:
+            (folder / IDENTITY).write_text("{}")
+        token = str(fencing_token(folder))
         resume_from = None if config.resume in ("auto", "never") else Path(config.resume)
         (folder / "job.pickle").write_bytes(
-            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}, attempt), wrap))
+            pickle.dumps((Job(config, folder, str(config.tracking.uri), resume_from, {}, token), wrap))
         )
         (port,) = free_ports(1)
         limited = ["prlimit", f"--fsize={limit}"] if limit else []

@@ -47,7 +47,7 @@ def best_step(config: TrainConfig, found: Sequence[float | None]) -> int:
     trainer.state, trainer.rank = TrainState(), 1
     for step, value in enumerate(found, 1):
         trainer.state.step = step
-        trainer._take({} if value is None else {"label": value})
+        trainer._note_evaluation({} if value is None else {"label": value})
     return trainer.state.best_step
 
 
@@ -100,7 +100,7 @@ def trainer_of(task: Recorded, state: TrainState | None = None) -> Trainer:
     trainer.split, trainer.batches = Split(range(10)), GlobalBatches(10, 4, 0)  # type: ignore[assignment]
     trainer.plan = SimpleNamespace(steps=STEPS, lr=lambda *_: 0.0)  # type: ignore[assignment]
     trainer.job = MagicMock()
-    trainer.notices.after_step.return_value = Notice.GO_ON  # type: ignore[attr-defined]
+    trainer.notices.listen.return_value = Notice.GO_ON  # type: ignore[attr-defined]
     trainer.non_finite.in_a_row = 0
     trainer.dev.evaluate.return_value = {}  # type: ignore[attr-defined]
     return trainer
@@ -115,7 +115,7 @@ def test_a_loop_that_was_stopped_goes_on_with_what_an_undisturbed_one_has(stoppe
         (1, 1, 4), (1, 1, 4), (2, 1, 4), (2, 1, 4), (3, 1, 2), (3, 1, 2)
     ]  # fmt: skip
     stopped = trainer_of(before)
-    stopped.notices.after_step.side_effect = lambda: Notice(  # type: ignore[attr-defined]
+    stopped.notices.listen.side_effect = lambda: Notice(  # type: ignore[attr-defined]
         Notice.STOP if stopped.state.step == stopped_at else Notice.GO_ON
     )
     assert stopped.fit(MagicMock()) == Outcome(stopped_at=stopped_at)
@@ -135,15 +135,16 @@ def test_a_notice_puts_the_evaluation_off_until_the_checkpoint_is_written(step: 
     told = {"at the step": 0, "in its midst": 2}[heard]
     asked: list[int] = []
 
-    def after_step() -> Notice:
+    def listen() -> Notice:
         asked.append(before.state.step)
         return Notice.STOP if asked.count(step) > told else Notice.GO_ON
 
-    before.notices.after_step.side_effect = after_step  # type: ignore[attr-defined]
+    before.notices.listen.side_effect = listen  # type: ignore[attr-defined]
     before.dev.evaluate.side_effect = evaluation  # type: ignore[attr-defined]
+    saved: list[tuple[int, dict[str, float]]] = []
+    before.saver.write.side_effect = lambda state, metrics: saved.append((state.step, metrics))  # type: ignore[attr-defined]
     assert before.fit(MagicMock()) == Outcome(stopped_at=step)
-    saved = [(call.args[0].step, call.args[1]) for call in before.saver.write.call_args_list]  # type: ignore[attr-defined]
-    assert saved[-1] == (step, {})
+    assert saved == [(4, {"label": 0.5})] * (step > 4) + [(step, {})]
     assert before.state.evaluation_due
     stored = TrainState.from_json(json.loads(json.dumps(before.state.to_json())))
     resumed = trainer_of(after, stored)
@@ -165,7 +166,7 @@ def evaluation(task: Any, device: Any, goes_on: Callable[[], bool]) -> dict[str,
 def test_a_node_that_goes_has_its_checkpoint_before_the_evaluation_and_the_run_goes_on() -> None:
     trainer = trainer_of(Recorded())
     notices = iter([Notice.GO_ON] * (STEPS - 1) + [Notice.CHECKPOINT])
-    trainer.notices.after_step.side_effect = lambda: next(notices, Notice.GO_ON)  # type: ignore[attr-defined]
+    trainer.notices.listen.side_effect = lambda: next(notices, Notice.GO_ON)  # type: ignore[attr-defined]
     trainer.dev.evaluate.side_effect = evaluation  # type: ignore[attr-defined]
     assert trainer.fit(MagicMock()) == Outcome()
     assert [call.args[1] for call in trainer.saver.write.call_args_list] == [{}, {"label": 0.5}]  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ heard = notices.Notices(run, rank, 60)
 (run / f"going-{rank}").touch()
 for step in range(1, 500):
     time.sleep(0.02 + 0.02 * rank)  # one is slower than the other
-    notice = heard.after_step()
+    notice = heard.listen()
     if notice:
         print(step, notice.name, flush=True)
     if notice is notices.Notice.STOP:
