@@ -119,16 +119,17 @@ def heed_sigterm() -> None:
 @contextmanager
 def sigterm_stops(run: Path) -> Iterator[None]:
     """While the block runs, SIGTERM to this process, the driver, tells the workers of `run` to write a checkpoint and
-    stop; a second one ends the process at once. Outside a main thread, as in a sweep, signals are left alone."""
+    stop; a second one ends the process at once. At its end SIGTERM does what it did before, and so does SIGINT, which
+    Ray's trainer takes and keeps. Outside a main thread, as in a sweep, signals are left alone."""
     (run / LISTENING).unlink(missing_ok=True)
     (run / UNTIL_STOPPED).touch()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
     def tell(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
         os.write(2, b"SIGTERM: the workers write a checkpoint and stop; a second SIGTERM ends all at once.\n")
         (run / UNTIL_STOPPED).unlink(missing_ok=True)
 
@@ -136,4 +137,5 @@ def sigterm_stops(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

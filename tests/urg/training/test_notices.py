@@ -100,6 +100,13 @@ def test_sigterm_to_the_driver_asks_once_and_then_does_what_it_did_before(tmp_pa
         signal.signal(signal.SIGTERM, before)
 
 
+def test_what_ray_takes_of_ctrl_c_is_given_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with sigterm_stops(tmp_path):
+        signal.signal(signal.SIGINT, lambda *_: None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     handlers = []
 
