@@ -69,8 +69,10 @@ def _merged(own: checkpoints.Entries) -> checkpoints.Entries:
 
 
 class Saver:
-    """A worker's part in the checkpoints of a run. Every method but `is_ours` is collective. progressed: called after each
-    part."""
+    """A worker's part in the checkpoints of a run. Every method is collective but `is_ours`.
+
+    progressed: called after each part of a checkpoint.
+    """
 
     def __init__(
         self, job: Job, rank: int, world: int, task: Task, engine: Engine, log: RunLog, progressed: Callable[[], None]
