@@ -47,7 +47,7 @@ QUICK: dict[str, Any] = {
     "train_rows": 2,
     "repeats": 1,
     "new_tokens": 16,
-    "stack_steps": 24,
+    "stack_steps": 16,
 }
 """What `--quick` makes small."""
 
