@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.cli import run_command
+from data_pipeline.errors import UserError
 from urg.benchmarks.config import BenchmarkConfig
 
 
@@ -30,9 +31,16 @@ def main(config: BenchmarkConfig) -> None:
         config = quick(config)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     output = Path(config.output).expanduser().absolute()
-    result = measure(config)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "benchmark.json").touch()
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder.") from error
+
+    def keep(result: dict[str, Any]) -> None:
+        (output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    result = measure(config, keep)
     found = sheets(result)
     (output / "benchmark.md").write_text("\n".join(map(markdown, found)), encoding="utf-8")
     print("\n\n".join(map(plain, found)))

@@ -323,18 +323,22 @@ def _trainer(job: Job) -> TorchTrainer:
 
 
 def _require_resources(config: TrainConfig) -> None:
-    """Raise UserError where the cluster can never hold the workers, instead of waiting for ever."""
+    """Raise UserError where this machine can never hold the workers, instead of waiting for ever. A cluster may grow:
+    there say what the run waits for."""
     import ray
 
     from data_pipeline.ray_session import on_cluster
 
-    if on_cluster():
-        return  # a cluster may scale up
     have, engine = ray.cluster_resources(), config.engine
     workers = engine.min_workers or engine.workers
     wanted = {"CPU": workers * engine.cpus_per_worker, "GPU": workers if engine.use_gpu else 0}
     for resource, amount in wanted.items():
-        if have.get(resource, 0) < amount:
+        if have.get(resource, 0) < amount and on_cluster():
+            there = (
+                f"the cluster has {have.get(resource, 0):.0f} {resource}s of the {amount} that {workers} workers need"
+            )
+            print(f"{there}: the run waits for nodes", flush=True)
+        elif have.get(resource, 0) < amount:
             raise UserError(
                 f"{workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
                 "lower engine.workers or engine.cpus_per_worker, or start on a larger cluster."

@@ -346,7 +346,7 @@ def test_what_was_not_asked_for_is_missing_and_the_tables_say_so() -> None:
     (sheet,) = sheets({"ratios": {}, "missing": missing, "config": {"quick": True}})
     assert [line.cells for line in sheet.groups[0].lines] == [("train_vs_naive3", "missing: not equal")]
     assert "no result" in sheet.notes[0]
-    assert sheet.notes[1] == "Not asked for here (--experiment): n_exponent."
+    assert sheet.notes[1] == "1 more ratios are of experiments that were not run (--experiment)."
 
 
 def test_quick_leaves_what_was_given() -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,29 +30,25 @@ from urg.benchmarks.training import measure_training, training_memory
 from urg.code_version import git_commit
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
-    """Every experiment that is asked for, and the ratios that follow."""
+def measure(config: BenchmarkConfig, keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Every experiment that is asked for, and the ratios that follow. keep: gets what there is after each of them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     commit, machine = git_commit(), _machine(device)  # before there is work of our own
     wanted: tuple[str, ...] = (config.experiment,)
     if config.experiment == "all":  # a first answer has no time for whole trainings that are killed
         wanted = tuple(name for name in EXPERIMENTS if not (config.quick and name in ("profile", "faults")))
-    parts, took = {}, {}
+    parts: dict[str, Any] = {}
+    took: dict[str, float] = {}
+    result: dict[str, Any] = {"commit": commit, "machine": machine, "config": asdict(config), "took_seconds": took}
     for number, name in enumerate(wanted, 1):
         print(f"measuring {name} ({number} of {len(wanted)})", flush=True)
         started = time.perf_counter()
         parts[name] = _EXPERIMENTS[name](config, device)
         took[name] = time.perf_counter() - started
-    found, missing = ratios(parts)
-    return {
-        "commit": commit,
-        "machine": machine,
-        "config": asdict(config),
-        "took_seconds": took,
-        "ratios": found,
-        "missing": missing,
-        **parts,
-    }
+        found, missing = ratios(parts)
+        result |= {"ratios": found, "missing": missing, **parts}
+        keep(result)
+    return result
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

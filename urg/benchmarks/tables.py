@@ -208,13 +208,17 @@ def _ratios(result: dict[str, Any]) -> Sheet:
     missing = result["missing"]
     lines += [Line((name, f"missing: {reason}")) for name, reason in missing.items() if reason != NOT_RUN]
     notes = ["--quick: small shapes and few rows; a first answer, no result."] if result["config"]["quick"] else []
-    if left_out := [name for name, reason in missing.items() if reason == NOT_RUN]:
-        notes.append(f"Not asked for here (--experiment): {', '.join(left_out)}.")
+    if left_out := sum(reason == NOT_RUN for reason in missing.values()):
+        notes.append(f"{left_out} more ratios are of experiments that were not run (--experiment).")
+    if result["config"].get("repeats") == 1:
+        notes.append("One repeat: a spread of 0% says nothing.")
     if machine := result.get("machine"):
         told = f"Commit {result['commit']}; {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         notes.append(
             f"{told}{machine['device']}, torch {machine['torch']}, load {machine['load']:.1f} at the beginning."
         )
+        if machine["load"] > 1:
+            notes.append("The machine had other work: measure again on a quiet one before you believe a ratio.")
     return _sheet("Ratios (above 1 ours is faster; shares and exponents as named)", ("ratio", "value"), lines, *notes)
 
 

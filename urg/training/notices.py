@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from urg.training.state import Stopped
+
 UNTIL_STOPPED = "until-stopped"
 """File in the run folder while a driver trains; without it the workers write a checkpoint and stop. To delete a file
 works on a full disk too."""
@@ -119,8 +121,12 @@ def heed_sigterm() -> None:
 @contextmanager
 def sigterm_stops(run: Path) -> Iterator[None]:
     """While the block runs, SIGTERM to this process, the driver, tells the workers of `run` to write a checkpoint and
-    stop; a second one ends the process at once. At its end SIGTERM does what it did before, and so does SIGINT, which
-    Ray's trainer takes and keeps. Outside a main thread, as in a sweep, signals are left alone."""
+    stop; a second one ends the process at once. Where no worker listens yet, as while a run waits for nodes, there is
+    nothing to save: Stopped is raised at once.
+
+    At the block's end SIGTERM does what it did before, and so does SIGINT, which Ray's trainer takes and keeps. Outside
+    a main thread, as in a sweep, signals are left alone.
+    """
     (run / LISTENING).unlink(missing_ok=True)
     (run / UNTIL_STOPPED).touch()
     if threading.current_thread() is not threading.main_thread():
@@ -128,14 +134,23 @@ def sigterm_stops(run: Path) -> Iterator[None]:
         return
     handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
+    idle = threading.Event()
+
     def tell(_signal: int, _frame: object) -> None:
         signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+        if is_gone(run / LISTENING):
+            idle.set()
+            raise KeyboardInterrupt  # the one exception that ends Ray's waiting
         os.write(2, b"SIGTERM: the workers write a checkpoint and stop; a second SIGTERM ends all at once.\n")
         (run / UNTIL_STOPPED).unlink(missing_ok=True)
 
     signal.signal(signal.SIGTERM, tell)
     try:
         yield
+    except KeyboardInterrupt:
+        if not idle.is_set():
+            raise
+        raise Stopped(f"stopped: run {run.name} had no worker yet; the same command goes on.") from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -35,7 +35,8 @@ class Refused(Exception):
 
 
 class Stopped(Exception):
-    """A run was told to stop, and did so with a checkpoint. The message says what resumes it."""
+    """A run was told to stop, and did so, with a checkpoint where there was something to save. The message says what
+    resumes it."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from types import ModuleType
 import pytest
 
 from cluster.ports import free_ports
-from urg.training.notices import UNTIL_STOPPED, sigterm_stops
+from urg.training.notices import LISTENING, UNTIL_STOPPED, sigterm_stops
+from urg.training.state import Stopped
 
 WORKER = """
 import sys, time
@@ -87,6 +88,7 @@ def test_sigterm_to_the_driver_asks_once_and_then_does_what_it_did_before(tmp_pa
     try:
         with sigterm_stops(tmp_path):
             assert (tmp_path / UNTIL_STOPPED).exists()
+            (tmp_path / LISTENING).touch()
             os.kill(os.getpid(), signal.SIGTERM)
             assert not (tmp_path / UNTIL_STOPPED).exists()
             assert came == []
@@ -98,6 +100,19 @@ def test_sigterm_to_the_driver_asks_once_and_then_does_what_it_did_before(tmp_pa
         assert came == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_waits_for_nodes_is_stopped_at_once(tmp_path: Path) -> None:
+    def wait() -> None:
+        with sigterm_stops(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    before, begun = signal.getsignal(signal.SIGTERM), time.monotonic()
+    with pytest.raises(Stopped, match="had no worker yet; the same command goes on"):
+        wait()
+    assert time.monotonic() - begun < 30
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_ray_takes_of_ctrl_c_is_given_back(tmp_path: Path) -> None:
