@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local_cluster import LocalCluster
+from urg.training.state import RESUMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -71,3 +73,22 @@ def test_a_submitted_job_prepares_and_trains(cluster: LocalCluster, tmp_path: Pa
     options[1] = "--storage=runs"
     said = _submit(cluster, ["python", "-m", "urg.train", f"--data.shards={data}", *options, *shape], tmp_path, code=1)
     assert "runs/job is in the working directory of this job, which Ray deletes: give an absolute path" in said
+
+
+def test_a_run_that_waits_for_nodes_says_so_and_ends_when_it_is_told(
+    cluster: LocalCluster, shards: Path, tmp_path: Path
+) -> None:
+    options = [f"--data.shards={shards}", f"--storage={tmp_path}", "--data.label=rougeL", "--eval.metric=label"]
+    options += ["--name=waits", "--tracking.uri=off", "--engine.workers=8"]
+    command = [sys.executable, "-m", "urg.train", *options]
+    own = os.environ | cluster.environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "the cluster has 3 CPUs of the 8 that 8 workers need: the run waits for nodes" in line:
+                break
+        time.sleep(5)  # by then Ray waits for them
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == RESUMES, said
+    assert "had no worker yet; the same command goes on" in said
