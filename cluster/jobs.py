@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
@@ -54,6 +55,12 @@ def clear_errors(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
+        token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if token and not os.environ.get("RAY_AUTH_TOKEN") and not Path(token).is_file():
+            raise UserError(
+                f"RAY_AUTH_TOKEN_PATH={token} is no file: name the token of the cluster at {address}; or, where that "
+                "was a cluster.local that has ended, unset RAY_ADDRESS, RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN_PATH."
+            ) from error
         raise UserError(
             f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH to the cluster's own (see cluster/README.md)."

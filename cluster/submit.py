@@ -71,7 +71,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         description=(__doc__ or "").split("\n\n")[1].replace("\n", " "),
     )
     parser.add_argument("command", choices=MODULES, help=", ".join(f"{key}: {MODULES[key]}" for key in MODULES))
-    parser.add_argument("--address", help="the Jobs API's URL (default: RAY_ADDRESS, or http://127.0.0.1:8265)")
+    parser.add_argument(
+        "--address", help="the Jobs API's URL (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265)"
+    )
     parser.add_argument("--name", help="the job's name (default: the command and the run's --name, or a digest)")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE", help="a variable for the job")
     parser.add_argument(

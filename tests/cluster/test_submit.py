@@ -485,3 +485,15 @@ def test_arguments_after_the_dashes_are_the_commands() -> None:
     assert (options.name, arguments) == ("a", ["--name", "b", "--", "c d"])
     assert entrypoint("urg.train", arguments, False) == "python -m urg.train --name b -- 'c d'"
     assert entrypoint("urg.train", [], True) == "python -m cluster.secret_references python -m urg.train"
+
+
+def test_a_token_file_that_went_with_its_cluster_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ray.exceptions import AuthenticationError
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for is_there, said in ((False, "token is no file: .* unset RAY_ADDRESS"), (True, "refuses the token")):
+        if is_there:
+            (tmp_path / "token").write_text("wrong")
+        with pytest.raises(UserError, match=said), jobs.clear_errors("http://127.0.0.1:1"):
+            raise AuthenticationError("no")
