@@ -53,9 +53,9 @@ COMMIT = "URG_GIT_COMMIT"
 """The job's variable for the commit that was sent: the files come without `.git`, and the run's MLflow tag needs it."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_NAME = re.compile(
-    r"PASSWORD|PASSWD|PASSPHRASE|PWD|SECRET|CREDENTIAL|JWT|CONNECTION_STRING|(?:API|ACCESS|PRIVATE)_?KEY|(?:^|_)(?:PASS|CREDS?)(?:_|$)"
+    r"PASSWORD|PASSWD|PASSPHRASE|PWD|SECRET|CREDENTIAL|JWT|CONNECTION_STRING|(?:API|ACCESS|PRIVATE)_?KEY"
     r"|TOKEN(?!S|IZ)"  # of a login: not MAX_TOKENS, nor TOKENIZERS_PARALLELISM
-    r"|(?:^|_)KEYS?(?:_|$)|_PAT$|AUTH$"
+    r"|(?:^|_)(?:PASS|CREDS?|KEYS?)(?:_|$)|_PAT$|AUTH$"
 )
 _NO_SECRET_NAME = re.compile(r"_(?:FILE|PATH|DIR|MODE|LIMIT|BUDGET|COUNT|SIZE)$|^GOOGLE_APPLICATION_CREDENTIALS$")
 """Of a variable that says where a secret is, or how many tokens there may be; its value is none."""

@@ -333,14 +333,15 @@ def _require_resources(config: TrainConfig) -> None:
     workers = engine.min_workers or engine.workers
     wanted = {"CPU": workers * engine.cpus_per_worker, "GPU": workers if engine.use_gpu else 0}
     for resource, amount in wanted.items():
-        if have.get(resource, 0) < amount and on_cluster():
-            there = (
-                f"the cluster has {have.get(resource, 0):.0f} {resource}s of the {amount} that {workers} workers need"
-            )
-            print(f"{there}: the run waits for nodes", flush=True)
-        elif have.get(resource, 0) < amount:
+        there = have.get(resource, 0)
+        if there >= amount:
+            continue
+        if on_cluster():
+            needed = f"{amount} that {workers} workers need"
+            print(f"the cluster has {there:.0f} {resource}s of the {needed}: the run waits for nodes", flush=True)
+        else:
             raise UserError(
-                f"{workers} workers need {amount} {resource}s and this machine has {have.get(resource, 0):.0f}: "
+                f"{workers} workers need {amount} {resource}s and this machine has {there:.0f}: "
                 "lower engine.workers or engine.cpus_per_worker, or start on a larger cluster."
             )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from urg.benchmarks.clock import Timing
-from urg.benchmarks.urg_train import STEP, command, processes
+from urg.benchmarks.urg_train import STEP, command, options, prepare_sample, processes
 
 ROWS = 16
 """Rows of a step and worker."""
@@ -38,9 +38,7 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
     Beside them two runs of one worker go at the same time, which share nothing but the machine: what its cores are
     slowed down by one another (memory, clock, Ray's own processes) is not for the training to answer.
     """
-    prepare = ["data_pipeline.prepare", "--config", "sample", "--output", str(work / "data")]
-    sizes = ["--sample.train", str(2 * ROWS * steps), "--sample.dev", "8", "--sample.test", "8"]
-    subprocess.run(command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
+    prepare_sample(work / "data", 2 * ROWS * steps)
     kinds: dict[str, dict[str, Any]] = {
         "bare": {},
         "two_runs": {},
@@ -52,9 +50,9 @@ def measure_faults(work: Path, steps: int, repeats: int) -> dict[str, Any]:
     }
     seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for repeat in range(repeats):
-        for kind, options in kinds.items():
+        for kind, own in kinds.items():
             count = 2 if kind == "two_runs" else 1
-            runs = [_Run(work, f"{kind}-{repeat}-{number}", steps, options) for number in range(count)]
+            runs = [_Run(work, f"{kind}-{repeat}-{number}", steps, own) for number in range(count)]
             with ThreadPoolExecutor(count) as pool:
                 seconds[kind] += map(_intervals, pool.map(_train, runs))
     medians = {kind: statistics.median(value for run in runs for value in run) for kind, runs in seconds.items()}
@@ -89,7 +87,7 @@ def _cost_of_keeping(seconds: dict[str, list[list[float]]], steps: int) -> dict[
 class _Run:
     """A run's command and its log."""
 
-    def __init__(self, work: Path, name: str, steps: int, options: dict[str, Any]) -> None:
+    def __init__(self, work: Path, name: str, steps: int, own: dict[str, Any]) -> None:
         changed = {
             "name": name,
             "storage": work / "runs",
@@ -101,9 +99,8 @@ class _Run:
             "engine.workers": 1,
             "tracking.uri": "off",
             "tracking.log_every": WARM,
-        } | options
-        arguments = [part for key, value in changed.items() for part in (f"--{key}", str(value))]
-        self.command = command(["urg.train", "--config", "sample", *arguments])
+        } | own
+        self.command = command(["urg.train", *options(changed)])
         self.log, self.steps = work / "runs" / name / "train.log", steps
 
 

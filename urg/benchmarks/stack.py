@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from urg.benchmarks.clock import Timing, synchronize
-from urg.benchmarks.urg_train import STEP, command, processes
+from urg.benchmarks.urg_train import STEP, command, options, prepare_sample, processes
 
 ROWS = 16
 """Rows of a step."""
@@ -30,9 +30,7 @@ def measure_stack(work: Path, steps: int, repeats: int, threads: int, device: to
 
     The two take turns, `repeats` times, with the bare loop once more at the end: medians, and the spread of each.
     """
-    prepare = ["data_pipeline.prepare", "--config", "sample", "--output", str(work / "data")]
-    sizes = ["--sample.train", str(ROWS * steps), "--sample.dev", "8", "--sample.test", "8"]
-    subprocess.run(command([*prepare, *sizes]), check=True, stdout=subprocess.DEVNULL)
+    prepare_sample(work / "data", ROWS * steps)
     every = max(1, steps // 8)
     found: dict[str, list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
@@ -64,7 +62,7 @@ def _arguments(work: Path, name: str, steps: int, every: int, threads: int, devi
         "checkpoint_every": max(1, steps // 2),
         "tracking.log_every": every,
     }
-    return ["--config", "sample", *(part for key, value in changed.items() for part in (f"--{key}", str(value)))]
+    return options(changed)
 
 
 def _train(arguments: list[str], steps: int, every: int) -> dict[str, float]:

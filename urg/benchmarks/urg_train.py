@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -14,6 +18,18 @@ STEP = re.compile(r"^step (\d+)/\d+  loss", re.MULTILINE)
 def command(arguments: list[str]) -> list[str]:
     """`python -m` with these arguments, by the interpreter that runs this."""
     return [sys.executable, "-m", *arguments]
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """`--key value` of each setting of the preset `sample` that is another here."""
+    return ["--config", "sample", *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
+
+
+def prepare_sample(folder: Path, rows: int) -> None:
+    """Prepare the generated sample in `folder`: so many rows to train on, and eight of each other split."""
+    sizes = {"sample.train": rows, "sample.dev": 8, "sample.test": 8}
+    arguments = ["data_pipeline.prepare", *options({"output": folder, **sizes})]
+    subprocess.run(command(arguments), check=True, stdout=subprocess.DEVNULL)
 
 
 def processes(driver: int) -> tuple[list[psutil.Process], list[psutil.Process]]:

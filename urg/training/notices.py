@@ -133,7 +133,6 @@ def sigterm_stops(run: Path) -> Iterator[None]:
         yield
         return
     handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
-
     idle = threading.Event()
 
     def tell(_signal: int, _frame: object) -> None:
